@@ -1,0 +1,21 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Any-order autoregressive language models (AO-ARMs) for the Hugging Face ecosystem."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .configuration_aoarm import AOARMConfig
+from .infilling import infill
+from .modeling_aoarm import AOARMForCausalLM, AOARMModel
+
+
+AutoConfig.register("aoarm", AOARMConfig)
+AutoModel.register(AOARMConfig, AOARMModel)
+AutoModelForCausalLM.register(AOARMConfig, AOARMForCausalLM)
+# Trainer's label smoothing shifts labels only for the classes named here.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["aoarm"] = "AOARMForCausalLM"
+
+# A saved model takes the code along that it needs to be loaded without this package.
+AOARMConfig.register_for_auto_class()
+AOARMModel.register_for_auto_class("AutoModel")
+AOARMForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,146 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of any-order autoregressive models (AO-ARMs)."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
+
+
+# Every entry is written to a saved folder, so that each Auto class finds its code there.
+AUTO_MAP = {
+    "AutoConfig": "configuration_aoarm.AOARMConfig",
+    "AutoModel": "modeling_aoarm.AOARMModel",
+    "AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM",
+}
+
+# Other types recompute their frequencies from the largest position seen, which changes with the generation order.
+STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@strict
+class AOARMConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`AOARMModel`] and [`AOARMForCausalLM`]: Llama's decoder plus one choice, how the target
+    position reaches the predictor. All fields but the first three have the names and meanings they have in
+    [`LlamaConfig`].
+
+    Args:
+        attention_variant (`"two_stream"`, `"decoupled_rope"` or `"causal"`, defaults to `"two_stream"`):
+            - `"two_stream"`: a content and a query stream read the same keys and values; the query stream's queries
+              are rotated by the target position - 1 and predict (XLNet, arXiv:1906.08237; A3, arXiv:2601.13228).
+            - `"decoupled_rope"`: one stream, queries rotated by the target position - 1, keys by their own position
+              (arXiv:2602.16092).
+            - `"causal"`: the left-to-right Llama, which knows no target: the autoregressive baseline.
+        query_stream_init (`"learned"` or `"content"`, defaults to `"learned"`):
+            Where the query stream of `two_stream` starts: from one learned vector (XLNet), or from the row's own
+            token embedding, which makes the identity order equal to Llama. The other variants ignore it.
+        qk_norm (`bool`, defaults to `False`):
+            RMS normalisation of queries and keys over the head dimension, as in Qwen3.
+        attention_bias (`bool`, defaults to `False`):
+            Biases of the query, key and value projections.
+        attention_output_bias (`bool`, defaults to `False`):
+            Bias of the attention's output projection.
+        max_position_embeddings (`int`, defaults to 2048):
+            Content positions lie in `[0, max_position_embeddings)`, target positions in `[0, max_position_embeddings]`.
+        rope_parameters (`dict`, *optional*):
+            As in Llama; `rope_type` is one of `default`, `linear`, `llama3` and `yarn`.
+        mask_token_id (`int`, *optional*):
+            The id that stands in the blanks of a canvas. The model never reads it: blanks are given by a mask.
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassError`: for an unknown name or a value of the wrong type or range; the
+        message names the field, the rule and the value.
+    """
+
+    model_type = "aoarm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.q_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.k_norm": "replicated_with_grad_allreduce",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    attention_variant: Literal["two_stream", "decoupled_rope", "causal"] = "two_stream"
+    query_stream_init: Literal["learned", "content"] = "learned"
+    qk_norm: bool = False
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float | int = 0.02
+    rms_norm_eps: float | int = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: RopeParameters | dict | None = None
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    mlp_bias: bool = False
+    attention_dropout: float | int = 0.0
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    mask_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        super().__post_init__(**kwargs)
+        if getattr(self, "auto_map", None) is None:
+            self.auto_map = dict(AUTO_MAP)
+
+    def validate_sizes(self):
+        """Sizes are positive, and heads share out evenly."""
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_attention_heads % self.num_key_value_heads != 0:
+            raise ValueError(
+                "`num_attention_heads` must be a multiple of `num_key_value_heads`, got "
+                f"{self.num_attention_heads} and {self.num_key_value_heads}."
+            )
+        if self.head_dim % 2 != 0:
+            raise ValueError(f"`head_dim` must be even for rotary embeddings, got {self.head_dim}.")
+
+    def validate_rope_is_static(self):
+        """Rotations may depend on a row's position only."""
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        if rope_type not in STATIC_ROPE_TYPES:
+            raise ValueError(
+                f"`rope_parameters['rope_type']` must be one of {', '.join(STATIC_ROPE_TYPES)}, got {rope_type!r}: "
+                "other types change with the largest position seen, which depends on the generation order."
+            )
+
+    def validate_special_tokens(self):
+        """Special tokens are rows of the embedding."""
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
+            value = getattr(self, name)
+            for token_id in value if isinstance(value, list) else [value]:
+                if token_id is not None and not 0 <= token_id < self.vocab_size:
+                    raise ValueError(f"`{name}` must lie in [0, vocab_size={self.vocab_size}), got {token_id}.")
+
+
+__all__ = ["AOARMConfig"]

@@ -1,0 +1,496 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Any-order autoregressive models: Llama's decoder over rows in generation order, told where the next token goes.
+
+The backbone works on *streams*, a tensor `[streams, batch, rows, hidden]`. Stream 0 is the content stream: it makes the
+keys and values, rotated by the rows' content positions. The variants differ in two places only:
+
+| variant          | streams                                      | queries are rotated by                            |
+| ---------------- | -------------------------------------------- | ------------------------------------------------- |
+| `two_stream`     | content, and one query stream per target     | content: content position; query: target - 1      |
+| `decoupled_rope` | one, which is content and prediction         | target - 1                                        |
+| `causal`         | one                                          | content position                                  |
+
+All streams see rows <= r, so they share one causal attention call, in which they are further query heads over the same
+keys and values. Target - 1 is the slot from which a left-to-right decoder predicts the target: in the identity order
+`decoupled_rope` is Llama exactly, and so is `two_stream` when its query stream starts from the content.
+
+Initialisation (by [`PreTrainedModel`]): the weights of linear layers and embeddings, the learned query vector included,
+are normal with standard deviation `initializer_range`; biases are zero; norms are one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+    rotate_half,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_aoarm import AOARMConfig
+from .generation_aoarm import AOARMGenerationMixin
+from .packing import check_first_labels, packed_causal_mask
+from .positions import are_left_to_right, check_position_range, real_rows, resolve_positions
+
+
+@dataclass
+class AOARMModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    Args:
+        last_hidden_state: `[batch, rows, hidden]`, or `[batch, rows, targets, hidden]` when several targets were given:
+            the predicting stream after the final norm.
+        past_key_values: the cache, one entry per row, in generation order.
+        hidden_states: the predicting stream before each layer and after the last, in the shape of `last_hidden_state`.
+        attentions: the predicting stream's weights per layer, `[batch, heads, rows, keys]`, or
+            `[batch, targets, heads, rows, keys]`.
+        content_hidden_states: `two_stream` only: the content stream before each layer, `[batch, rows, hidden]`.
+        content_attentions: `two_stream` only: the content stream's weights `[batch, heads, rows, keys]` in all layers
+            but the last, where the content stream ends in its keys and values.
+    """
+
+    content_hidden_states: tuple[torch.Tensor, ...] | None = None
+    content_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class AOARMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """
+    Args:
+        loss: mean cross-entropy in nats per token over the labels that are not -100.
+        logits: `[batch, rows, vocab]`, or `[batch, rows, targets, vocab]`: row r is about `target_position_ids[:, r]`.
+        past_key_values, hidden_states, attentions, content_hidden_states, content_attentions:
+            see [`AOARMModelOutputWithPast`].
+    """
+
+    content_hidden_states: tuple[torch.Tensor, ...] | None = None
+    content_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class AOARMAttention(LlamaAttention):
+    """Llama's attention, in which all streams are query heads over the content stream's keys and values.
+
+    Query heads are laid out key/value head by key/value head, and within one stream by stream, so that the attention
+    interface, which gives query head h the key/value head h // groups, serves every stream the same keys and values.
+    """
+
+    def __init__(self, config: AOARMConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.o_proj = nn.Linear(
+            config.num_attention_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
+        )
+        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        content: torch.Tensor,
+        query_rotation: tuple[torch.Tensor, torch.Tensor],
+        key_rotation: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            queries: `[streams, batch, rows, hidden]`, the streams that ask.
+            content: `[batch, rows, hidden]`, the stream that is read.
+            query_rotation: cosine and sine, each `[streams, batch, rows, head_dim]`.
+            key_rotation: cosine and sine, each `[batch, rows, head_dim]`.
+
+        Returns:
+            The output `[streams, batch, rows, hidden]`, and from eager attention the weights
+            `[streams, batch, heads, rows, keys]`.
+        """
+        streams, batch, rows, _ = queries.shape
+        heads = (-1, self.head_dim)
+        query = rotate(self.q_norm(self.q_proj(queries).unflatten(-1, heads)), *query_rotation)
+        key = rotate(self.k_norm(self.k_proj(content).unflatten(-1, heads)), *key_rotation).transpose(1, 2)
+        value = self.v_proj(content).unflatten(-1, heads).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        # Head counts come from the tensors: under tensor parallelism each process holds a share of them.
+        key_heads = key.shape[1]
+        query = query.unflatten(3, (key_heads, -1)).permute(1, 3, 0, 4, 2, 5).flatten(1, 3)
+        self.num_key_value_groups = query.shape[1] // key_heads
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3)
+        if weights is not None:
+            weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
+        return self.o_proj(output), weights
+
+
+class AOARMDecoderLayer(GradientCheckpointingLayer):
+    """Llama's decoder layer on all streams at once.
+
+    After the last layer only predictions are wanted, so there the content stream of `two_stream` only makes its keys
+    and values: the queries start at `first_query_stream`.
+    """
+
+    def __init__(self, config: AOARMConfig, layer_idx: int):
+        super().__init__()
+        is_last = layer_idx == config.num_hidden_layers - 1
+        self.first_query_stream = 1 if is_last and config.attention_variant == "two_stream" else 0
+        self.self_attn = AOARMAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        streams: torch.Tensor,
+        query_rotation: tuple[torch.Tensor, torch.Tensor],
+        key_rotation: tuple[torch.Tensor, torch.Tensor],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Maps streams `[streams, batch, rows, hidden]` to the streams that go on, in the same layout."""
+        first = self.first_query_stream
+        normed = self.input_layernorm(streams)
+        attended, _ = self.self_attn(
+            normed[first:], normed[0], tuple(part[first:] for part in query_rotation), key_rotation, **kwargs
+        )
+        streams = streams[first:] + attended
+        return streams + self.mlp(self.post_attention_layernorm(streams))
+
+
+class AOARMPreTrainedModel(PreTrainedModel):
+    config_class = AOARMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AOARMDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": AOARMDecoderLayer, "attentions": AOARMAttention}
+
+
+class AOARMModel(AOARMPreTrainedModel):
+    """The decoder of an any-order autoregressive model, without a head. See the module's page for the variants."""
+
+    def __init__(self, config: AOARMConfig):
+        super().__init__(config)
+        # No padding row: with pad == eos it would never be trained.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.attention_variant == "two_stream" and config.query_stream_init == "learned":
+            self.query_embedding = nn.Embedding(1, config.hidden_size)
+        self.layers = nn.ModuleList([AOARMDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def initial_streams(self, content: torch.Tensor, targets: int) -> torch.Tensor:
+        """Lays the streams out before the first layer: `[batch, rows, hidden]` to `[streams, batch, rows, hidden]`."""
+        if self.config.attention_variant != "two_stream":
+            return content[None]
+        start = content if self.config.query_stream_init == "content" else self.query_embedding.weight[0]
+        return torch.cat([content[None], start.expand(targets, *content.shape)])
+
+    def query_positions(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
+        """The slot that each stream's queries are rotated to, int64 `[streams, batch, rows]`.
+
+        Args:
+            position_ids: `[batch, rows]`.
+            target_position_ids: `[batch, rows, targets]`.
+        """
+        slots = target_position_ids.movedim(-1, 0) - 1
+        if self.config.attention_variant == "two_stream":
+            return torch.cat([position_ids[None], slots])
+        return slots if self.config.attention_variant == "decoupled_rope" else position_ids[None]
+
+    def check_positions(
+        self,
+        position_ids: torch.Tensor,
+        target_position_ids: torch.Tensor,
+        targets_given: bool,
+        attention_mask: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> None:
+        """Raises a ValueError for positions outside the table, and for those whose targets cannot be what is meant."""
+        rows, table = position_ids.shape[1], self.config.max_position_embeddings
+        real = real_rows(attention_mask, rows)
+        check_position_range("position_ids", position_ids, real, table - 1)
+        check_position_range("target_position_ids", target_position_ids, real, table)
+        if past_key_values is None and self.config.attention_variant != "causal":
+            return
+        in_order = are_left_to_right(position_ids, attention_mask, segment_ids, past_key_values)
+        if self.config.attention_variant == "causal":
+            wrong_targets = target_position_ids[..., 0] != position_ids + 1
+            wrong_targets = wrong_targets if real is None else wrong_targets & real
+            if not in_order or wrong_targets.any():
+                raise ValueError(
+                    "attention_variant='causal' takes the identity order only: `position_ids` must rise by 1 and "
+                    "`target_position_ids` be the next positions, got other ones."
+                )
+        elif not in_order and not targets_given:
+            raise ValueError(
+                "`target_position_ids` must be given when a cache is used and `position_ids` are not consecutive: the "
+                "next row may come in a later call. Got `target_position_ids=None`."
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        target_position_ids: torch.LongTensor | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AOARMModelOutputWithPast:
+        """Runs the decoder on rows in generation order.
+
+        Args:
+            input_ids: int64 `[batch, rows]`, the rows' tokens. Either these or `inputs_embeds`.
+            attention_mask: `[batch, past rows + rows]`, 0 for padding on either side; or a prepared 4-D mask.
+            position_ids: int64 `[batch, rows]`, content positions in `[0, max_position_embeddings)`. Default: 0, 1, 2,
+                ..., continuing after the cache.
+            target_position_ids: int64 `[batch, rows]`, target positions in `[0, max_position_embeddings]`; `two_stream`
+                also takes `[batch, rows, targets]`, several targets of each row. Default: the next row's content
+                position, and the own position + 1 on the last row.
+            segment_ids: int64 `[batch, rows]`, equal within each run of rows that is an example of its own (packing).
+            past_key_values: the rows before, as keys and values. In single-stream variants they belong to the targets
+                that they were computed with; in `two_stream` they do not depend on targets.
+            inputs_embeds: `[batch, rows, hidden]`.
+            use_cache: whether to return a cache. Default: `config.use_cache`, but not in a call that gives positions
+                without targets, because its last row's target is a guess that the cache would keep.
+
+        Raises:
+            ValueError: for a wrong shape or dtype, positions outside the table, several targets in a single-stream
+                variant, positions for `causal` that are not the identity, cached rows whose targets cannot be known,
+                `segment_ids` together with a cache, and `is_causal=False`, with which rows would see their targets.
+                Values of positions are not checked under `torch.compile`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        batch, rows = inputs_embeds.shape[:2]
+        if segment_ids is not None:
+            if segment_ids.shape != (batch, rows):
+                raise ValueError(f"`segment_ids` must have the shape [{batch}, {rows}], got {list(segment_ids.shape)}.")
+            if past_key_values is not None:
+                raise ValueError("`segment_ids` (packed sequences) cannot be combined with a cache, got both.")
+            use_cache = False
+        if kwargs.get("is_causal") is False:
+            raise ValueError("`is_causal` must not be False: rows would see the tokens that they are to predict.")
+        targets_given, positions_given = target_position_ids is not None, position_ids is not None
+        if use_cache is None:
+            recomputes = self.gradient_checkpointing and self.training
+            use_cache = self.config.use_cache and not recomputes and (targets_given or not positions_given)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        position_ids, target_position_ids = resolve_positions(
+            position_ids,
+            target_position_ids,
+            attention_mask,
+            segment_ids,
+            past_key_values,
+            (batch, rows),
+            inputs_embeds.device,
+        )
+        several_targets = target_position_ids.ndim == 3
+        if several_targets and self.config.attention_variant != "two_stream":
+            raise ValueError(
+                "`target_position_ids` of shape [batch, rows, targets] needs attention_variant='two_stream': a single "
+                f"stream has one target per row. Got attention_variant={self.config.attention_variant!r}."
+            )
+        if not several_targets:
+            target_position_ids = target_position_ids[..., None]
+        if (targets_given or positions_given) and not torch.compiler.is_compiling():
+            self.check_positions(
+                position_ids, target_position_ids, targets_given, attention_mask, segment_ids, past_key_values
+            )
+
+        streams = self.initial_streams(inputs_embeds, target_position_ids.shape[-1])
+        query_rotation = self.rotary_emb(streams, self.query_positions(position_ids, target_position_ids))
+        key_rotation = self.rotary_emb(streams, position_ids)
+        if segment_ids is None:
+            causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
+        else:
+            causal_mask, packing_kwargs = packed_causal_mask(self.config, inputs_embeds, attention_mask, segment_ids)
+            kwargs.update(packing_kwargs)
+        outputs = self.run_layers(
+            streams,
+            query_rotation,
+            key_rotation,
+            attention_mask=causal_mask,
+            past_key_values=past_key_values,
+            return_dict=True,
+            **kwargs,
+        )
+        return self.separate_streams(outputs, several_targets)
+
+    @capture_outputs
+    def run_layers(
+        self,
+        streams: torch.Tensor,
+        query_rotation: tuple[torch.Tensor, torch.Tensor],
+        key_rotation: tuple[torch.Tensor, torch.Tensor],
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AOARMModelOutputWithPast:
+        """The layers and the final norm, on streams `[streams, batch, rows, hidden]`; outputs hold streams too."""
+        for layer in self.layers:
+            streams = layer(streams, query_rotation, key_rotation, past_key_values=past_key_values, **kwargs)
+        return AOARMModelOutputWithPast(last_hidden_state=self.norm(streams), past_key_values=past_key_values)
+
+    def separate_streams(self, outputs: AOARMModelOutputWithPast, several_targets: bool) -> AOARMModelOutputWithPast:
+        """Gives outputs that hold streams the shapes of [`AOARMModelOutputWithPast`]."""
+        # After the last layer only the predicting streams are left.
+        targets = outputs.last_hidden_state.shape[0]
+        two_stream = self.config.attention_variant == "two_stream"
+
+        def predicting(streams: torch.Tensor | None, stream_dim: int) -> torch.Tensor | None:
+            if streams is None:
+                return None
+            return streams[-targets:].movedim(0, stream_dim) if several_targets else streams[-1]
+
+        outputs["last_hidden_state"] = predicting(outputs.last_hidden_state, 2)
+        if outputs.hidden_states is not None:
+            if two_stream:
+                content = (None if streams is None else streams[0] for streams in outputs.hidden_states[:-1])
+                outputs["content_hidden_states"] = tuple(content)
+            outputs["hidden_states"] = tuple(predicting(streams, 2) for streams in outputs.hidden_states)
+        if outputs.attentions is not None:
+            if two_stream:
+                outputs["content_attentions"] = tuple(streams[0] for streams in outputs.attentions[:-1])
+            outputs["attentions"] = tuple(predicting(streams, 1) for streams in outputs.attentions)
+        return outputs
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates heads `[..., rows, heads, head_dim]` by the angles of `cos` and `sin`, each `[..., rows, head_dim]`."""
+    return heads * cos.unsqueeze(-2) + rotate_half(heads) * sin.unsqueeze(-2)
+
+
+class AOARMForCausalLM(AOARMPreTrainedModel, AOARMGenerationMixin, GenerationMixin):
+    """An any-order autoregressive model with a language modelling head.
+
+    Called without positions it is an ordinary left-to-right causal language model. With `position_ids` its rows are
+    tokens in generation order, and row r predicts the token at `target_position_ids[:, r]`.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: AOARMConfig):
+        super().__init__(config)
+        self.model = AOARMModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        target_position_ids: torch.LongTensor | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AOARMCausalLMOutputWithPast:
+        """Predicts, from the rows up to r, the token at row r's target position. See also [`AOARMModel.forward`].
+
+        Args:
+            labels: int64 `[batch, rows]`, the rows' own tokens in generation order, -100 where nothing is to be
+                learned (context, padding, the first row of each packed segment). They are shifted inside, as in every
+                causal language model of the library: row r's logits are scored against row r + 1's label.
+            logits_to_keep: how many of the last rows, or which, get logits; 0 means all.
+
+        Raises:
+            ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
+                the next row's position, or on the first row of a packed segment.
+        """
+        if labels is not None:
+            self.check_labels(labels, position_ids, target_position_ids, segment_ids)
+        outputs: AOARMModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            target_position_ids=target_position_ids,
+            segment_ids=segment_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return AOARMCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            content_hidden_states=outputs.content_hidden_states,
+            content_attentions=outputs.content_attentions,
+        )
+
+    @staticmethod
+    def check_labels(
+        labels: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        target_position_ids: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+    ) -> None:
+        """Raises a ValueError where a shifted label is not the token that the row before it predicts."""
+        if target_position_ids is not None and target_position_ids.ndim == 3:
+            raise ValueError("`labels` need one target per row, got `target_position_ids` [batch, rows, targets].")
+        if torch.compiler.is_compiling():
+            return
+        if segment_ids is not None:
+            check_first_labels(labels, segment_ids)
+        if target_position_ids is None:
+            return
+        rows = labels.shape[1]
+        own = torch.arange(rows, device=labels.device)[None] if position_ids is None else position_ids
+        if ((target_position_ids[:, :-1] != own[:, 1:]) & (labels[:, 1:] != -100)).any():
+            raise ValueError(
+                "`labels` are shifted by one row, so `target_position_ids` must hold the next row's position wherever "
+                "the next label is not -100; got another target."
+            )
+
+
+__all__ = ["AOARMForCausalLM", "AOARMModel", "AOARMPreTrainedModel"]
