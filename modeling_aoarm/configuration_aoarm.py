@@ -122,8 +122,6 @@ class AOARMConfig(PreTrainedConfig):
                 "`num_attention_heads` must be a multiple of `num_key_value_heads`, got "
                 f"{self.num_attention_heads} and {self.num_key_value_heads}."
             )
-        if self.head_dim % 2 != 0:
-            raise ValueError(f"`head_dim` must be even for rotary embeddings, got {self.head_dim}.")
 
     def validate_rope_is_static(self):
         """Rotations may depend on a row's position only."""

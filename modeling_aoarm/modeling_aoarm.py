@@ -43,7 +43,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_aoarm import AOARMConfig
 from .generation_aoarm import AOARMGenerationMixin
 from .packing import check_first_labels, packed_causal_mask
-from .positions import are_left_to_right, check_position_range, real_rows, resolve_positions
+from .positions import check_positions, resolve_positions
 
 
 @dataclass
@@ -225,37 +225,6 @@ class AOARMModel(AOARMPreTrainedModel):
             return torch.cat([position_ids[None], slots])
         return slots if self.config.attention_variant == "decoupled_rope" else position_ids[None]
 
-    def check_positions(
-        self,
-        position_ids: torch.Tensor,
-        target_position_ids: torch.Tensor,
-        targets_given: bool,
-        attention_mask: torch.Tensor | None,
-        segment_ids: torch.Tensor | None,
-        past_key_values: Cache | None,
-    ) -> None:
-        """Raises a ValueError for positions outside the table, and for those whose targets cannot be what is meant."""
-        rows, table = position_ids.shape[1], self.config.max_position_embeddings
-        real = real_rows(attention_mask, rows)
-        check_position_range("position_ids", position_ids, real, table - 1)
-        check_position_range("target_position_ids", target_position_ids, real, table)
-        if past_key_values is None and self.config.attention_variant != "causal":
-            return
-        in_order = are_left_to_right(position_ids, attention_mask, segment_ids, past_key_values)
-        if self.config.attention_variant == "causal":
-            wrong_targets = target_position_ids[..., 0] != position_ids + 1
-            wrong_targets = wrong_targets if real is None else wrong_targets & real
-            if not in_order or wrong_targets.any():
-                raise ValueError(
-                    "attention_variant='causal' takes the identity order only: `position_ids` must rise by 1 and "
-                    "`target_position_ids` be the next positions, got other ones."
-                )
-        elif not in_order and not targets_given:
-            raise ValueError(
-                "`target_position_ids` must be given when a cache is used and `position_ids` are not consecutive: the "
-                "next row may come in a later call. Got `target_position_ids=None`."
-            )
-
     @can_return_tuple
     def forward(
         self,
@@ -313,6 +282,7 @@ class AOARMModel(AOARMPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         position_ids, target_position_ids = resolve_positions(
+            self.config,
             position_ids,
             target_position_ids,
             attention_mask,
@@ -330,8 +300,14 @@ class AOARMModel(AOARMPreTrainedModel):
         if not several_targets:
             target_position_ids = target_position_ids[..., None]
         if (targets_given or positions_given) and not torch.compiler.is_compiling():
-            self.check_positions(
-                position_ids, target_position_ids, targets_given, attention_mask, segment_ids, past_key_values
+            check_positions(
+                self.config,
+                position_ids,
+                target_position_ids,
+                targets_given,
+                attention_mask,
+                segment_ids,
+                past_key_values,
             )
 
         streams = self.initial_streams(inputs_embeds, target_position_ids.shape[-1])

@@ -1,0 +1,106 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""The models once more, slow and naive: float64, one head of one example of one stream at a time, dense masks.
+
+Written from DESIGN's definitions and the papers, sharing no code with the package but the names of the parameters.
+"""
+
+import math
+
+import torch
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def _rope(x: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tensor:
+    """Rotates pairs (i, i + d/2) of `[rows, d]` by position * theta^(-2i/d), as complex numbers."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angles = positions.double()[:, None] * frequencies
+    turned = torch.complex(x[:, :half], x[:, half:]) * torch.complex(angles.cos(), angles.sin())
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+class Reference:
+    """Computes logits `[batch, rows, vocab]` of a model from a float64 copy of its parameters, with gradients."""
+
+    def __init__(self, model):
+        self.config = model.config
+        self.parameters = {
+            name: parameter.detach().double().requires_grad_() for name, parameter in model.named_parameters()
+        }
+        self.tied = model.config.tie_word_embeddings
+
+    def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        output = x @ self.parameters[f"{name}.weight"].T
+        bias = self.parameters.get(f"{name}.bias")
+        return output if bias is None else output + bias
+
+    def _attend(self, layer: str, asking, read, ask_positions, read_positions, visible) -> torch.Tensor:
+        """One stream's attention, `[rows, hidden]`, to another's keys and values, head by head."""
+        config, d = self.config, self.config.head_dim
+        queries = self._linear(f"{layer}.self_attn.q_proj", asking)
+        keys = self._linear(f"{layer}.self_attn.k_proj", read)
+        values = self._linear(f"{layer}.self_attn.v_proj", read)
+        heads = []
+        for head in range(config.num_attention_heads):
+            shared = head // (config.num_attention_heads // config.num_key_value_heads)
+            query = queries[:, head * d : (head + 1) * d]
+            key = keys[:, shared * d : (shared + 1) * d]
+            value = values[:, shared * d : (shared + 1) * d]
+            if config.qk_norm:
+                query = _norm(query, self.parameters[f"{layer}.self_attn.q_norm.weight"], config.rms_norm_eps)
+                key = _norm(key, self.parameters[f"{layer}.self_attn.k_norm.weight"], config.rms_norm_eps)
+            theta = config.rope_parameters["rope_theta"]
+            scores = _rope(query, ask_positions, theta) @ _rope(key, read_positions, theta).T / math.sqrt(d)
+            heads.append(scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value)
+        return self._linear(f"{layer}.self_attn.o_proj", torch.cat(heads, dim=-1))
+
+    def _block(self, index: int, asking, read, ask_positions, read_positions, visible) -> torch.Tensor:
+        layer, eps = f"model.layers.{index}", self.config.rms_norm_eps
+        first = self.parameters[f"{layer}.input_layernorm.weight"]
+        second = self.parameters[f"{layer}.post_attention_layernorm.weight"]
+        x = asking + self._attend(
+            layer, _norm(asking, first, eps), _norm(read, first, eps), ask_positions, read_positions, visible
+        )
+        normed = _norm(x, second, eps)
+        gate = torch.nn.functional.silu(self._linear(f"{layer}.mlp.gate_proj", normed))
+        return x + self._linear(f"{layer}.mlp.down_proj", gate * self._linear(f"{layer}.mlp.up_proj", normed))
+
+    def _example(self, input_ids, positions, targets, visible) -> torch.Tensor:
+        content = self.parameters["model.embed_tokens.weight"][input_ids]
+        variant = self.config.attention_variant
+        if variant == "two_stream":
+            query = content
+            if self.config.query_stream_init == "learned":
+                query = self.parameters["model.query_embedding.weight"].expand_as(content)
+            for index in range(self.config.num_hidden_layers):
+                # The query stream reads the content stream as it was before this layer, like the content stream itself.
+                query, content = (
+                    self._block(index, query, content, targets - 1, positions, visible),
+                    self._block(index, content, content, positions, positions, visible),
+                )
+            predicting = query
+        else:
+            slots = targets - 1 if variant == "decoupled_rope" else positions
+            for index in range(self.config.num_hidden_layers):
+                content = self._block(index, content, content, slots, positions, visible)
+            predicting = content
+        predicting = _norm(predicting, self.parameters["model.norm.weight"], self.config.rms_norm_eps)
+        head = self.parameters["model.embed_tokens.weight" if self.tied else "lm_head.weight"]
+        return predicting @ head.T
+
+    def logits(self, input_ids, position_ids, target_position_ids, visible=None) -> torch.Tensor:
+        """Logits with an optional bool mask `visible` `[batch, rows, rows]` on top of the causal triangle."""
+        batch, rows = input_ids.shape
+        triangle = torch.arange(rows)[:, None] >= torch.arange(rows)[None, :]
+        visible = triangle.expand(batch, -1, -1) if visible is None else visible & triangle
+        # A row of padding that sees nothing would be NaN; it may see itself.
+        visible = visible | torch.eye(rows, dtype=torch.bool)
+        return torch.stack(
+            [
+                self._example(input_ids[b], position_ids[b], target_position_ids[b], visible[b])
+                for b in range(batch)
+            ]
+        )
