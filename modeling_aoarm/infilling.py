@@ -37,13 +37,14 @@ def infill(
         ValueError: for a blank of length 0, a text of blanks only with a tokenizer without a beginning-of-sentence
             token, `return_dict_in_generate` or `num_return_sequences` among the arguments, and as in `generate`.
     """
-    texts = [text] if isinstance(text, str) else list(text)
-    for each in texts:
+    texts = [text] if isinstance(text, str) else text
+    for each in texts if isinstance(texts, Sequence) else [texts]:
         if not isinstance(each, str):
             raise TypeError(f"`text` must be a string or a sequence of strings, got {type(each).__name__}.")
-    for name in ("return_dict_in_generate", "num_return_sequences"):
-        if generate_kwargs.pop(name, None) not in (None, False, 1):
-            raise ValueError(f"`{name}` is not an argument of `infill`, which returns text; call `model.generate`.")
+    for name, only in (("return_dict_in_generate", False), ("num_return_sequences", 1)):
+        value = generate_kwargs.pop(name, only)
+        if value != only:
+            raise ValueError(f"`{name}` must be {only} in `infill`, which returns one text for each; got {value}.")
 
     canvases = [_Canvas.from_text(tokenizer, each) for each in texts]
     with_blanks = [canvas for canvas in canvases if canvas.blanks]

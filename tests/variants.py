@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The shared test base: tiny models of every variant, batches for them, and plain functions that the laws compare with."""
+"""The shared test base: tiny models of every variant, batches for them, and plain functions to compare with."""
 
 import itertools
 

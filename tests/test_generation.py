@@ -1,0 +1,298 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Generation in any order: replay, cache, ragged batches, the end-of-sentence rule, the sampled distribution."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from variants import all_strings, any_order_variants, chain_log_probs, tiny_model
+
+
+LENGTHS = (9, 6, 8, 7)
+# Different numbers of blanks, one canvas without any, blanks at both ends, and one with all but the last column blank.
+BLANKS = ((2, 3, 4, 8), (), (0, 7, 1), (0, 1, 2, 3, 4, 5))
+
+
+def ragged_canvases(side="left", seed=0):
+    """A batch of canvases padded on one side: input ids, generation mask and attention mask, `[4, 9]` each."""
+    generator = torch.Generator().manual_seed(seed)
+    canvas = torch.randint(3, 23, (4, 9), generator=generator)
+    generation_mask = torch.zeros(4, 9, dtype=torch.bool)
+    attention_mask = torch.zeros(4, 9, dtype=torch.int64)
+    for row, (length, blanks) in enumerate(zip(LENGTHS, BLANKS, strict=True)):
+        start = 9 - length if side == "left" else 0
+        attention_mask[row, start : start + length] = 1
+        generation_mask[row, [start + column for column in blanks]] = True
+    return {"input_ids": canvas, "generation_mask": generation_mask, "attention_mask": attention_mask}
+
+
+def replay(model, canvases, output):
+    """Log-probabilities of the realised order from uncached passes, one example at a time: `[batch, blanks]`."""
+    logprobs = torch.zeros_like(output.logprobs)
+    for row, order in enumerate(output.decoding_order):
+        real = canvases["attention_mask"][row].bool()
+        given = (real & ~canvases["generation_mask"][row]).nonzero().flatten()
+        blanks = order[order >= 0]
+        columns = torch.cat([given, blanks])
+        positions = (real.long().cumsum(0) - 1)[columns][None]
+        with torch.no_grad():
+            logits = model(output.sequences[row, columns][None], position_ids=positions).logits[0]
+        chosen = output.sequences[row, blanks]
+        steps = torch.arange(len(blanks))
+        logprobs[row, : len(blanks)] = logits.log_softmax(-1)[len(given) - 1 + steps, chosen]
+    return logprobs
+
+
+def check_filling(canvases, output):
+    """Given tokens are what they were, and the realised order names each blank once."""
+    given = ~canvases["generation_mask"]
+    assert torch.equal(output.sequences[given], canvases["input_ids"][given])
+    for row, order in enumerate(output.decoding_order):
+        blanks = canvases["generation_mask"][row].nonzero().flatten()
+        assert sorted(order[order >= 0].tolist()) == blanks.tolist()
+        assert (order[len(blanks) :] == -1).all()
+
+
+@any_order_variants
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("decoding_order", ["left_to_right", "random", "given"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"cache_implementation": "static"},
+        {"use_cache": False},
+        {"do_sample": True, "temperature": 1.3, "top_k": 7, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_replaying_the_realised_order_gives_the_same_log_probabilities(variant, side, decoding_order, how):
+    model = tiny_model(variant)
+    canvases = ragged_canvases(side)
+    if decoding_order == "given":
+        decoding_order = torch.full((4, 6), -1)
+        for row, blanks in enumerate(canvases["generation_mask"]):
+            columns = blanks.nonzero().flatten().flip(0)
+            decoding_order[row, : len(columns)] = columns
+    torch.manual_seed(5)
+    output = model.generate(**canvases, decoding_order=decoding_order, return_dict_in_generate=True, **how)
+    check_filling(canvases, output)
+    assert output.forward_passes == 6
+    torch.testing.assert_close(output.logprobs, replay(model, canvases, output), atol=1e-5, rtol=0)
+    if isinstance(decoding_order, torch.Tensor):
+        assert torch.equal(output.decoding_order, decoding_order)
+    if decoding_order == "left_to_right":
+        real = output.decoding_order >= 0
+        assert ((output.decoding_order.diff(dim=1) > 0) | ~real[:, 1:]).all()
+
+
+@any_order_variants
+def test_greedy_filling_takes_the_likeliest_token_of_each_step(variant):
+    """Against a loop that knows no cache and no batch: ask for the next blank, write the argmax, ask again."""
+    model = tiny_model(variant)
+    canvases = ragged_canvases("right")
+    filled = model.generate(**canvases, decoding_order="left_to_right", do_sample=False)
+    for row, (length, blanks) in enumerate(zip(LENGTHS, BLANKS, strict=True)):
+        columns = [column for column in range(length) if column not in blanks]
+        canvas = canvases["input_ids"][row].clone()
+        for blank in blanks and sorted(blanks):
+            positions = torch.tensor([columns])
+            targets = torch.tensor([[*columns[1:], blank]])
+            with torch.no_grad():
+                logits = model(canvas[positions], position_ids=positions, target_position_ids=targets).logits
+            canvas[blank] = logits[0, -1].argmax()
+            columns.append(blank)
+        assert torch.equal(filled[row], canvas)
+
+
+@any_order_variants
+def test_sampled_fillings_follow_the_enumerated_distribution(variant):
+    model = tiny_model(variant, vocab_size=3)
+    canvas = torch.tensor([[1, 0, 0, 0]])
+    blanks = torch.tensor([[False, True, True, True]])
+    for order in ([3, 1, 2], [1, 2, 3]):
+        torch.manual_seed(11)
+        samples = model.generate(
+            canvas,
+            generation_mask=blanks,
+            decoding_order=torch.tensor([order]),
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=8000,
+        )
+        counts = torch.bincount(samples[:, 1] * 9 + samples[:, 2] * 3 + samples[:, 3], minlength=27)
+        strings = all_strings(3, 3)
+        sentences = torch.cat([torch.ones(27, 1, dtype=torch.int64), strings], dim=1)
+        expected = chain_log_probs(model, sentences, torch.tensor(order)).exp() * 8000
+        # Rare strings are pooled, as the test wants at least a few of each kind.
+        rare = expected < 5
+        observed = torch.cat([counts[~rare], counts[rare].sum()[None]]).double()
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+        kept = expected > 0
+        assert chisquare(observed[kept], expected[kept] * (observed.sum() / expected.sum())).pvalue > 1e-3
+        # The test can tell: another order's distribution is not this one.
+        other = chain_log_probs(model, sentences, torch.tensor([2, 3, 1])).exp() * 8000
+        other = torch.cat([other[~rare], other[rare].sum()[None]])
+        kept = other > 0
+        assert chisquare(observed[kept], other[kept] * (observed[kept].sum() / other[kept].sum())).pvalue < 1e-3
+
+
+@any_order_variants
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_greedy_fillings_do_not_depend_on_neighbours(variant, side):
+    """Law 5: each canvas alone, the batch reversed, and the batch as it is."""
+    model = tiny_model(variant)
+    canvases = ragged_canvases(side)
+    together = model.generate(**canvases, do_sample=False)
+    reversed_batch = {name: value.flip(0) for name, value in canvases.items()}
+    assert torch.equal(model.generate(**reversed_batch, do_sample=False).flip(0), together)
+    for row in range(4):
+        real = canvases["attention_mask"][row].bool()
+        alone = {name: value[row : row + 1, real] for name, value in canvases.items()}
+        assert torch.equal(model.generate(**alone, do_sample=False)[0], together[row, real])
+
+
+@any_order_variants
+def test_no_token_id_means_blank(variant):
+    """Mask, padding and end-of-sentence tokens in the prompt are text like any other, also when they are one token."""
+    model = tiny_model(variant, mask_token_id=4, pad_token_id=4, eos_token_id=4)
+    canvas = torch.tensor([[4, 9, 4, 10, 4]])
+    blanks = torch.tensor([[False, False, True, False, False]])
+    output = model.generate(canvas, generation_mask=blanks, return_dict_in_generate=True)
+    assert output.sequences[0, [0, 1, 3, 4]].tolist() == [4, 9, 10, 4]
+    assert output.decoding_order.tolist() == [[2]]
+    # The blank's own content is not read.
+    for token in (0, 4, 11):
+        canvas[0, 2] = token
+        assert torch.equal(model.generate(canvas, generation_mask=blanks), output.sequences)
+
+
+@any_order_variants
+def test_a_canvas_without_blanks_comes_back_unchanged(variant):
+    model = tiny_model(variant)
+    canvas = torch.randint(0, 23, (2, 5))
+    output = model.generate(
+        canvas, generation_mask=torch.zeros(2, 5, dtype=torch.bool), return_dict_in_generate=True
+    )
+    assert torch.equal(output.sequences, canvas)
+    assert output.forward_passes == 0 and output.decoding_order.shape == (2, 0) and output.logprobs.shape == (2, 0)
+
+
+class Force(LogitsProcessor):
+    """Makes the model want one token, by step: a script for the end-of-sentence rule."""
+
+    def __init__(self, wishes, given):
+        self.wishes, self.given = wishes, given
+
+    def __call__(self, input_ids, scores):
+        bonus = torch.zeros_like(scores)
+        for row, wish in enumerate(self.wishes[input_ids.shape[1] - self.given]):
+            bonus[row, wish] = 1e4
+        return scores + bonus
+
+
+def scripted(model, canvas, blanks, order, wishes, **kwargs):
+    given = int((~blanks).sum(1).max())
+    return model.generate(
+        canvas,
+        generation_mask=blanks,
+        decoding_order=torch.tensor(order),
+        logits_processor=LogitsProcessorList([Force(wishes, given)]),
+        return_dict_in_generate=True,
+        **kwargs,
+    )
+
+
+@any_order_variants
+def test_an_end_of_sentence_closes_the_blanks_to_its_right(variant):
+    model = tiny_model(variant, eos_token_id=2, pad_token_id=0)
+    canvas = torch.tensor([[5, 6, 9, 9, 9, 9], [5, 6, 7, 9, 9, 9]])
+    blanks = torch.tensor([[False, False, True, True, True, True], [False, False, False, True, True, True]])
+    order = [[3, 4, 5, 2], [5, 4, 3, -1]]
+    # Example 0 ends at column 3 first: 4 and 5 close, 2 is still to be filled. Example 1 ends in its last column.
+    output = scripted(model, canvas, blanks, order, [[2, 2], [11, 12], [13, 14], [15, 16]])
+    assert output.sequences.tolist() == [[5, 6, 11, 2, 0, 0], [5, 6, 7, 14, 12, 2]]
+    assert output.decoding_order.tolist() == [[3, 2, -1], [5, 4, 3]]
+    assert output.forward_passes == 3
+    canvases = {"generation_mask": blanks, "attention_mask": torch.ones_like(canvas)}
+    torch.testing.assert_close(output.logprobs, replay(model, canvases, output), atol=1e-5, rtol=0)
+
+
+@any_order_variants
+def test_no_end_of_sentence_to_the_left_of_a_token(variant):
+    """Left of a given token, and left of one that generation has placed, a sentence cannot end."""
+    model = tiny_model(variant, eos_token_id=2, pad_token_id=0)
+    canvas = torch.tensor([[5, 9, 9, 9], [5, 9, 9, 6]])
+    blanks = torch.tensor([[False, True, True, True], [False, True, True, False]])
+    wishes = [[8, 2], [2, 2], [2, 2]]
+    output = scripted(model, canvas, blanks, [[2, 1, 3], [1, 2, -1]], wishes)
+    assert (output.sequences[1] != 2).all()
+    assert output.sequences[0, 2] == 8 and output.sequences[0, 1] != 2 and output.sequences[0, 3] == 2
+    # Switched off, it is a token like any other.
+    config = GenerationConfig.from_model_config(model.config)
+    config.eos_token_id = None
+    model.generation_config = config
+    free = scripted(model, canvas, blanks, [[2, 1, 3], [1, 2, -1]], wishes)
+    assert free.sequences.tolist() == [[5, 2, 8, 2], [5, 2, 2, 6]]
+
+
+@any_order_variants
+def test_several_sequences_per_canvas_stand_together(variant):
+    model = tiny_model(variant)
+    canvases = ragged_canvases()
+    torch.manual_seed(0)
+    output = model.generate(
+        **canvases, decoding_order="random", do_sample=True, num_return_sequences=3, return_dict_in_generate=True
+    )
+    repeated = {name: value.repeat_interleave(3, 0) for name, value in canvases.items()}
+    check_filling(repeated, output)
+    torch.testing.assert_close(output.logprobs, replay(model, repeated, output), atol=1e-5, rtol=0)
+    # Orders are drawn for each sequence, not for each canvas.
+    assert len({tuple(order) for order in output.decoding_order[-3:].tolist()}) > 1
+
+
+@any_order_variants
+def test_the_default_order_comes_from_the_call_then_the_generation_config(variant):
+    model = tiny_model(variant)
+    canvases = ragged_canvases()
+
+    def realised(**kwargs):
+        return model.generate(**canvases, return_dict_in_generate=True, **kwargs).decoding_order[3].tolist()
+
+    assert realised() == sorted(realised())
+    torch.manual_seed(1)
+    shuffled = realised(decoding_order="random")
+    assert shuffled != sorted(shuffled)
+    model.generation_config.decoding_order = "random"
+    torch.manual_seed(1)
+    assert realised() == shuffled
+    assert realised(decoding_order="left_to_right") == sorted(shuffled)
+
+
+@any_order_variants
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_canvases_are_filled_completely_and_nowhere_else(variant, data):
+    model = tiny_model(variant)
+    batch, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 8))
+    kinds = data.draw(
+        st.lists(
+            st.lists(st.sampled_from(["given", "blank", "padding"]), min_size=columns, max_size=columns).filter(
+                lambda row: "given" in row
+            ),
+            min_size=batch,
+            max_size=batch,
+        )
+    )
+    canvases = {
+        "input_ids": torch.randint(0, 23, (batch, columns)),
+        "generation_mask": torch.tensor([[kind == "blank" for kind in row] for row in kinds]),
+        "attention_mask": torch.tensor([[int(kind != "padding") for kind in row] for row in kinds]),
+    }
+    how = {"decoding_order": data.draw(st.sampled_from(["left_to_right", "random"]))}
+    how["do_sample"] = data.draw(st.booleans())
+    output = model.generate(**canvases, **how, return_dict_in_generate=True)
+    check_filling(canvases, output)
+    torch.testing.assert_close(output.logprobs, replay(model, canvases, output), atol=1e-5, rtol=0)

@@ -1,0 +1,123 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""`infill`: text in, text out."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from variants import any_order_variants, tiny_model
+
+from modeling_aoarm import infill
+from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
+
+
+TEXTS = ["the cat sat on the mat. ", "a dog barks at night, loudly!\n"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return character_tokenizer(TEXTS)
+
+
+def model_for(variant, tokenizer, **changes):
+    ends = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return tiny_model(variant, vocab_size=len(tokenizer), **ends, **changes)
+
+
+class Writes:
+    """Stands in for a model whose filling is known: it writes a given text's tokens into the blanks."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer, texts):
+        self.tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+    def generate(self, input_ids, generation_mask, attention_mask, return_dict_in_generate, **kwargs):
+        self.call = {"input_ids": input_ids, "generation_mask": generation_mask, "attention_mask": attention_mask}
+        self.call["kwargs"] = kwargs
+        filled = input_ids.clone()
+        for row, tokens in enumerate(self.tokens):
+            filled[row, generation_mask[row]] = torch.tensor(tokens, dtype=torch.int64)
+        return filled
+
+
+@any_order_variants
+def test_blanks_get_their_lengths_and_the_rest_stays(variant, tokenizer):
+    model = model_for(variant, tokenizer)
+    texts = ["the <blank:3> sat on<blank>the mat", "no blank here", "<blank:2><blank:3>dog <blank>"]
+    torch.manual_seed(0)
+    first, second, third = infill(model, tokenizer, texts, decoding_order="random", do_sample=True)
+    special = len(tokenizer) - len(set("".join(TEXTS)))
+    assert special > 0 and second == "no blank here"
+    assert first.startswith("the ") and " sat on" in first and first.endswith("the mat")
+    assert "dog " in third
+    # Special tokens that an untrained model writes are not text, so a blank may come out shorter, never longer.
+    assert len(first) <= len("the cat sat on the mat") and len(third) <= len("12345dog 1")
+    assert isinstance(infill(model, tokenizer, texts[0]), str)
+
+
+def test_each_blank_is_written_where_it_stands(tokenizer):
+    writer = Writes(tokenizer, ["cat ", "abog!"])
+    filled = infill(writer, tokenizer, ["the <blank:3> sat on<blank>the mat", "<blank><blank:2>d<blank>g<blank>"], top_k=4)
+    assert filled == ["the cat sat on the mat", "abodgg!"]
+    assert writer.call["generation_mask"].sum(1).tolist() == [4, 5]
+    assert writer.call["attention_mask"].sum(1).tolist() == [1 + 22, 1 + 7]
+    assert (writer.call["input_ids"][:, 0] == tokenizer.bos_token_id).all()
+    assert writer.call["kwargs"] == {"top_k": 4}
+
+
+def test_closed_blanks_leave_no_trace(tokenizer):
+    writer = Writes(tokenizer, ["it"])
+    writer.tokens[0] += [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    assert infill(writer, tokenizer, "the <blank:4>") == "the it"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_spaces_and_other_alphabets_survive(kind):
+    tokenizer = byte_tokenizer() if kind == "bytes" else train_bpe_tokenizer(TEXTS * 20, 300)
+    for middle in (" sat on", "größer", " ", "\n\n"):
+        tokens = tokenizer.encode(middle, add_special_tokens=False)
+        writer = Writes(tokenizer, [middle])
+        text = f"der Kater <blank:{len(tokens)}> – jetzt"
+        assert infill(writer, tokenizer, text) == f"der Kater {middle} – jetzt"
+
+
+def test_a_tokenizer_that_strips_spaces_keeps_them_inside_text():
+    """Metaspace tokenizers (Llama's, T5's) drop the space before the first token that they decode."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "<pad>", "<unk>", "▁the", "▁cat", "▁sat"]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
+    writer = Writes(tokenizer, ["cat"])
+    assert infill(writer, tokenizer, "the<blank> sat") == "the cat sat"
+
+
+@any_order_variants
+def test_a_saved_tokenizer_and_model_fill_the_same(variant, tokenizer, tmp_path):
+    model = model_for(variant, tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
+    text = "the <blank:3> sat <blank:5>"
+    assert infill(type(model).from_pretrained(tmp_path), again, text) == infill(model, tokenizer, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kwargs", "error", "message"),
+    [
+        ("a <blank:0>", {}, ValueError, "at least one token.*<blank:0>"),
+        (3, {}, TypeError, "text.*int"),
+        (["a", None], {}, TypeError, "text.*NoneType"),
+        ("a <blank>", {"num_return_sequences": 2}, ValueError, "num_return_sequences"),
+        ("a <blank>", {"return_dict_in_generate": True}, ValueError, "return_dict_in_generate"),
+        ("a <blank>", {"decoding_order": "inwards"}, ValueError, "decoding_order.*inwards"),
+    ],
+)
+def test_bad_texts_and_arguments_are_refused(tokenizer, text, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        infill(model_for("two_stream", tokenizer), tokenizer, text, **kwargs)
