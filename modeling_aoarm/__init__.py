@@ -5,9 +5,25 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_aoarm import AOARMConfig
+from .data_collator import DataCollatorForAnyOrderLM, with_example_index
+from .generation_aoarm import AOARMGenerateOutput
 from .infilling import infill
 from .modeling_aoarm import AOARMForCausalLM, AOARMModel
+from .orders import OrderCurriculum, OrderMixture, sample_orders
 
+
+__all__ = [
+    "AOARMConfig",
+    "AOARMForCausalLM",
+    "AOARMGenerateOutput",
+    "AOARMModel",
+    "DataCollatorForAnyOrderLM",
+    "OrderCurriculum",
+    "OrderMixture",
+    "infill",
+    "sample_orders",
+    "with_example_index",
+]
 
 AutoConfig.register("aoarm", AOARMConfig)
 AutoModel.register(AOARMConfig, AOARMModel)

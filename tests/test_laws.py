@@ -223,9 +223,7 @@ def test_the_last_real_row_does_not_take_its_default_target_from_padding(variant
     alone = logits_of(model, **rows)
     for filler in (0, 31):
         padded = pad_rows(rows, 8, "right", filler=filler)
-        padded["input_ids"] = padded["input_ids"].clamp(max=3)
-        short = {**rows, "input_ids": rows["input_ids"].clamp(max=3)}
-        alone = logits_of(model, **short)
+        padded["input_ids"][:, 5:] = 3
         torch.testing.assert_close(logits_of(model, **padded)[:, :5], alone, atol=1e-5, rtol=0)
 
 

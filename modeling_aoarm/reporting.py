@@ -1,0 +1,93 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""What a training run leaves behind besides the model: its loss curve and its figures."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path to write to; it becomes `path` when the block ends well and is removed when not."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    """Writes indented JSON, the whole file at once."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on."""
+    packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def loss_curve(log_history: list[dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+    """Splits a `Trainer`'s log history into `train` (step, nats per token, learning rate) and `eval` entries."""
+    return {
+        "train": [
+            {key: entry[key] for key in ("step", "epoch", "loss", "learning_rate") if key in entry}
+            for entry in log_history
+            if "loss" in entry
+        ],
+        "eval": [
+            {key: value for key, value in entry.items() if key in ("step", "epoch") or key.startswith("eval_")}
+            for entry in log_history
+            if "eval_loss" in entry
+        ],
+    }
+
+
+def plot_loss_curve(
+    path: str | os.PathLike,
+    curve: dict[str, list[dict[str, float]]],
+    title: str,
+    unit: str = "bits per token",
+    reference: tuple[str, float] | None = None,
+) -> None:
+    """Draws training loss and evaluation likelihoods over optimiser steps as a PNG, in bits per token.
+
+    Args:
+        path: where the PNG goes.
+        curve: from `loss_curve`.
+        title: above the axes.
+        unit: label of the vertical axis; "bits per character" where a token is a character.
+        reference: label and height (bits) of a dashed horizontal line.
+    """
+    from matplotlib.figure import Figure
+
+    bits = 1 / math.log(2)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    steps = [entry["step"] for entry in curve["train"]]
+    axes.plot(steps, [entry["loss"] * bits for entry in curve["train"]], color="0.6", label="training orders")
+    for key, label, marker in (
+        ("eval_any_order_nll", "held out, any order", "o"),
+        ("eval_left_to_right_nll", "held out, left to right", "s"),
+    ):
+        entries = [entry for entry in curve["eval"] if key in entry]
+        if entries:
+            heights = [entry[key] * bits for entry in entries]
+            axes.plot([entry["step"] for entry in entries], heights, marker=marker, markersize=4, label=label)
+    if reference is not None:
+        axes.axhline(reference[1], color="black", linestyle="--", linewidth=1, label=reference[0])
+    axes.set_title(title)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

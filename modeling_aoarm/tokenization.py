@@ -1,0 +1,96 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Tokenizers made from the data: one token per character, one per byte, or byte-level BPE.
+
+All three are ordinary `PreTrainedTokenizerFast` objects: they save, load through `AutoTokenizer` and go to the Hub like
+any other. They share the special tokens `<s>` (beginning of sentence), `</s>` (end), `<pad>` and `<mask>`; character
+level adds `<unk>` for characters that the texts did not contain. No special token is added when encoding:
+`DataCollatorForAnyOrderLM` puts `<s>` in front. `decode(encode(text)) == text` holds exactly, spaces and line breaks
+included, for every text without unknown characters that does not itself spell a special token.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+UNKNOWN_TOKEN = {"unk_token": "<unk>"}
+
+
+def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token per Unicode character of `texts`, in code point order after the five special tokens.
+
+    Args:
+        texts: strings; their characters are the vocabulary. Any other character becomes `<unk>`.
+
+    Raises:
+        TypeError: `texts` is a single string, or holds something that is not a string.
+        ValueError: `texts` holds no character.
+    """
+    characters = set()
+    for text in _checked(texts):
+        characters.update(text)
+    if not characters:
+        raise ValueError("texts must contain at least one character, got none.")
+    special_tokens = {**SPECIAL_TOKENS, **UNKNOWN_TOKEN}
+    vocabulary = {token: index for index, token in enumerate([*special_tokens.values(), *sorted(characters)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN_TOKEN["unk_token"]))
+    # Not ".", which leaves line breaks out.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _wrap(tokenizer, special_tokens)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per UTF-8 byte, in a fixed order after the four special tokens; needs no data, knows every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *alphabet])}
+    return _wrap(_byte_level(models.BPE(vocabulary, [])), SPECIAL_TOKENS)
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-pair encoding (1508.07909) of UTF-8 bytes, as in GPT-2, trained on `texts`; knows every text.
+
+    Args:
+        texts: strings to learn the merges from.
+        vocab_size: size of the vocabulary with special tokens and the 256 bytes. Little text can give fewer tokens.
+
+    Raises:
+        TypeError: `texts` is a single string, or holds something that is not a string.
+        ValueError: `vocab_size` leaves no room for the bytes and the special tokens.
+    """
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size must be at least {smallest} (bytes and special tokens), got {vocab_size}.")
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_checked(texts), trainer)
+    return _wrap(tokenizer, SPECIAL_TOKENS)
+
+
+def _byte_level(model: models.Model) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _wrap(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, padding_side="right", **special_tokens
+    )
+
+
+def _checked(texts: Iterable[str]) -> Iterable[str]:
+    if isinstance(texts, str):
+        raise TypeError("texts must be an iterable of strings, got a single string; pass [text].")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"texts must hold strings, got {type(text).__name__}.")
+        yield text

@@ -1,0 +1,228 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Training with `transformers.Trainer`: the collator's clock, averaged weights, any-order evaluation."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint, speed_metrics
+
+from .data_collator import DataCollatorForAnyOrderLM
+from .evaluation import evaluate_order
+from .reporting import replacing
+
+
+EMA_FILE = "ema.safetensors"
+
+
+class OrderClockCallback(TrainerCallback):
+    """Tells a `DataCollatorForAnyOrderLM` the epoch and the optimiser step: orders and curricula follow the training.
+
+    `AnyOrderTrainer` adds it by itself; with a plain `Trainer` pass it in `callbacks`, with the same collator.
+
+    Args:
+        collator: the training collator.
+    """
+
+    def __init__(self, collator: DataCollatorForAnyOrderLM):
+        self.collator = collator
+        self.batches_seen = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # A resumed run starts within an epoch, and the batches of the steps before never reach the collator.
+        self.collator.start_epoch(
+            int(state.epoch or 0),
+            first_step=state.global_step,
+            total_steps=state.max_steps,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.batches_seen = self.collator.batches_seen
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        # An evaluation in this process that used the training collator moved its counter.
+        if self.batches_seen is not None:
+            self.collator.batches_seen = self.batches_seen
+
+
+class EMACallback(TrainerCallback):
+    """Exponential moving average (EMA) of the trainable weights, in float32.
+
+    After optimiser step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) towards the weights, so that the
+    initialisation does not dominate short runs. The average is saved in every checkpoint (`ema.safetensors`) and
+    restored on resume. `AnyOrderTrainer` evaluates with it, and after the training the model holds it, so the final
+    save has it too; checkpoints hold the unaveraged weights, which a resumed run needs.
+
+    Args:
+        decay: weight of the old average, in (0, 1).
+
+    Raises:
+        ValueError: `decay` outside (0, 1); sharded training (FSDP, DeepSpeed); `load_best_model_at_end`, which would
+            load unaveraged weights; a resumed checkpoint without an average.
+    """
+
+    def __init__(self, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"decay must lie in (0, 1), got {decay}.")
+        self.decay = decay
+        self.average: dict[str, torch.Tensor] | None = None
+        # Set by `AnyOrderTrainer.train`: callbacks are not told where a resumed run comes from.
+        self.checkpoint: str | None = None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if args.fsdp or args.deepspeed:
+            raise ValueError("EMACallback needs whole weights in every process: FSDP and DeepSpeed must be off.")
+        if args.load_best_model_at_end:
+            raise ValueError("EMACallback cannot be combined with load_best_model_at_end=True: set it to False.")
+        self.average = {name: weight.detach().clone().float() for name, weight in _trainable(model).items()}
+        if self.checkpoint is not None:
+            path = Path(self.checkpoint) / EMA_FILE
+            if not path.is_file():
+                raise ValueError(f"resuming with EMA needs {EMA_FILE} in the checkpoint, {self.checkpoint} has none.")
+            for name, weight in load_file(path).items():
+                self.average[name].copy_(weight)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        step = state.global_step
+        update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        update(list(self.average.values()), [weight.detach().float() for weight in _trainable(model).values()], None)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            with replacing(Path(args.output_dir) / f"checkpoint-{state.global_step}" / EMA_FILE) as temporary:
+                save_file(self.average, temporary)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self._load_into(model)
+        self.average = None
+
+    @contextlib.contextmanager
+    def swapped_in(self, model):
+        """The model holds the average inside the context, its own weights after it. Outside of training: no change."""
+        if self.average is None:
+            yield
+            return
+        weights = {name: weight.detach().clone() for name, weight in _trainable(model).items()}
+        self._load_into(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in _trainable(model).items():
+                    weight.copy_(weights[name])
+
+    @torch.no_grad()
+    def _load_into(self, model):
+        for name, weight in _trainable(model).items():
+            weight.copy_(self.average[name])
+
+
+class AnyOrderTrainer(Trainer):
+    """`transformers.Trainer` for any-order models.
+
+    It keeps the collator's clock (`OrderClockCallback`), keeps the dataset's `example_index` column, and evaluates by
+    negative log-likelihood over whole orders. `evaluate()` returns and logs, in nats per token: `eval_any_order_nll`
+    (uniform orders, mean over `eval_draws` of them), `eval_any_order_nll_standard_error` (over the orders),
+    `eval_left_to_right_nll`, and `eval_loss`, which is the any-order one; the same with `_bpc` in bits per character
+    where the evaluation dataset has a column `num_characters` (characters that each row's predicted tokens spell).
+    A `causal` model knows no other order than left to right and gets only that.
+    In several processes each scores its share. Results do not depend on the number of processes or on the batch size.
+
+    Args:
+        model, args, data_collator, kwargs: as in `Trainer`; `data_collator` is a `DataCollatorForAnyOrderLM`.
+        eval_draws: orders per example in `evaluate()`.
+        eval_order_seed: seed of these orders.
+
+    Raises:
+        TypeError: `data_collator` is no `DataCollatorForAnyOrderLM`.
+    """
+
+    def __init__(self, model=None, args=None, data_collator=None, *, eval_draws=2, eval_order_seed=0, **kwargs):
+        if not isinstance(data_collator, DataCollatorForAnyOrderLM):
+            raise TypeError(f"data_collator must be a DataCollatorForAnyOrderLM, got {type(data_collator).__name__}.")
+        super().__init__(model, args, data_collator, **kwargs)
+        # The model has no use for example_index, the collator has.
+        self.args.remove_unused_columns = False
+        self.eval_draws = eval_draws
+        self.eval_order_seed = eval_order_seed
+        self.add_callback(OrderClockCallback(data_collator))
+
+    @property
+    def ema(self) -> EMACallback | None:
+        """The EMA callback, where there is one."""
+        return next((item for item in self.callback_handler.callbacks if isinstance(item, EMACallback)), None)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As `Trainer.train`; a resumed run also restores the averaged weights."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"resume_from_checkpoint=True needs a checkpoint in {self.args.output_dir}, got none.")
+        if self.ema is not None:
+            self.ema.checkpoint = resume_from_checkpoint or None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Any-order and left-to-right likelihood of the evaluation dataset, or of each one in a dictionary."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            metrics = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if dataset is None:
+            raise ValueError("evaluate needs an eval_dataset, in the call or in the constructor.")
+
+        started = time.time()
+        results = self.evaluate_orders(dataset, self.eval_draws)
+        metrics = {f"{metric_key_prefix}_loss": results[next(iter(results))].nll}
+        for name, result in results.items():
+            for unit, value, error in (
+                ("nll", result.nll, result.standard_error),
+                ("bpc", result.bits_per_character, result.bits_per_character_standard_error),
+            ):
+                key = f"{metric_key_prefix}_{name}_{unit}"
+                metrics |= {key: value} if value is not None else {}
+                metrics |= {f"{key}_standard_error": error} if error is not None else {}
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(dataset))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def evaluate_orders(self, dataset, draws: int):
+        """`evaluate_order` in `draws` uniform orders and left to right, with averaged weights where there are any.
+
+        Returns a dict from `any_order` (not for `causal` models) and `left_to_right` to `OrderNLL`.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        has_characters = "num_characters" in (getattr(dataset, "column_names", None) or ())
+        orders = {"any_order": ("uniform", draws), "left_to_right": ("left_to_right", 1)}
+        if model.config.attention_variant == "causal":
+            del orders["any_order"]
+        with self.ema.swapped_in(self.model) if self.ema is not None else contextlib.nullcontext():
+            return {
+                name: evaluate_order(
+                    model,
+                    dataset,
+                    self.data_collator.tokenizer,
+                    order,
+                    draws=order_draws,
+                    seed=self.eval_order_seed,
+                    batch_size=self.args.per_device_eval_batch_size,
+                    characters=sum(dataset["num_characters"]) if has_characters else None,
+                    max_length=self.data_collator.max_length,
+                    accelerator=self.accelerator,
+                    progress=not self.args.disable_tqdm,
+                )
+                for name, (order, order_draws) in orders.items()
+            }
+
+
+def _trainable(model) -> dict[str, torch.nn.Parameter]:
+    """Parameters with gradients, tied ones once."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

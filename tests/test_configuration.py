@@ -1,0 +1,86 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Everything in configuration/ can be used: folders build models, recipes name real flags."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from modeling_aoarm import AOARMConfig
+from modeling_aoarm.tokenization import character_tokenizer
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FOLDERS = sorted(path.parent for path in (REPOSITORY / "configuration").glob("*/config.json"))
+RECIPES = sorted((REPOSITORY / "configuration" / "recipes").glob("pretrain_*.yaml"))
+
+_spec = importlib.util.spec_from_file_location("pretrain", REPOSITORY / "examples" / "pretrain.py")
+pretrain = importlib.util.module_from_spec(_spec)
+# Trainer pickles its arguments by the name of their module.
+sys.modules["pretrain"] = pretrain
+_spec.loader.exec_module(pretrain)
+
+
+def test_there_is_one_folder_per_variant_named_after_it():
+    variants = AOARMConfig.__dataclass_fields__["attention_variant"].type.__args__
+    assert [folder.name for folder in FOLDERS] == sorted(variants)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_folder_loads_by_auto_config_and_builds_its_variant(folder):
+    config = AutoConfig.from_pretrained(folder)
+    assert isinstance(config, AOARMConfig) and config.attention_variant == folder.name
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert 5e5 < model.num_parameters() < 1e7
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_recipe_parses_and_its_model_builds(recipe, tmp_path):
+    model_args, data_args, eval_args, args = pretrain.parse_arguments([str(recipe), "--output_dir", str(tmp_path)])
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    for name, value in written.items():
+        owner = next(group for group in (model_args, data_args, eval_args, args) if hasattr(group, name))
+        if name != "output_dir":
+            assert getattr(owner, name) == value, name
+    assert args.output_dir == str(tmp_path)
+    tokenizer = character_tokenizer(["abcdefghijklmnopqrstuvwxyz "])
+    config = pretrain.build_config(model_args, tokenizer, data_args.block_size + 1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if recipe.name == "pretrain_small.yaml":
+        assert 7.5e6 < model.num_parameters() < 8.5e6
+
+
+def test_overrides_reach_derived_fields_and_wrong_ones_are_named(tmp_path):
+    tokenizer = character_tokenizer(["abc"])
+
+    def build(**arguments):
+        return pretrain.build_config(pretrain.ModelArguments(**arguments), tokenizer, 10)
+
+    config = build(config_overrides="hidden_size=64, num_attention_heads=2,tie_word_embeddings=true")
+    assert (config.hidden_size, config.head_dim, config.num_key_value_heads) == (64, 32, 2)
+    assert config.tie_word_embeddings is True
+    assert (config.vocab_size, config.bos_token_id, config.mask_token_id) == (8, 0, 3)
+    assert build(model_config=str(REPOSITORY / "configuration" / "causal")).attention_variant == "causal"
+    with pytest.raises(ValueError, match="must name fields of AOARMConfig, got no_such_field"):
+        build(config_overrides="no_such_field=1")
+    with pytest.raises(ValueError, match="list of name=value, got 'hidden_size'"):
+        build(config_overrides="hidden_size")
+    with pytest.raises(ValueError, match="need 10 positions, got max_position_embeddings=8"):
+        build(config_overrides="max_position_embeddings=8")
+
+
+def test_recipes_are_checked_and_flags_win(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 1e-4\nmax_steps: 7\nbf16: false\n")
+    args = pretrain.parse_arguments([str(recipe), "--max_steps", "9", "--use_cpu", "true"])[3]
+    # YAML 1.1 reads 1e-4 as a string.
+    assert (args.learning_rate, args.max_steps, args.bf16) == (1e-4, 9, False)
+    recipe.write_text("learning_rat: 1.0e-4\n")
+    with pytest.raises(ValueError, match="must name flags of this script, got learning_rat"):
+        pretrain.parse_arguments([str(recipe)])

@@ -1,0 +1,199 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""The example as a user runs it: from text to a model that loads, in one process, in two, and resumed."""
+
+import json
+import lzma
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_configuration import pretrain
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_aoarm.evaluation import evaluate_order
+from modeling_aoarm.text_data import cut_into_blocks, load_texts
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY = ["configuration/recipes/pretrain_tiny.yaml", "--cpu_threads", "1", "--disable_tqdm", "true", "--use_cpu", "true"]
+
+
+def run(launcher, folder, *flags):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "examples/pretrain.py", *TINY, "--output_dir", str(folder), *flags]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def losses(folder):
+    curve = read(folder, "loss_curve.json")
+    return [entry["loss"] for entry in curve["train"]], [entry["eval_loss"] for entry in curve["eval"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain") / "one"
+    process = run([sys.executable], folder)
+    assert process.returncode == 0, process.stderr
+    return folder, process.stdout
+
+
+def test_a_run_leaves_model_tokenizer_curve_and_figures(finished):
+    folder, output = finished
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "loss_curve.png", "loss_curve.json"} <= names
+    assert {"results.json", "trainer_state.json", "checkpoint-6", "checkpoint-12"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert (folder / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    train, evaluations = losses(folder)
+    assert len(train) == 12 and len(evaluations) == 2 and train[-1] < train[0]
+
+    results = read(folder, "results.json")
+    assert results["any_order"]["draws"] == 2 and results["any_order"]["standard_error"] > 0
+    assert results["any_order"]["characters"] == results["data"]["held_out_characters"]
+    assert results["any_order"]["tokens"] == 2 * results["data"]["held_out_characters"]
+    assert results["any_order"]["bits_per_character"] == pytest.approx(results["any_order"]["nll"] / math.log(2))
+    assert results["training"]["steps"] == 12 and results["training"]["batch_rows"] == 8
+    assert 0 < results["training"]["tokens_seen"] <= 12 * 8 * 33
+    assert results["config"]["use_cache"] is True
+    assert results["command"].startswith("examples/pretrain.py configuration/recipes/pretrain_tiny.yaml")
+    assert results["versions"]["torch"] == torch.__version__
+    assert f"{results['any_order']['bits_per_character']:.4f}" in output
+
+    assert len(results["samples"]) == 2
+    for sample in results["samples"]:
+        first, second, third = sample["canvas"].split("<blank:3>")
+        assert len(sample["filled"]) >= len(sample["original"]) == len(first + second + third) + 6
+        assert sample["filled"].startswith(first) and sample["filled"].endswith(third)
+        assert sample["filled"].split("\n")[0] in output
+
+
+def test_the_saved_model_loads_and_has_the_likelihood_that_was_reported(finished):
+    folder, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data = cut_into_blocks(load_texts(validation_fraction=0.06)["validation"], tokenizer, 32)
+    for name, order in (("any_order", "uniform"), ("left_to_right", "left_to_right")):
+        expected = read(folder, "results.json")[name]
+        result = evaluate_order(model, data, tokenizer, order, draws=expected["draws"], progress=False)
+        assert result.nll_per_draw == pytest.approx(expected["nll_per_draw"], abs=1e-5)
+
+
+def test_two_processes_have_the_losses_of_one(finished, tmp_path):
+    folder, _ = finished
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    process = run([*accelerate, "--main_process_port", str(port)], tmp_path, "--per_device_train_batch_size", "4")
+    assert process.returncode == 0, process.stderr
+    results = read(tmp_path, "results.json")
+    assert results["training"]["processes"] == 2 and results["training"]["batch_rows"] == 8
+    for two, one in zip(losses(tmp_path), losses(folder), strict=True):
+        assert two == pytest.approx(one, abs=2e-5)
+    assert results["any_order"]["nll"] == pytest.approx(read(folder, "results.json")["any_order"]["nll"], abs=2e-5)
+    assert results["training"]["tokens_seen"] == read(folder, "results.json")["training"]["tokens_seen"]
+
+
+def test_a_resumed_run_is_the_uninterrupted_run(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder / "checkpoint-6", tmp_path / "checkpoint-6")
+    process = run([sys.executable], tmp_path, "--resume_from_checkpoint", "true")
+    assert process.returncode == 0, process.stderr
+    assert losses(tmp_path) == losses(folder)
+    results, whole = (read(path, "results.json") for path in (tmp_path, folder))
+    assert results["any_order"] == whole["any_order"]
+    assert results["training"]["first_step"] == 6
+    assert results["training"]["tokens_seen"] == whole["training"]["tokens_seen"]
+
+
+def test_a_folder_with_something_in_it_is_left_alone(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(ValueError, match="is not empty.*--overwrite_output_dir true"):
+        pretrain.main(["--output_dir", str(folder), "--use_cpu", "true"])
+    with pytest.raises(ValueError, match="must be true or the folder of a checkpoint, got nowhere"):
+        pretrain.main(["--output_dir", str(folder), "--resume_from_checkpoint", "nowhere", "--use_cpu", "true"])
+    with pytest.raises(ValueError, match="checkpoint-12 is at step 12, so nothing is left up to --max_steps 12"):
+        pretrain.main(
+            [
+                str(REPOSITORY / TINY[0]),
+                "--output_dir",
+                str(folder),
+                "--resume_from_checkpoint",
+                "true",
+                "--use_cpu",
+                "true",
+            ]
+        )
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_resuming_needs_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="needs a checkpoint in"):
+        pretrain.main(["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "true", "--use_cpu", "true"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tokenizer", "bpe", "--bpe_vocab_size", "300", "--overwrite_output_dir", "true"],
+        ["--tokenizer", "byte", "--model_config", "configuration/decoupled_rope", "--join_with", " "],
+        ["--model_config", "configuration/causal", "--ema_decay", "0.5"],
+    ],
+    ids=["bpe", "byte-decoupled_rope", "character-causal"],
+)
+def test_own_text_in_a_compressed_file(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(REPOSITORY)
+    with lzma.open(tmp_path / "text.jsonl.xz", "wt", encoding="utf-8") as file:
+        for number in range(30):
+            file.write(json.dumps({"text": f"Text number {number}: the quick brown fox — and the dog."}) + "\n")
+    output = tmp_path / "output"
+    if "--overwrite_output_dir" in flags:
+        (output / "checkpoint-9").mkdir(parents=True)
+    sizes = "hidden_size=32,intermediate_size=64,num_hidden_layers=1,num_attention_heads=2"
+    common = ["--train_file", str(tmp_path / "text.jsonl.xz"), "--output_dir", str(output), "--config_overrides", sizes]
+    common += ["--validation_fraction", "0.2", "--block_size", "16", "--max_steps", "2", "--eval_steps", "2"]
+    common += [
+        "--per_device_train_batch_size",
+        "4",
+        "--use_cpu",
+        "true",
+        "--disable_tqdm",
+        "true",
+        "--cpu_threads",
+        "1",
+    ]
+    pretrain.main([*common, *flags])
+    results = read(output, "results.json")
+    causal = "configuration/causal" in flags
+    assert ("any_order" in results) is not causal
+    assert results["left_to_right"]["characters"] == results["data"]["held_out_characters"] + 5 * (
+        "--join_with" in flags
+    )
+    assert results["left_to_right"]["bits_per_character"] > 0
+    assert not (output / "checkpoint-9").exists()
+    assert AutoModelForCausalLM.from_pretrained(output).config.attention_variant == results["config"].get(
+        "attention_variant", "two_stream"
+    )
+    assert "bits per character" in capsys.readouterr().out
+
+
+def test_causal_models_refuse_other_orders(tmp_path):
+    flags = ["--model_config", str(REPOSITORY / "configuration" / "causal"), "--order", "uniform", "--use_cpu", "true"]
+    with pytest.raises(ValueError, match="--order must be left_to_right for the causal variant, got uniform"):
+        pretrain.main([*flags, "--output_dir", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,168 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Text: nothing held out is trained on, no character is lost on the way to rows of tokens."""
+
+import gzip
+import json
+import lzma
+import math
+import re
+
+import pytest
+from datasets import Dataset
+
+from modeling_aoarm.text_data import cut_into_blocks, hold_out, load_texts, reference_texts, unigram_bits
+from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def long_paragraphs(texts):
+    split = (" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text))
+    return {paragraph for paragraph in split if len(paragraph) >= 40}
+
+
+def test_no_paragraph_of_the_reference_text_is_on_both_sides():
+    texts = reference_texts()
+    assert len(texts) > 70 and sum(map(len, texts)) > 400_000
+    for seed in range(3):
+        train, held = hold_out(texts, 0.06, seed)
+        assert sorted(train + held) == sorted(texts)
+        assert 0.05 < sum(map(len, held)) / sum(map(len, texts)) <= 0.06
+        assert not long_paragraphs(train) & long_paragraphs(held)
+    # The texts do repeat each other, so whole topics alone would not do.
+    assert len(long_paragraphs(texts)) < sum(len(long_paragraphs([text])) for text in texts)
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_texts():
+    texts = reference_texts()
+    held = hold_out(texts, 0.06, 0)[1]
+    assert sorted(hold_out(texts[::-1], 0.06, 0)[1]) == sorted(held)
+    assert sorted(hold_out(texts, 0.06, 1)[1]) != sorted(held)
+
+
+def test_texts_that_share_a_paragraph_through_others_stay_together():
+    first, second = "x" * 40, "y" * 40
+    chain = [first, f"{first}\n\n{second}", f"a\n \n{second}"]
+    for seed in range(5):
+        train, held = hold_out([*chain, "z" * 130], 0.55, seed)
+        assert set(chain) <= set(train) or set(chain) <= set(held)
+
+
+TOKENIZERS = {
+    "character": character_tokenizer(["abcdefgh \nü漢"]),
+    "byte": byte_tokenizer(),
+    "bpe": train_bpe_tokenizer(["abc abc abd abd ü"] * 3, 270),
+}
+TEXTS = ["abc abd ü漢 abc", "", "a", "hgfedcba\nabc abc"]
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+@pytest.mark.parametrize("join_with", [None, "\n"])
+def test_blocks_hold_every_token_once_and_count_every_character(name, join_with):
+    tokenizer = TOKENIZERS[name]
+    dataset = Dataset.from_dict({"text": TEXTS, "other": [1, 2, 3, 4]})
+    rows = cut_into_blocks(dataset, tokenizer, 4, join_with)
+    assert sorted(rows.column_names) == ["example_index", "input_ids", "num_characters"]
+    expected = "".join(TEXTS) if join_with is None else join_with.join(TEXTS)
+    assert tokenizer.decode([token for ids in rows["input_ids"] for token in ids]) == expected
+    assert sum(rows["num_characters"]) == len(expected)
+    assert max(map(len, rows["input_ids"])) == 4
+    assert rows["example_index"] == list(range(len(rows)))
+    if name == "character":
+        assert rows["num_characters"] == [len(ids) for ids in rows["input_ids"]]
+
+
+def test_rows_run_over_the_ends_of_texts_only_when_they_are_joined():
+    dataset = Dataset.from_dict({"text": ["abcde", "fg"]})
+    tokenizer = TOKENIZERS["character"]
+    assert [len(ids) for ids in cut_into_blocks(dataset, tokenizer, 4)["input_ids"]] == [4, 1, 2]
+    assert [len(ids) for ids in cut_into_blocks(dataset, tokenizer, 4, "")["input_ids"]] == [4, 3]
+
+
+def test_without_bos_the_first_token_of_a_row_is_not_counted():
+    tokenizer = character_tokenizer(["abcdefgh"])
+    tokenizer.bos_token = None
+    rows = cut_into_blocks(Dataset.from_dict({"text": ["abcdefg"]}), tokenizer, 4)
+    assert rows["num_characters"] == [3, 2]
+
+
+def test_text_that_spells_a_special_token_is_text():
+    tokenizer = byte_tokenizer()
+    rows = cut_into_blocks(Dataset.from_dict({"text": ["</s><mask>"]}), tokenizer, 20)
+    assert len(rows["input_ids"][0]) == 10
+
+
+DOCUMENTS = [f"document number {number} with a text of its own, long enough" for number in range(20)]
+
+
+def write(path, text):
+    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.write(text)
+    return str(path)
+
+
+def json_lines(texts, column="text"):
+    return "".join(json.dumps({column: text, "id": index}) + "\n" for index, text in enumerate(texts))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl.xz", "c.json.gz"])
+def test_json_files_are_split_at_random_without_overlap(tmp_path, name):
+    path = write(tmp_path / name, json_lines([*DOCUMENTS, DOCUMENTS[0]], column="body"))
+    splits = load_texts(train_file=path, text_column="body", validation_fraction=0.3, seed=1)
+    train, held = (list(splits[part]["text"]) for part in ("train", "validation"))
+    assert set(train) | set(held) == set(DOCUMENTS) and not set(train) & set(held)
+    assert (
+        list(load_texts(train_file=path, text_column="body", validation_fraction=0.3, seed=2)["train"]["text"]) != train
+    )
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b.txt.xz", "c.txt.gz"])
+def test_the_end_of_a_text_file_is_held_out(tmp_path, name):
+    path = write(tmp_path / name, "\n".join(DOCUMENTS))
+    splits = load_texts(train_file=path, validation_fraction=0.25)
+    assert list(splits["train"]["text"]) == DOCUMENTS[:15]
+    assert list(splits["validation"]["text"]) == DOCUMENTS[15:]
+
+
+def test_a_validation_file_is_used_whole_and_its_texts_are_not_trained_on(tmp_path):
+    train = write(tmp_path / "train.jsonl", json_lines(DOCUMENTS))
+    held = write(tmp_path / "held.jsonl.xz", json_lines(DOCUMENTS[:3]))
+    splits = load_texts(train_file=train, validation_file=held)
+    assert list(splits["validation"]["text"]) == DOCUMENTS[:3]
+    assert list(splits["train"]["text"]) == DOCUMENTS[3:]
+
+
+def test_unigram_bits_are_entropies_of_characters():
+    bits = unigram_bits(["aab"], ["b"])
+    assert bits["unigram_entropy_all"] == pytest.approx(1.0)
+    assert bits["unigram_cross_entropy_held_out"] == pytest.approx(-math.log2(2 / 5))
+    train, held = hold_out(reference_texts(), 0.06)
+    assert unigram_bits(train, held)["unigram_entropy_all"] == pytest.approx(4.69, abs=0.1)
+
+
+def test_bad_input_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", json_lines(DOCUMENTS))
+    with pytest.raises(ValueError, match="not both"):
+        load_texts(dataset_name="x", train_file=path)
+    with pytest.raises(ValueError, match="validation_file needs train_file"):
+        load_texts(validation_file=path)
+    with pytest.raises(ValueError, match=r"validation_fraction must lie in \(0, 1\), got 1"):
+        load_texts(train_file=path, validation_fraction=1.0)
+    with pytest.raises(ValueError, match="must be one of text, id, got 'body'"):
+        load_texts(train_file=path, text_column="body")
+    with pytest.raises(ValueError, match="files must end in one of .*got .*a.pdf"):
+        load_texts(train_file="a.pdf")
+    with pytest.raises(FileNotFoundError, match="missing.jsonl"):
+        load_texts(train_file="missing.jsonl")
+    with pytest.raises(ValueError, match="single text cannot be split"):
+        load_texts(train_file=write(tmp_path / "b.txt", "one line"))
+    with pytest.raises(ValueError, match=r"fraction must lie in \(0, 1\), got 0"):
+        hold_out(["a", "b"], 0)
+    with pytest.raises(ValueError, match="leave room for a text"):
+        hold_out(["aaaa", "bbbb"], 0.1)
+    with pytest.raises(ValueError, match="block_size must be at least 2, got 1"):
+        cut_into_blocks(Dataset.from_dict({"text": ["a"]}), TOKENIZERS["byte"], 1)

@@ -1,0 +1,233 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""The trainer: orders follow the clock, averaged weights are used and kept, a resumed run is the same run."""
+
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainingArguments
+from variants import tiny_model
+
+from modeling_aoarm.data_collator import DataCollatorForAnyOrderLM, with_example_index
+from modeling_aoarm.evaluation import evaluate_order
+from modeling_aoarm.orders import OrderCurriculum, sample_orders
+from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.training import AnyOrderTrainer, EMACallback
+
+
+TOKENIZER = character_tokenizer(["abcdefghijklmnopqr"])
+# Every first letter is another one, so that a batch tells which examples it holds.
+ROWS = [[5 + index, *random.Random(index).choices(range(5, 23), k=index % 4 + 3)] for index in range(12)]
+CURRICULUM = OrderCurriculum("local(0)", "local(4)", until=1.0)
+
+
+class Recorder(TrainerCallback):
+    """Copies of the weights after each optimiser step, and what the model was given."""
+
+    def __init__(self, model):
+        self.weights = []
+        self.batches = []
+        model.register_forward_pre_hook(self.record_batch, with_kwargs=True)
+
+    def record_batch(self, model, args, kwargs):
+        if model.training:
+            self.batches.append(
+                {name: kwargs[name].clone() for name in ("input_ids", "position_ids", "attention_mask")}
+            )
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+
+
+def make_trainer(folder, *, ema=None, order="uniform", variant="two_stream", callbacks=(), **changes):
+    model = tiny_model(variant, initializer_range=0.1)
+    recorder = Recorder(model)
+    dataset = with_example_index(Dataset.from_dict({"input_ids": ROWS, "num_characters": [len(row) for row in ROWS]}))
+    defaults = {
+        "max_steps": 9,
+        "per_device_train_batch_size": 3,
+        "per_device_eval_batch_size": 5,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_drop_last": True,
+    }
+    trainer = AnyOrderTrainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(folder), **{**defaults, **changes}),
+        data_collator=DataCollatorForAnyOrderLM(TOKENIZER, order=order, seed=3),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        callbacks=[recorder, *([EMACallback(ema)] if ema else []), *callbacks],
+    )
+    return trainer, recorder
+
+
+def check_orders(batches, order, steps_per_epoch, total_steps, first_step=0, accumulation=1):
+    """Every recorded example has the order of (seed, epoch, example index) and of its optimiser step's progress."""
+    for number, batch in enumerate(batches):
+        step = first_step + number // accumulation
+        for row in range(len(batch["input_ids"])):
+            rows = int(batch["attention_mask"][row].sum())
+            positions = batch["position_ids"][row, 1:rows]
+            tokens = batch["input_ids"][row, 1:rows]
+            index = tokens[positions.argmin()].item() - 5
+            expected = sample_orders(
+                order,
+                [rows - 1],
+                example_indices=[index],
+                seed=3,
+                epoch=step // steps_per_epoch,
+                progress=step / total_steps,
+            )
+            assert positions.tolist() == (expected.columns[0] + 1).tolist(), (number, row)
+
+
+def test_orders_follow_epoch_and_curriculum(tmp_path):
+    trainer, recorder = make_trainer(tmp_path, order=CURRICULUM)
+    trainer.train()
+    assert len(recorder.batches) == 9
+    check_orders(recorder.batches, CURRICULUM, steps_per_epoch=4, total_steps=9)
+    rows = recorder.batches[0]["attention_mask"].sum(1)
+    for row, length in enumerate(rows):
+        # local(0) at progress 0 is the identity.
+        assert recorder.batches[0]["position_ids"][row, :length].tolist() == list(range(length))
+
+
+def test_workers_gradient_accumulation_and_evaluations_do_not_shift_the_clock(tmp_path):
+    trainer, recorder = make_trainer(
+        tmp_path,
+        order=CURRICULUM,
+        dataloader_num_workers=2,
+        gradient_accumulation_steps=2,
+        max_steps=5,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    trainer.train()
+    assert len(recorder.batches) == 10
+    check_orders(recorder.batches, CURRICULUM, steps_per_epoch=2, total_steps=5, accumulation=2)
+
+
+def test_an_evaluation_with_the_training_collator_does_not_shift_the_clock(tmp_path):
+    class UsesTheCollator(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_evaluate = True
+
+    trainer, recorder = make_trainer(tmp_path, order=CURRICULUM, callbacks=[UsesTheCollator()])
+
+    def evaluate(*args, **kwargs):
+        for _ in range(3):
+            trainer.data_collator([{"input_ids": ROWS[0], "example_index": 0}])
+        trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, {})
+        return {}
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    check_orders(recorder.batches, CURRICULUM, steps_per_epoch=4, total_steps=9)
+
+
+@pytest.mark.parametrize("checkpoint_step", [3, 4])
+def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, checkpoint_step):
+    settings = {"ema": 0.8, "order": CURRICULUM, "save_strategy": "steps", "save_steps": checkpoint_step}
+    whole, whole_recorder = make_trainer(tmp_path, **settings)
+    whole.train()
+    resumed, recorder = make_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{checkpoint_step}"))
+
+    check_orders(recorder.batches, CURRICULUM, 4, 9, first_step=checkpoint_step)
+    losses = [[log["loss"] for log in trainer.state.log_history if "loss" in log] for trainer in (whole, resumed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 9
+    for name, weight in whole.model.named_parameters():
+        assert torch.equal(weight, dict(resumed.model.named_parameters())[name]), name
+    assert len(whole_recorder.weights) == 9 and len(recorder.weights) == 9 - checkpoint_step
+
+
+def test_the_average_follows_its_formula_and_is_what_the_trained_model_holds(tmp_path):
+    trainer, recorder = make_trainer(tmp_path, ema=0.7, save_strategy="steps", save_steps=5)
+    average = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    for step, weights in enumerate(recorder.weights, start=1):
+        decay = min(0.7, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
+        if step == 5:
+            saved = load_file(tmp_path / "checkpoint-5" / "ema.safetensors")
+            torch.testing.assert_close(saved, average)
+            # The checkpoint itself holds the weights that training goes on from.
+            unaveraged = load_file(tmp_path / "checkpoint-5" / "model.safetensors")
+            torch.testing.assert_close(unaveraged, weights)
+    torch.testing.assert_close({name: weight.detach() for name, weight in trainer.model.named_parameters()}, average)
+    trainer.save_model(tmp_path / "final")
+    torch.testing.assert_close(load_file(tmp_path / "final" / "model.safetensors"), average)
+
+
+def test_evaluation_uses_the_average_and_leaves_the_weights_alone(tmp_path):
+    trainer, recorder = make_trainer(tmp_path, ema=0.9, max_steps=4, eval_strategy="steps", eval_steps=2)
+    plain, _ = make_trainer(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    plain.train()
+    losses = [[log["loss"] for log in each.state.log_history if "loss" in log] for each in (trainer, plain)]
+    assert losses[0] == losses[1]
+    evals = [[log["eval_loss"] for log in each.state.log_history if "eval_loss" in log] for each in (trainer, plain)]
+    assert all(abs(first - second) > 1e-4 for first, second in zip(*evals, strict=True))
+    # After the training the model is the average, which the last evaluation used.
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(evals[0][-1], abs=1e-6)
+
+
+def test_metrics_are_those_of_evaluate_order(tmp_path):
+    trainer, _ = make_trainer(tmp_path)
+    trainer.eval_draws = 3
+    metrics = trainer.evaluate()
+    expected = evaluate_order(
+        trainer.model, trainer.eval_dataset, TOKENIZER, draws=3, characters=sum(map(len, ROWS)), progress=False
+    )
+    left_to_right = evaluate_order(
+        trainer.model, trainer.eval_dataset, TOKENIZER, "left_to_right", draws=1, progress=False
+    )
+    assert metrics["eval_loss"] == metrics["eval_any_order_nll"] == pytest.approx(expected.nll, abs=1e-5)
+    assert metrics["eval_any_order_bpc"] == pytest.approx(expected.bits_per_character, abs=1e-5)
+    assert metrics["eval_any_order_nll_standard_error"] == pytest.approx(expected.standard_error, abs=1e-5)
+    assert metrics["eval_left_to_right_nll"] == pytest.approx(left_to_right.nll, abs=1e-5)
+    parts = trainer.evaluate({"a": trainer.eval_dataset, "b": trainer.eval_dataset.select([0, 1])})
+    assert parts["eval_a_loss"] == metrics["eval_loss"] != parts["eval_b_loss"]
+
+
+def test_causal_models_are_trained_and_measured_left_to_right_only(tmp_path):
+    trainer, _ = make_trainer(tmp_path, variant="causal", order="left_to_right", max_steps=2)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == metrics["eval_left_to_right_nll"]
+    assert "eval_any_order_nll" not in metrics
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"decay must lie in \(0, 1\), got 1"):
+        EMACallback(1.0)
+    with pytest.raises(TypeError, match="must be a DataCollatorForAnyOrderLM, got function"):
+        AnyOrderTrainer(model=tiny_model("two_stream"), data_collator=lambda features: features)
+    trainer, _ = make_trainer(tmp_path / "empty")
+    with pytest.raises(ValueError, match="needs a checkpoint in"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.eval_dataset = None
+    with pytest.raises(ValueError, match="needs an eval_dataset"):
+        trainer.evaluate()
+    without, _ = make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    without.train()
+    with_average, _ = make_trainer(tmp_path, max_steps=2, ema=0.9)
+    with pytest.raises(ValueError, match=r"needs ema.safetensors in the checkpoint"):
+        with_average.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    best, _ = make_trainer(
+        tmp_path,
+        ema=0.9,
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    with pytest.raises(ValueError, match="load_best_model_at_end"):
+        best.train()
