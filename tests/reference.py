@@ -99,8 +99,5 @@ class Reference:
         # A row of padding that sees nothing would be NaN; it may see itself.
         visible = visible | torch.eye(rows, dtype=torch.bool)
         return torch.stack(
-            [
-                self._example(input_ids[b], position_ids[b], target_position_ids[b], visible[b])
-                for b in range(batch)
-            ]
+            [self._example(input_ids[b], position_ids[b], target_position_ids[b], visible[b]) for b in range(batch)]
         )

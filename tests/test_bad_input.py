@@ -186,7 +186,9 @@ def test_tokens_or_embeddings_but_not_both(variant):
 
 def test_attention_masks_must_cover_the_rows():
     with pytest.raises(ValueError, match="attention_mask"):
-        tiny_model("two_stream")(torch.zeros(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 4, dtype=torch.int64))
+        tiny_model("two_stream")(
+            torch.zeros(1, 3, dtype=torch.int64), attention_mask=torch.ones(1, 4, dtype=torch.int64)
+        )
 
 
 CANVAS = torch.zeros(2, 5, dtype=torch.int64)

@@ -173,9 +173,7 @@ def test_no_token_id_means_blank(variant):
 def test_a_canvas_without_blanks_comes_back_unchanged(variant):
     model = tiny_model(variant)
     canvas = torch.randint(0, 23, (2, 5))
-    output = model.generate(
-        canvas, generation_mask=torch.zeros(2, 5, dtype=torch.bool), return_dict_in_generate=True
-    )
+    output = model.generate(canvas, generation_mask=torch.zeros(2, 5, dtype=torch.bool), return_dict_in_generate=True)
     assert torch.equal(output.sequences, canvas)
     assert output.forward_passes == 0 and output.decoding_order.shape == (2, 0) and output.logprobs.shape == (2, 0)
 

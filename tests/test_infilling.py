@@ -57,7 +57,9 @@ def test_blanks_get_their_lengths_and_the_rest_stays(variant, tokenizer):
 
 def test_each_blank_is_written_where_it_stands(tokenizer):
     writer = Writes(tokenizer, ["cat ", "abog!"])
-    filled = infill(writer, tokenizer, ["the <blank:3> sat on<blank>the mat", "<blank><blank:2>d<blank>g<blank>"], top_k=4)
+    filled = infill(
+        writer, tokenizer, ["the <blank:3> sat on<blank>the mat", "<blank><blank:2>d<blank>g<blank>"], top_k=4
+    )
     assert filled == ["the cat sat on the mat", "abodgg!"]
     assert writer.call["generation_mask"].sum(1).tolist() == [4, 5]
     assert writer.call["attention_mask"].sum(1).tolist() == [1 + 22, 1 + 7]
