@@ -84,3 +84,25 @@ def test_recipes_are_checked_and_flags_win(tmp_path):
     recipe.write_text("learning_rat: 1.0e-4\n")
     with pytest.raises(ValueError, match="must name flags of this script, got learning_rat"):
         pretrain.parse_arguments([str(recipe)])
+
+
+@pytest.mark.parametrize(
+    "variant, flags, expected",
+    [
+        ("two_stream", {}, "left_to_right to uniform until 0.4 of the training"),
+        ("two_stream", {"start_order": "none"}, "uniform"),
+        ("two_stream", {"order": "block"}, "block"),
+        (
+            "two_stream",
+            {"order": "lattice", "start_order": "local(2)"},
+            "local(2) to lattice until 0.4 of the training",
+        ),
+        ("causal", {}, "left_to_right"),
+    ],
+)
+def test_training_orders_follow_the_flags(variant, flags, expected):
+    tokenizer = character_tokenizer(["abc"])
+    collator = pretrain.build_collator(
+        pretrain.DataArguments(**flags), tokenizer, AOARMConfig(attention_variant=variant)
+    )
+    assert pretrain.describe_orders(collator.order) == expected
