@@ -2,7 +2,6 @@
 """Text for training: where it comes from, what is held out, and how it becomes rows of tokens."""
 
 import random
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from datasets import Dataset, DatasetDict, load_dataset
 from .data_collator import with_example_index
 
 
-# A paragraph that is shorter can recur by chance ("Raises a TypeError.").
-SHARED_PARAGRAPH_CHARACTERS = 40
+# Shorter passages recur by chance.
+SHARED_PASSAGE_CHARACTERS = 50
 
 _COMPRESSIONS = {".bz2", ".gz", ".xz", ".zst"}
 _BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
@@ -32,8 +31,9 @@ def reference_texts() -> list[str]:
 def hold_out(texts: list[str], fraction: float, seed: int = 0) -> tuple[list[str], list[str]]:
     """Splits whole texts into training and held-out texts without any overlap.
 
-    Texts that share a paragraph of at least 40 characters (white space aside), directly or through other texts, stay on
-    the same side, so nothing that is held out is also trained on. Such groups are shuffled and taken while they fit.
+    Texts that share a passage of 50 characters (any white space counting as one space), directly or through other
+    texts, stay on the same side, so nothing that is held out is also trained on. Such groups of texts are shuffled and
+    taken while they fit. (`reference_texts` needs this: many topics repeat others.)
 
     Args:
         texts: the texts; order decides nothing but the order of the result.
@@ -57,10 +57,10 @@ def hold_out(texts: list[str], fraction: float, seed: int = 0) -> tuple[list[str
 
     first_with = {}
     for index, text in enumerate(texts):
-        for paragraph in re.split(r"\n\s*\n", text):
-            paragraph = " ".join(paragraph.split())
-            if len(paragraph) >= SHARED_PARAGRAPH_CHARACTERS:
-                group_of[find(index)] = find(first_with.setdefault(paragraph, index))
+        text = " ".join(text.split())
+        for start in range(len(text) - SHARED_PASSAGE_CHARACTERS + 1):
+            passage = text[start : start + SHARED_PASSAGE_CHARACTERS]
+            group_of[find(index)] = find(first_with.setdefault(passage, index))
     groups = {}
     for index in range(len(texts)):
         groups.setdefault(find(index), []).append(index)
@@ -97,7 +97,7 @@ def load_texts(
 
     Without a validation split or `validation_file`, `validation_fraction` of the texts is held out: of `.txt` files the
     last part in one piece, of `reference_texts` whole topics by `hold_out`, else whole texts at random. Training texts
-    that are equal to a held-out text of at least 40 characters are dropped.
+    that are equal to a held-out text of at least 50 characters are dropped.
 
     Raises:
         ValueError: more than one source, a file type that is not known, no column `text_column`, a fraction outside
@@ -138,7 +138,7 @@ def load_texts(
     loaded = DatasetDict({name: loaded[name].select_columns(text_column) for name in ("train", "validation")})
     if text_column != "text":
         loaded = loaded.rename_column(text_column, "text")
-    held = {text for text in loaded["validation"]["text"] if len(text) >= SHARED_PARAGRAPH_CHARACTERS}
+    held = {text for text in loaded["validation"]["text"] if len(text) >= SHARED_PASSAGE_CHARACTERS}
     loaded["train"] = loaded["train"].filter(lambda row: row["text"] not in held)
     return loaded
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint, speed_metrics
 
@@ -32,11 +33,18 @@ class OrderClockCallback(TrainerCallback):
         self.collator = collator
         self.batches_seen = None
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # A resumed run starts within an epoch, and the batches of the steps before never reach the collator.
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        # A resumed run starts within an epoch. Batches of the steps before never reach the collator, unless the dataset
+        # is a stream: then they are made again and thrown away.
+        epoch = int(state.epoch or 0)
+        first_step = state.global_step
+        is_stream = isinstance(getattr(train_dataloader, "dataset", None), IterableDataset)
+        if is_stream and not args.ignore_data_skip:
+            # The Trainer takes `max_steps` for the length of a pass over a stream.
+            first_step -= round(((state.epoch or 0) - epoch) * state.max_steps)
         self.collator.start_epoch(
-            int(state.epoch or 0),
-            first_step=state.global_step,
+            epoch,
+            first_step=first_step,
             total_steps=state.max_steps,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
         )

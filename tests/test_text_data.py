@@ -5,7 +5,6 @@ import gzip
 import json
 import lzma
 import math
-import re
 
 import pytest
 from datasets import Dataset
@@ -19,21 +18,21 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def long_paragraphs(texts):
-    split = (" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text))
-    return {paragraph for paragraph in split if len(paragraph) >= 40}
+def passages(texts):
+    spaced = [" ".join(text.split()) for text in texts]
+    return {text[start : start + 50] for text in spaced for start in range(len(text) - 49)}
 
 
-def test_no_paragraph_of_the_reference_text_is_on_both_sides():
+def test_no_passage_of_the_reference_text_is_on_both_sides():
     texts = reference_texts()
     assert len(texts) > 70 and sum(map(len, texts)) > 400_000
     for seed in range(3):
         train, held = hold_out(texts, 0.06, seed)
         assert sorted(train + held) == sorted(texts)
         assert 0.05 < sum(map(len, held)) / sum(map(len, texts)) <= 0.06
-        assert not long_paragraphs(train) & long_paragraphs(held)
+        assert not passages(train) & passages(held)
     # The texts do repeat each other, so whole topics alone would not do.
-    assert len(long_paragraphs(texts)) < sum(len(long_paragraphs([text])) for text in texts)
+    assert len(passages(texts)) < 0.95 * sum(len(passages([text])) for text in texts)
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_texts():
@@ -43,12 +42,20 @@ def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_texts():
     assert sorted(hold_out(texts, 0.06, 1)[1]) != sorted(held)
 
 
-def test_texts_that_share_a_paragraph_through_others_stay_together():
-    first, second = "x" * 40, "y" * 40
-    chain = [first, f"{first}\n\n{second}", f"a\n \n{second}"]
+def test_texts_that_share_a_passage_through_others_stay_together():
+    first, second = "x" * 50, "y" * 50
+    chain = [f"a{first}b", f"{first}c{second}", f"d{second}"]
     for seed in range(5):
-        train, held = hold_out([*chain, "z" * 130], 0.55, seed)
+        train, held = hold_out([*chain, "z" * 240], 0.55, seed)
         assert set(chain) <= set(train) or set(chain) <= set(held)
+
+
+def test_white_space_does_not_hide_a_shared_passage_and_short_ones_do_not_count():
+    words = "one two three four five six seven eight nine ten eleven"
+    texts = [words, words.replace(" ", "\n  "), "p" * 49 + "1" * 80, "p" * 49 + "2" * 80]
+    sides = [hold_out(texts, 0.6, seed)[1] for seed in range(20)]
+    assert all((texts[0] in held) == (texts[1] in held) for held in sides)
+    assert any((texts[2] in held) != (texts[3] in held) for held in sides)
 
 
 TOKENIZERS = {

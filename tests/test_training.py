@@ -147,6 +147,34 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, checkpoint_step):
     assert len(whole_recorder.weights) == 9 and len(recorder.weights) == 9 - checkpoint_step
 
 
+@pytest.mark.parametrize("ignore_data_skip", [False, True])
+def test_a_resumed_run_over_a_stream_has_the_right_curriculum(tmp_path, ignore_data_skip):
+    """Skipped batches of a stream do pass through the collator, so the clock has to start before them."""
+
+    def stream(trainer):
+        dataset = Dataset.from_dict({"input_ids": ROWS * 3}).to_iterable_dataset()
+        trainer.train_dataset = with_example_index(dataset)
+        return trainer
+
+    whole, recorded = make_trainer(tmp_path / "whole", order=CURRICULUM, save_strategy="steps", save_steps=4)
+    stream(whole).train()
+    resumed, again = make_trainer(tmp_path / "resumed", order=CURRICULUM, ignore_data_skip=ignore_data_skip)
+    stream(resumed).train(str(tmp_path / "whole" / "checkpoint-4"))
+    assert len(recorded.batches) == 9 and len(again.batches) == 5
+    if ignore_data_skip:
+        # The stream starts again at its first rows, at the curriculum's fifth step.
+        progress = [CURRICULUM.at(step / 9) for step in range(4, 9)]
+        for number, batch in enumerate(again.batches):
+            collator = DataCollatorForAnyOrderLM(TOKENIZER, order=progress[number], seed=3)
+            rows = (ROWS * 3)[3 * number : 3 * number + 3]
+            dataset = with_example_index(Dataset.from_dict({"input_ids": rows}).to_iterable_dataset())
+            assert torch.equal(collator(list(dataset))["position_ids"], batch["position_ids"])
+    else:
+        for before, after in zip(recorded.batches[4:], again.batches, strict=True):
+            assert torch.equal(before["position_ids"], after["position_ids"])
+            assert torch.equal(before["input_ids"], after["input_ids"])
+
+
 def test_the_average_follows_its_formula_and_is_what_the_trained_model_holds(tmp_path):
     trainer, recorder = make_trainer(tmp_path, ema=0.7, save_strategy="steps", save_steps=5)
     average = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
