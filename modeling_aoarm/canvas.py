@@ -6,6 +6,8 @@ token, the mask token included. Rows are named by the columns that they come fro
 order, then the blanks in decoding order.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -13,6 +15,7 @@ def check_canvas(
     input_ids: torch.Tensor,
     generation_mask: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    vocab_size: int,
     max_position_embeddings: int,
 ) -> torch.Tensor:
     """Checks a batch of canvases.
@@ -21,18 +24,19 @@ def check_canvas(
         input_ids: integer `[batch, columns]`; what stands in a blank is not read.
         generation_mask: bool `[batch, columns]`, True for blanks.
         attention_mask: `[batch, columns]`, 0 for padding, or `None` for no padding.
+        vocab_size: the model's; given tokens must be below it.
         max_position_embeddings: the most columns, padding not counted, that an example may have.
 
     Returns:
         Which columns are not padding, bool `[batch, columns]`.
 
     Raises:
-        ValueError: for a wrong shape or dtype, a blank in a padded column, an example without any given token, and
-            one that is too long.
+        ValueError: for a wrong shape or dtype, an empty batch, a blank in a padded column, an example without any
+            given token, a given token outside the vocabulary, and a canvas that is too long.
     """
-    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:
+    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or 0 in input_ids.shape:
         got = list(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
-        raise ValueError(f"`input_ids` must be a tensor of shape [batch, columns], got {got}.")
+        raise ValueError(f"`input_ids` must be a tensor of shape [batch, columns], both at least 1; got {got}.")
     if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
         raise ValueError(f"`input_ids` must hold integers, got {input_ids.dtype}.")
     if not isinstance(generation_mask, torch.Tensor) or generation_mask.dtype != torch.bool:
@@ -45,36 +49,46 @@ def check_canvas(
         )
     if attention_mask is None:
         real = torch.ones_like(generation_mask)
-    elif attention_mask.shape != input_ids.shape:
+    elif not isinstance(attention_mask, torch.Tensor) or attention_mask.shape != input_ids.shape:
+        is_tensor = isinstance(attention_mask, torch.Tensor)
+        got = list(attention_mask.shape) if is_tensor else type(attention_mask).__name__
         raise ValueError(
-            f"`attention_mask` must have the shape of `input_ids`, {list(input_ids.shape)}; "
-            f"got {list(attention_mask.shape)}."
+            f"`attention_mask` must be a tensor of the shape of `input_ids`, {list(input_ids.shape)}; got {got}."
         )
     else:
         real = attention_mask.bool()
+    outside = (input_ids < 0) | (input_ids >= vocab_size)
     for rule, broken in (
         ("`generation_mask` must not mark padded columns (`attention_mask` 0)", (generation_mask & ~real).any(1)),
         ("`generation_mask` must leave at least one given token in each canvas", ~(real & ~generation_mask).any(1)),
+        (
+            f"`input_ids` must hold ids in [0, vocab_size={vocab_size}) outside of blanks and padding",
+            (outside & real & ~generation_mask).any(1),
+        ),
         (
             f"`input_ids` must have at most max_position_embeddings={max_position_embeddings} unpadded columns",
             real.sum(1) > max_position_embeddings,
         ),
     ):
         if broken.any():
-            raise ValueError(f"{rule}; broken by example(s) {broken.nonzero().flatten().tolist()}.")
+            raise ValueError(f"{rule}; broken by example(s) {_some(broken.nonzero().flatten())}.")
     return real
 
 
-def resolve_decoding_order(
-    decoding_order: str | torch.Tensor, generation_mask: torch.Tensor, generator: torch.Generator | None = None
-) -> torch.Tensor:
+def _some(values: torch.Tensor, most: int = 8) -> str:
+    """A tensor's first entries, for a message."""
+    shown = values[:most].tolist()
+    return str(shown) if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
+def resolve_decoding_order(decoding_order: str | torch.Tensor, generation_mask: torch.Tensor) -> torch.Tensor:
     """The blanks' columns in the order in which they are filled.
 
     Args:
-        decoding_order: `"left_to_right"`, `"random"` (uniform over orders, drawn for each example), or int64
-            `[batch, blanks]`: each example's blank columns, each once, filled with -1 on the right.
+        decoding_order: `"left_to_right"`, `"random"` (uniform over orders, drawn for each example from the global
+            random numbers), or int64 `[batch, blanks]`: each example's blank columns, each once, filled with -1 on the
+            right.
         generation_mask: bool `[batch, columns]`, True for blanks.
-        generator: random numbers for `"random"`; the global ones by default.
 
     Returns:
         int64 `[batch, most blanks]`, filled with -1 on the right.
@@ -90,7 +104,7 @@ def resolve_decoding_order(
         if decoding_order == "left_to_right":
             keys = torch.arange(generation_mask.shape[1], device=device).float().expand_as(generation_mask)
         elif decoding_order == "random":
-            keys = torch.rand(generation_mask.shape, generator=generator, device=device)
+            keys = torch.rand(generation_mask.shape, device=device)
         else:
             raise ValueError(
                 "`decoding_order` must be 'left_to_right', 'random' or an int64 tensor of columns, got "
@@ -114,38 +128,76 @@ def resolve_decoding_order(
     if ((order < -1) | (order >= columns)).any() or (filled != is_place).any():
         raise ValueError(
             "`decoding_order` must hold one column in [0, columns) for each blank, then -1 to the right; got "
-            f"{decoding_order.tolist()} for {counts.tolist()} blanks and {columns} columns."
+            f"{_some(decoding_order)} for {_some(counts)} blanks and {columns} columns."
         )
     times = torch.zeros(batch, columns, dtype=torch.int64, device=device)
     times.scatter_add_(1, order.clamp(min=0), filled.long())
     if (times != generation_mask.long()).any():
         raise ValueError(
             "`decoding_order` must name each blank of its example exactly once and nothing else (repeated, missing or "
-            f"given columns are not allowed); got {decoding_order.tolist()}."
+            f"given columns are not allowed); got {_some(decoding_order)}."
         )
     return order[:, :width]
 
 
-def context_columns(given: torch.Tensor) -> torch.Tensor:
-    """The given columns in sentence order, filled with -1 on the left.
+@dataclass
+class CanvasRows:
+    """The rows that a batch of canvases turns into: given columns in sentence order, then blanks in decoding order.
 
-    With the filling on the left every example's last given column stands in the last place.
+    Examples with fewer given tokens have padding on the left, so that the last given row of all stands in one place;
+    those with fewer blanks have it on the right.
 
     Args:
-        given: bool `[batch, columns]`, with at least one True in each example.
-
-    Returns:
-        int64 `[batch, most given]`.
+        columns: int64 `[batch, rows]`, where each row's token stands in its canvas; -1 for padding.
+        places: int64 `[batch, columns]`, the content position of each column: padded columns are not counted.
+        context: how many of the rows, the first ones, are given.
     """
-    width = int(given.sum(1).max())
-    order = given.long().argsort(dim=1, stable=True)[:, -width:]
-    return order.masked_fill(~given.gather(1, order), -1)
+
+    columns: torch.Tensor
+    places: torch.Tensor
+    context: int
+
+    @classmethod
+    def lay_out(cls, real: torch.Tensor, generation_mask: torch.Tensor, order: torch.Tensor) -> "CanvasRows":
+        """Lays rows out.
+
+        Args:
+            real: bool `[batch, columns]`, which columns are not padding.
+            generation_mask: bool `[batch, columns]`, True for blanks.
+            order: int64 `[batch, blanks]`, see [`resolve_decoding_order`].
+        """
+        given = real & ~generation_mask
+        context = int(given.sum(1).max())
+        given_columns = given.long().argsort(dim=1, stable=True)[:, -context:]
+        given_columns = given_columns.masked_fill(~given.gather(1, given_columns), -1)
+        return cls(torch.cat([given_columns, order], dim=1), real.long().cumsum(1) - 1, context)
+
+    def tokens(self, canvas: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """The tokens of rows `start` to `stop` - 1, int64 `[batch, stop - start]`.
+
+        Rows of padding repeat the last given token: what stands in blanks and in padded columns is never read.
+        """
+        columns = self.columns[:, start:stop]
+        return canvas.gather(1, columns.where(columns >= 0, self.columns[:, self.context - 1 : self.context]))
+
+    def call_arguments(self, canvas: torch.Tensor, start: int, stop: int) -> dict[str, torch.Tensor]:
+        """The model's arguments for rows `start` to `stop` - 1, whose tokens stand in `canvas` `[batch, columns]`."""
+        columns = self.columns[:, start : stop + 1]
+        positions = self.places.gather(1, columns.clamp(min=0))
+        own, following = positions[:, :-1], positions[:, 1:]
+        return {
+            "input_ids": self.tokens(canvas, start, stop),
+            "attention_mask": (self.columns[:, :stop] >= 0).long(),
+            "position_ids": own,
+            "target_position_ids": torch.where(columns[:, 1:] >= 0, following, own + 1),
+        }
+
+    def are_left_to_right(self) -> bool:
+        """Whether each row stands right behind the row before it: the identity order."""
+        is_row = self.columns >= 0
+        positions = self.places.gather(1, self.columns.clamp(min=0))
+        both = is_row[:, 1:] & is_row[:, :-1]
+        return not (both & (positions.diff(dim=1) != 1)).any()
 
 
-def columns_to_positions(columns: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Content positions of rows: padding is not counted, rows of padding (-1) get 0. int64, the shape of `columns`."""
-    positions = real.long().cumsum(1) - 1
-    return positions.gather(1, columns.clamp(min=0)).masked_fill(columns < 0, 0)
-
-
-__all__ = ["check_canvas", "columns_to_positions", "context_columns", "resolve_decoding_order"]
+__all__ = ["CanvasRows", "check_canvas", "resolve_decoding_order"]

@@ -18,13 +18,14 @@ from transformers.generation import (
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
 from transformers.utils import ModelOutput
 
-from .canvas import check_canvas, columns_to_positions, context_columns, resolve_decoding_order
+from .canvas import CanvasRows, check_canvas, resolve_decoding_order
 
 
 # Processors whose meaning does not depend on where tokens stand. Others read the rows before as the text to the left.
@@ -37,9 +38,27 @@ ORDER_FREE_PROCESSORS = (
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
+)
+
+# Options of the library's generation that canvases have no use for: refused, so that nobody waits for their effect.
+UNUSED_OPTIONS = (
+    "assistant_early_exit",
+    "constraints",
+    "dola_layers",
+    "force_words_ids",
+    "max_time",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "stop_strings",
+    "token_healing",
 )
 
 
@@ -60,33 +79,6 @@ class AOARMGenerateOutput(ModelOutput):
     decoding_order: torch.LongTensor | None = None
     logprobs: torch.FloatTensor | None = None
     forward_passes: int | None = None
-
-
-@dataclass
-class _Rows:
-    """The rows of a batch in generation order.
-
-    Args:
-        columns: int64 `[batch, rows]`, where each row's token stands in the canvas; -1 for padding.
-        context: how many of the rows, the first ones, are given.
-        real: bool `[batch, columns]`, which columns of the canvas are not padding.
-    """
-
-    columns: torch.Tensor
-    context: int
-    real: torch.Tensor
-
-    def call_arguments(self, canvas: torch.Tensor, start: int, stop: int) -> dict[str, torch.Tensor]:
-        """The model's arguments for rows `start` to `stop` - 1, whose tokens stand in `canvas` `[batch, columns]`."""
-        columns = self.columns[:, start : stop + 1]
-        positions = columns_to_positions(columns, self.real)
-        own, following = positions[:, :-1], positions[:, 1:]
-        return {
-            "input_ids": canvas.gather(1, columns[:, :-1].clamp(min=0)),
-            "attention_mask": (self.columns[:, :stop] >= 0).long(),
-            "position_ids": own,
-            "target_position_ids": torch.where(columns[:, 1:] >= 0, following, own + 1),
-        }
 
 
 class AOARMGenerationMixin:
@@ -130,7 +122,7 @@ class AOARMGenerationMixin:
 
         Given tokens are the rows before all blanks, in sentence order. An end-of-sentence token (`eos_token_id`) may be
         filled in only to the right of every token that is there; it closes the blanks to its right, which become
-        padding. `eos_token_id=None` in the generation config switches this off.
+        padding. `eos_token_id=None` in the call switches this off.
 
         Returns:
             The filled canvases, int64 `[batch, columns]` (times `num_return_sequences`), or [`AOARMGenerateOutput`].
@@ -173,23 +165,37 @@ class AOARMGenerationMixin:
         for name, value in model_kwargs.items():
             if value is not None and not name.startswith("output_"):
                 raise ValueError(f"`{name}` cannot be combined with `generation_mask`: rows and cache are made here.")
+        for name in UNUSED_OPTIONS:
+            if value := getattr(generation_config, name, None):
+                raise ValueError(f"`{name}` has no meaning together with `generation_mask`, got {value}.")
+        if self.training and self.is_gradient_checkpointing:
+            # Layers that are to be computed again drop the cache.
+            generation_config.use_cache = False
 
-        real = check_canvas(canvas, generation_mask, attention_mask, self.config.max_position_embeddings)
+        real = check_canvas(
+            canvas,
+            generation_mask,
+            attention_mask,
+            self.config.vocab_size,
+            self.config.max_position_embeddings,
+        )
+        canvas = canvas.long()
         if decoding_order is None:
             decoding_order = getattr(generation_config, "decoding_order", None) or "left_to_right"
-        if isinstance(decoding_order, torch.Tensor):
-            # Checked before it is repeated, so that errors speak of the caller's own examples.
-            decoding_order = resolve_decoding_order(decoding_order, generation_mask)
         copies = generation_config.num_return_sequences or 1
         batch = canvas.shape[0]
-        canvas, generation_mask, real = (t.repeat_interleave(copies, 0) for t in (canvas, generation_mask, real))
         if isinstance(decoding_order, torch.Tensor):
-            decoding_order = decoding_order.repeat_interleave(copies, 0)
-        order = resolve_decoding_order(decoding_order, generation_mask)
-        context = context_columns(real & ~generation_mask)
-        rows = _Rows(torch.cat([context, order], dim=1), context.shape[1], real)
-        if self.config.attention_variant == "causal":
-            self._check_identity_order(rows)
+            order = resolve_decoding_order(decoding_order, generation_mask).repeat_interleave(copies, 0)
+        canvas, generation_mask, real = (t.repeat_interleave(copies, 0) for t in (canvas, generation_mask, real))
+        if not isinstance(decoding_order, torch.Tensor):
+            # Drawn for each sequence, so after the canvases are repeated.
+            order = resolve_decoding_order(decoding_order, generation_mask)
+        rows = CanvasRows.lay_out(real, generation_mask, order)
+        if self.config.attention_variant == "causal" and not rows.are_left_to_right():
+            raise ValueError(
+                "attention_variant='causal' fills blanks from left to right only, behind all given tokens; got the "
+                f"columns {rows.columns[:4].tolist()} as rows."
+            )
 
         self._prepare_special_tokens(generation_config, attention_mask is not None, device=canvas.device)
         processors = self._order_free_processors(generation_config, logits_processor, canvas)
@@ -201,7 +207,7 @@ class AOARMGenerationMixin:
     def _fill_blanks(
         self,
         canvas: torch.Tensor,
-        rows: _Rows,
+        rows: CanvasRows,
         generation_config: GenerationConfig,
         processors: LogitsProcessorList,
         cache: Cache | None,
@@ -221,8 +227,7 @@ class AOARMGenerationMixin:
             logits = self(**arguments, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1).logits
             logits = logits[:, -1].float()
             scores = self._forbid_early_end(logits, column < rightmost, generation_config._eos_token_tensor)
-            so_far = canvas.gather(1, rows.columns[:, :stop].clamp(min=0))
-            scores = processors(so_far, scores)
+            scores = processors(rows.tokens(canvas, 0, stop), scores)
             if generation_config.do_sample:
                 token = torch.multinomial(scores.softmax(-1), 1)[:, 0]
             else:
@@ -296,20 +301,10 @@ class AOARMGenerationMixin:
             if not isinstance(processor, ORDER_FREE_PROCESSORS) and all(processor is not own for own in custom):
                 raise ValueError(
                     f"{type(processor).__name__}, set by the generation config, cannot be combined with "
-                    "`generation_mask`: it reads the tokens so far as the text to the left."
+                    "`generation_mask`: it may read the tokens so far as the text to the left. Got "
+                    f"{processor.__dict__}."
                 )
         return processors
-
-    @staticmethod
-    def _check_identity_order(rows: _Rows) -> None:
-        """Raises a ValueError unless rows come from left to right, the only order that `causal` knows."""
-        positions = columns_to_positions(rows.columns, rows.real)
-        both = (rows.columns[:, 1:] >= 0) & (rows.columns[:, :-1] >= 0)
-        if (both & (positions.diff(dim=1) != 1)).any():
-            raise ValueError(
-                "attention_variant='causal' fills blanks from left to right only, after all given tokens; got another "
-                "`generation_mask` or `decoding_order`."
-            )
 
 
 __all__ = ["AOARMGenerateOutput", "AOARMGenerationMixin"]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 BLANK = re.compile(r"<blank(?::(\d+))?>")
+LIKE_A_BLANK = re.compile(r"<\s*blank[^<>]*>", re.IGNORECASE)
 
 
 def infill(
@@ -21,7 +22,8 @@ def infill(
     """Fills the blanks of a text, or of a batch of texts with any numbers of blanks.
 
     A blank is written `<blank:n>`, n tokens long, or `<blank>`, one token. The text around blanks comes back as it was.
-    Where the tokenizer has a beginning-of-sentence token, it is put in front.
+    Where the tokenizer has a beginning-of-sentence token, it is put in front. Each piece of text between blanks is
+    tokenised by itself: with tokenizers that mark the beginnings of words, put blanks between words.
 
     Args:
         model: a model with `generate(..., generation_mask=...)`.
@@ -34,8 +36,9 @@ def infill(
 
     Raises:
         TypeError: if `text` is neither a string nor a sequence of strings.
-        ValueError: for a blank of length 0, a text of blanks only with a tokenizer without a beginning-of-sentence
-            token, `return_dict_in_generate` or `num_return_sequences` among the arguments, and as in `generate`.
+        ValueError: for a blank of length 0 or of another form (`<blank:-1>`, `<Blank>`), a text of blanks only with a
+            tokenizer without a beginning-of-sentence token, `return_dict_in_generate` or `num_return_sequences` among
+            the arguments, and as in `generate`.
     """
     texts = [text] if isinstance(text, str) else text
     for each in texts if isinstance(texts, Sequence) else [texts]:
@@ -64,6 +67,7 @@ def infill(
             generation_mask=generation_mask.to(model.device),
             attention_mask=attention_mask.to(model.device),
             return_dict_in_generate=False,
+            num_return_sequences=1,
             **generate_kwargs,
         )
         for canvas, ids in zip(with_blanks, filled.tolist(), strict=True):
@@ -85,13 +89,21 @@ class _Canvas:
         ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         placeholder = 0 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
         blanks, pieces, end = [], [], 0
-        for match in BLANK.finditer(text):
-            length = int(match[1] or 1)
+        for match in LIKE_A_BLANK.finditer(text):
+            blank = BLANK.fullmatch(match[0])
+            length = int(blank[1] or 1) if blank else 0
             if length == 0:
-                raise ValueError(f"A blank of `text` must be at least one token long, got {match[0]!r}.")
-            pieces.append(text[end : match.start()])
-            ids += tokenizer.encode(pieces[-1], add_special_tokens=False)
-            blanks.append((len(ids), length))
+                raise ValueError(
+                    "A blank of `text` must be written <blank> or <blank:n> and be at least one token long, got "
+                    f"{match[0]!r}."
+                )
+            if blanks and match.start() == end:
+                # Blanks side by side are one: a character's bytes may be shared out between them.
+                blanks[-1] = (blanks[-1][0], blanks[-1][1] + length)
+            else:
+                pieces.append(text[end : match.start()])
+                ids += tokenizer.encode(pieces[-1], add_special_tokens=False)
+                blanks.append((len(ids), length))
             ids += [placeholder] * length
             end = match.end()
         pieces.append(text[end:])
@@ -102,8 +114,10 @@ class _Canvas:
         for (start, length), piece in zip(self.blanks, self.pieces[1:], strict=True):
             # Decoded behind the token before it: some tokenizers drop a space at the start of what they decode.
             before = self.ids[max(start - 1, 0) : start]
-            anchor = tokenizer.decode(before, skip_special_tokens=True)
-            both = tokenizer.decode(before + self.ids[start : start + length], skip_special_tokens=True)
+            anchor, both = (
+                tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                for ids in (before, before + self.ids[start : start + length])
+            )
             text += both[len(anchor) :] + piece
         return text
 

@@ -42,8 +42,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_aoarm import AOARMConfig
 from .generation_aoarm import AOARMGenerationMixin
-from .packing import check_first_labels, packed_causal_mask
-from .positions import check_positions, resolve_positions
+from .packing import as_indices, check_first_labels, packed_causal_mask
+from .positions import RowPositions
 
 
 @dataclass
@@ -138,7 +138,7 @@ class AOARMAttention(LlamaAttention):
             scaling=self.scaling,
             **kwargs,
         )
-        output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3)
+        output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3).contiguous()
         if weights is not None:
             weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
         return self.o_proj(output), weights
@@ -210,7 +210,10 @@ class AOARMModel(AOARMPreTrainedModel):
         """Lays the streams out before the first layer: `[batch, rows, hidden]` to `[streams, batch, rows, hidden]`."""
         if self.config.attention_variant != "two_stream":
             return content[None]
-        start = content if self.config.query_stream_init == "content" else self.query_embedding.weight[0]
+        start = content
+        if self.config.query_stream_init == "learned":
+            # By a call, not by its weight: hooks of offloading and adapters act on calls.
+            start = self.query_embedding(torch.zeros((), dtype=torch.int64, device=content.device))
         return torch.cat([content[None], start.expand(targets, *content.shape)])
 
     def query_positions(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
@@ -244,7 +247,7 @@ class AOARMModel(AOARMPreTrainedModel):
             input_ids: int64 `[batch, rows]`, the rows' tokens. Either these or `inputs_embeds`.
             attention_mask: `[batch, past rows + rows]`, 0 for padding on either side; or a prepared 4-D mask.
             position_ids: int64 `[batch, rows]`, content positions in `[0, max_position_embeddings)`. Default: 0, 1, 2,
-                ..., continuing after the cache.
+                ..., continuing after the cache and starting again in each segment.
             target_position_ids: int64 `[batch, rows]`, target positions in `[0, max_position_embeddings]`; `two_stream`
                 also takes `[batch, rows, targets]`, several targets of each row. Default: the next row's content
                 position, and the own position + 1 on the last row.
@@ -256,8 +259,9 @@ class AOARMModel(AOARMPreTrainedModel):
                 without targets, because its last row's target is a guess that the cache would keep.
 
         Raises:
-            ValueError: for a wrong shape or dtype, positions outside the table, several targets in a single-stream
-                variant, positions for `causal` that are not the identity, cached rows whose targets cannot be known,
+            ValueError: for a wrong shape or dtype, positions outside the table (left-to-right text may be longer, as in
+                Llama), a position that comes twice in an example, several targets in a single-stream variant,
+                positions for `causal` that are not the identity, cached rows whose targets cannot be known,
                 `segment_ids` together with a cache, and `is_causal=False`, with which rows would see their targets.
                 Values of positions are not checked under `torch.compile`.
         """
@@ -267,22 +271,25 @@ class AOARMModel(AOARMPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         batch, rows = inputs_embeds.shape[:2]
         if segment_ids is not None:
-            if segment_ids.shape != (batch, rows):
-                raise ValueError(f"`segment_ids` must have the shape [{batch}, {rows}], got {list(segment_ids.shape)}.")
-            if past_key_values is not None:
+            segment_ids = as_indices("segment_ids", segment_ids, (2,), (batch, rows))
+            if past_key_values is not None or use_cache:
                 raise ValueError("`segment_ids` (packed sequences) cannot be combined with a cache, got both.")
+            if attention_mask is not None and attention_mask.ndim != 2:
+                raise ValueError(
+                    "`attention_mask` must have the shape [batch, rows] together with `segment_ids`, got "
+                    f"{list(attention_mask.shape)}."
+                )
             use_cache = False
         if kwargs.get("is_causal") is False:
             raise ValueError("`is_causal` must not be False: rows would see the tokens that they are to predict.")
-        targets_given, positions_given = target_position_ids is not None, position_ids is not None
+        is_given = position_ids is not None or target_position_ids is not None
         if use_cache is None:
             recomputes = self.gradient_checkpointing and self.training
-            use_cache = self.config.use_cache and not recomputes and (targets_given or not positions_given)
+            use_cache = self.config.use_cache and not recomputes and (target_position_ids is not None or not is_given)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        position_ids, target_position_ids = resolve_positions(
-            self.config,
+        positions = RowPositions.resolve(
             position_ids,
             target_position_ids,
             attention_mask,
@@ -291,32 +298,23 @@ class AOARMModel(AOARMPreTrainedModel):
             (batch, rows),
             inputs_embeds.device,
         )
-        several_targets = target_position_ids.ndim == 3
+        several_targets = positions.targets.ndim == 3
         if several_targets and self.config.attention_variant != "two_stream":
             raise ValueError(
                 "`target_position_ids` of shape [batch, rows, targets] needs attention_variant='two_stream': a single "
                 f"stream has one target per row. Got attention_variant={self.config.attention_variant!r}."
             )
-        if not several_targets:
-            target_position_ids = target_position_ids[..., None]
-        if (targets_given or positions_given) and not torch.compiler.is_compiling():
-            check_positions(
-                self.config,
-                position_ids,
-                target_position_ids,
-                targets_given,
-                attention_mask,
-                segment_ids,
-                past_key_values,
-            )
+        if is_given and not torch.compiler.is_compiling():
+            positions.check(self.config, past_key_values)
 
-        streams = self.initial_streams(inputs_embeds, target_position_ids.shape[-1])
-        query_rotation = self.rotary_emb(streams, self.query_positions(position_ids, target_position_ids))
-        key_rotation = self.rotary_emb(streams, position_ids)
-        if segment_ids is None:
+        targets = positions.targets if several_targets else positions.targets[..., None]
+        streams = self.initial_streams(inputs_embeds, targets.shape[-1])
+        query_rotation = self.rotary_emb(streams, self.query_positions(positions.content, targets))
+        key_rotation = self.rotary_emb(streams, positions.content)
+        if positions.starts is None:
             causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
         else:
-            causal_mask, packing_kwargs = packed_causal_mask(self.config, inputs_embeds, attention_mask, segment_ids)
+            causal_mask, packing_kwargs = packed_causal_mask(self.config, inputs_embeds, positions.starts)
             kwargs.update(packing_kwargs)
         outputs = self.run_layers(
             streams,
@@ -416,8 +414,7 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMGenerationMixin, GenerationMix
             ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
                 the next row's position, or on the first row of a packed segment.
         """
-        if labels is not None:
-            self.check_labels(labels, position_ids, target_position_ids, segment_ids)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
         outputs: AOARMModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -429,6 +426,9 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMGenerationMixin, GenerationMix
             use_cache=use_cache,
             **kwargs,
         )
+        if labels is not None:
+            # After the model has checked the shapes of what it was given.
+            self.check_labels(labels, outputs.last_hidden_state, past, position_ids, target_position_ids, segment_ids)
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         logits = self.lm_head(hidden_states)
         loss = None
@@ -447,21 +447,27 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMGenerationMixin, GenerationMix
     @staticmethod
     def check_labels(
         labels: torch.Tensor,
+        hidden_states: torch.Tensor,
+        past: int | torch.Tensor,
         position_ids: torch.Tensor | None,
         target_position_ids: torch.Tensor | None,
         segment_ids: torch.Tensor | None,
     ) -> None:
         """Raises a ValueError where a shifted label is not the token that the row before it predicts."""
-        if target_position_ids is not None and target_position_ids.ndim == 3:
+        if hidden_states.ndim == 4:
             raise ValueError("`labels` need one target per row, got `target_position_ids` [batch, rows, targets].")
+        if labels.shape != hidden_states.shape[:2]:
+            raise ValueError(
+                f"`labels` must have the shape [batch, rows], here {list(hidden_states.shape[:2])}; got "
+                f"{list(labels.shape)}."
+            )
         if torch.compiler.is_compiling():
             return
         if segment_ids is not None:
             check_first_labels(labels, segment_ids)
         if target_position_ids is None:
             return
-        rows = labels.shape[1]
-        own = torch.arange(rows, device=labels.device)[None] if position_ids is None else position_ids
+        own = past + torch.arange(labels.shape[1], device=labels.device)[None] if position_ids is None else position_ids
         if ((target_position_ids[:, :-1] != own[:, 1:]) & (labels[:, 1:] != -100)).any():
             raise ValueError(
                 "`labels` are shifted by one row, so `target_position_ids` must hold the next row's position wherever "

@@ -9,33 +9,52 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 
+def as_indices(name: str, value: Any, dimensions: tuple[int, ...], shape: tuple[int, int]) -> torch.Tensor:
+    """`value` as int64 `[batch, rows, ...]`, one example's values serving all; a ValueError for anything else."""
+    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.dtype == torch.bool:
+        kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"`{name}` must be a tensor of integers, got {kind}.")
+    batch, rows = shape
+    if value.ndim not in dimensions or value.shape[0] not in (1, batch) or value.shape[1] != rows or 0 in value.shape:
+        forms = " or ".join("[batch, rows]" if d == 2 else "[batch, rows, targets]" for d in dimensions)
+        raise ValueError(
+            f"`{name}` must have the shape {forms} with batch={batch} and rows={rows}; got {list(value.shape)}."
+        )
+    return value.long().expand(batch, *value.shape[1:])
+
+
+def segment_starts(segment_ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """The first rows of segments, which are runs of equal ids; a run of padding is a segment of its own.
+
+    Args:
+        segment_ids: integer `[batch, rows]`.
+        real: bool `[batch, rows]`, which rows are not padding.
+
+    Returns:
+        bool `[batch, rows]`.
+    """
+    changes = (segment_ids[:, 1:] != segment_ids[:, :-1]) | (real[:, 1:] != real[:, :-1])
+    return torch.nn.functional.pad(changes, (1, 0), value=True)
+
+
 def packed_causal_mask(
-    config: PreTrainedConfig,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    segment_ids: torch.Tensor,
+    config: PreTrainedConfig, inputs_embeds: torch.Tensor, starts: torch.Tensor
 ) -> tuple[Any, dict[str, Any]]:
     """The causal mask inside each segment, in the form that the attention backend wants.
 
     Content positions say nothing about segments (the library would take each jump for a new one), so the mask is built
-    from the rows' numbers within their segment. Padding becomes a segment of its own.
+    from the rows' numbers within their segment.
 
     Args:
         config: the model's config, which names the backend.
         inputs_embeds: `[batch, rows, hidden]`.
-        attention_mask: `[batch, rows]`, 0 for padding, or `None`.
-        segment_ids: integer `[batch, rows]`; a segment is a run of equal ids.
+        starts: bool `[batch, rows]`, see [`segment_starts`].
 
     Returns:
         The mask, and further arguments for the attention interface.
     """
-    batch, rows = segment_ids.shape
-    starts = torch.ones_like(segment_ids, dtype=torch.bool)
-    starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    if attention_mask is not None:
-        real = attention_mask.bool()
-        starts[:, 1:] |= real[:, 1:] != real[:, :-1]
-    row = torch.arange(rows, device=segment_ids.device).expand(batch, rows)
+    batch, rows = starts.shape
+    row = torch.arange(rows, device=starts.device).expand(batch, rows)
     row_in_segment = row - torch.where(starts, row, 0).cummax(dim=1).values
     mask = create_causal_mask(config, inputs_embeds, None, None, position_ids=row_in_segment)
     if not is_flash_attention_requested(config):
@@ -62,4 +81,4 @@ def check_first_labels(labels: torch.Tensor, segment_ids: torch.Tensor) -> None:
         )
 
 
-__all__ = ["check_first_labels", "packed_causal_mask"]
+__all__ = ["as_indices", "check_first_labels", "packed_causal_mask", "segment_starts"]

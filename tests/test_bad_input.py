@@ -44,8 +44,9 @@ def test_positions_outside_the_table_are_refused(variant):
         with pytest.raises(ValueError, match=rf"position_ids.*\[0, {table - 1}\].*{position}"):
             model(torch.zeros(1, 1, dtype=torch.int64), position_ids=torch.tensor([[position]]))
     model(torch.zeros(1, 1, dtype=torch.int64), position_ids=torch.tensor([[table - 1]]))
-    with pytest.raises(ValueError, match="position_ids"):
-        model(torch.zeros(1, table + 1, dtype=torch.int64))
+    several = torch.tensor([[table, table - 1]] if variant != "causal" else [[table - 1, table]])
+    with pytest.raises(ValueError, match=rf"position_ids.*{table}"):
+        model(torch.zeros(1, 2, dtype=torch.int64), position_ids=several)
 
 
 @any_order_variants
@@ -142,8 +143,15 @@ def test_packed_sequences_refuse_caches_leaking_labels_and_wrong_shapes(variant)
         model(tokens, segment_ids=segments, past_key_values=DynamicCache(config=model.config))
     with pytest.raises(ValueError, match="labels.*-100.*segment"):
         model(tokens, position_ids=positions, segment_ids=segments, labels=tokens)
-    with pytest.raises(ValueError, match=r"segment_ids.*\[1, 4\].*\[1, 3\]"):
+    with pytest.raises(ValueError, match="segment_ids.*cache"):
+        model(tokens, segment_ids=segments, use_cache=True)
+    with pytest.raises(ValueError, match=r"segment_ids.*batch=1 and rows=4.*\[1, 3\]"):
         model(tokens, position_ids=positions, segment_ids=segments[:, :3])
+    for wrong in (segments.float(), segments.tolist()):
+        with pytest.raises(ValueError, match="segment_ids.*integers"):
+            model(tokens, position_ids=positions, segment_ids=wrong)
+    with pytest.raises(ValueError, match="attention_mask.*segment_ids"):
+        model(tokens, segment_ids=segments, attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool))
     labels = torch.tensor([[0, 0, -100, 0]])
     assert model(tokens, position_ids=positions, segment_ids=segments, labels=labels).loss.isfinite()
 
@@ -158,6 +166,33 @@ def test_labels_refuse_targets_that_are_not_the_next_row(variant):
     ignored = rows["input_ids"].clone()
     ignored[0, 2] = -100
     assert model(**rows, labels=ignored).loss.isfinite()
+
+
+@any_order_variants
+def test_positions_that_come_twice_are_refused(variant):
+    """Two examples behind each other look like this: without `segment_ids` they would read each other."""
+    model = tiny_model(variant)
+    tokens = torch.zeros(1, 6, dtype=torch.int64)
+    twice = torch.tensor([[0, 1, 2, 0, 1, 2]])
+    with pytest.raises(ValueError, match=r"position_ids.*twice.*segment_ids.*\[\[0, 1, 2, 0, 1, 2\]\]"):
+        model(tokens, position_ids=twice)
+    model(tokens, position_ids=twice, segment_ids=torch.tensor([[0, 0, 0, 1, 1, 1]]))
+    # Padding has no position.
+    model(tokens, position_ids=twice, attention_mask=torch.tensor([[1, 1, 1, 0, 0, 0]]))
+
+
+@any_order_variants
+def test_labels_are_compared_with_positions_behind_a_cache(variant):
+    model = tiny_model(variant)
+    cache = DynamicCache(config=model.config)
+    tokens = torch.zeros(1, 3, dtype=torch.int64)
+    model(tokens, past_key_values=cache)
+    targets = torch.tensor([[4, 5, 6]])
+    assert model(tokens, target_position_ids=targets, labels=tokens, past_key_values=cache).loss.isfinite()
+    with pytest.raises(ValueError, match=r"labels.*\[1, 3\].*\[3\]"):
+        model(tokens, labels=tokens[0])
+    with pytest.raises(ValueError, match="target_position_ids.*integers.*list"):
+        model(tokens, target_position_ids=[[1, 2, 3]], labels=tokens)
 
 
 def test_labels_refuse_several_targets():
@@ -215,7 +250,15 @@ BLANKS = torch.tensor([[False, True, True, False, False], [False, False, True, T
         ({"decoding_order": torch.tensor([[1, 2, -1], [2, 3, 5]])}, "decoding_order.*columns"),
         ({"decoding_order": torch.tensor([[1.0, 2.0, -1.0], [2.0, 3.0, 4.0]])}, "decoding_order.*int64.*float32"),
         ({"decoding_order": torch.tensor([[1, 2], [2, 3]])}, r"decoding_order.*3 blanks.*\[2, 2\]"),
+        ({"input_ids": CANVAS[:0], "generation_mask": BLANKS[:0]}, r"input_ids.*at least 1.*\[0, 5\]"),
+        ({"input_ids": CANVAS + 23}, r"input_ids.*vocab_size=23.*\[0, 1\]"),
+        ({"input_ids": CANVAS - 1}, r"input_ids.*vocab_size=23.*\[0, 1\]"),
+        ({"attention_mask": [[1] * 5] * 2}, "attention_mask.*tensor.*list"),
         ({"num_beams": 2}, "num_beams.*2"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens.*3"),
+        ({"output_scores": True}, "output_scores.*True"),
+        ({"stop_strings": ["a"]}, "stop_strings"),
+        ({"max_time": 1.0}, "max_time.*1.0"),
         ({"max_new_tokens": 3}, "max_new_tokens"),
         ({"no_repeat_ngram_size": 2}, "NoRepeatNGram"),
         ({"position_ids": CANVAS}, "position_ids.*generation_mask"),

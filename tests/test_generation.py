@@ -170,6 +170,62 @@ def test_no_token_id_means_blank(variant):
 
 
 @any_order_variants
+@pytest.mark.parametrize("how", [{}, {"use_cache": False}, {"repetition_penalty": 20.0}], ids=str)
+def test_what_stands_in_blanks_and_padding_is_never_read(variant, how):
+    """Not even by rows of padding, which examples with fewer given tokens have, or by processors of the rows so far."""
+    model = tiny_model(variant)
+    canvases = ragged_canvases("left")
+    unread = canvases["generation_mask"] | ~canvases["attention_mask"].bool()
+    results = []
+    for filler in (0, 7, 22, 23, -100):
+        canvases["input_ids"] = canvases["input_ids"].masked_fill(unread, filler)
+        filled = model.generate(**canvases, do_sample=False, **how)
+        assert (filled[~canvases["attention_mask"].bool()] == filler).all()
+        results.append(filled[canvases["attention_mask"].bool()])
+    assert all(torch.equal(result, results[0]) for result in results)
+    for row in range(4):
+        real = canvases["attention_mask"][row].bool()
+        alone = model.generate(**{name: value[row : row + 1, real] for name, value in canvases.items()}, **how)
+        assert torch.equal(alone[0], filled[row, real])
+
+
+@any_order_variants
+def test_models_in_training_fill_blanks_too(variant):
+    """With activation checkpointing layers keep no cache; the filling is the same without."""
+    model = tiny_model(variant)
+    canvases = ragged_canvases()
+    expected = model.generate(**canvases)
+    model.train().activation_checkpointing_enable()
+    assert torch.equal(model.generate(**canvases), expected)
+
+
+@any_order_variants
+def test_canvases_of_every_integer_type_are_taken(variant):
+    model = tiny_model(variant)
+    canvases = ragged_canvases()
+    expected = model.generate(**canvases)
+    canvases = {
+        **canvases,
+        "input_ids": canvases["input_ids"].int(),
+        "attention_mask": canvases["attention_mask"].bool(),
+    }
+    assert torch.equal(model.generate(**canvases), expected)
+
+
+@any_order_variants
+def test_warpers_that_do_not_depend_on_order_are_used(variant):
+    """Each one alone leaves one token to choose, so that sampling is greedy."""
+    model = tiny_model(variant)
+    canvases = ragged_canvases()
+    greedy = model.generate(**canvases, do_sample=False)
+    for how in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-6}, {"top_h": 1e-6}):
+        assert torch.equal(model.generate(**canvases, do_sample=True, **{"top_k": 0, **how}), greedy), how
+    forbidden = greedy[canvases["generation_mask"]].unique().tolist()
+    other = model.generate(**canvases, suppress_tokens=forbidden)
+    assert not torch.isin(other[canvases["generation_mask"]], torch.tensor(forbidden)).any()
+
+
+@any_order_variants
 def test_a_canvas_without_blanks_comes_back_unchanged(variant):
     model = tiny_model(variant)
     canvas = torch.randint(0, 23, (2, 5))

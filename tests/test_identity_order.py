@@ -116,6 +116,30 @@ def test_stock_generate_equals_the_librarys(variant, how):
     assert torch.equal(results[0], results[1])
 
 
+@identical_variants
+def test_left_to_right_text_may_be_longer_than_the_table_as_in_llama(variant):
+    model, ours = peer("llama", max_position_embeddings=8)
+    copy = as_variant(variant, model, ours)
+    input_ids = torch.randint(3, SIZES["vocab_size"], (2, 11), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(copy(input_ids).logits, model(input_ids).logits, atol=1e-5, rtol=0)
+    how = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(copy.generate(input_ids, **how), model.generate(input_ids, **how))
+
+
+@identical_variants
+def test_a_gap_of_padding_changes_nothing(variant):
+    """Chats that go on after padding have it in the middle; static caches tell of it by a prepared mask only."""
+    model, ours = peer("llama")
+    copy = as_variant(variant, model, ours)
+    input_ids = torch.randint(3, SIZES["vocab_size"], (2, 6), generator=torch.Generator().manual_seed(0))
+    attention_mask = torch.tensor([[1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]])
+    for kind in ("dynamic", "static"):
+        how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "cache_implementation": kind}
+        expected = model.generate(input_ids, attention_mask=attention_mask, **how)
+        assert torch.equal(copy.generate(input_ids, attention_mask=attention_mask, **how), expected)
+
+
 def test_the_learned_query_stream_is_not_llama():
     """The control of this page: where the query stream starts elsewhere the outputs do differ."""
     model, _ = peer("llama")

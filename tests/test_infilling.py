@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """`infill`: text in, text out."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -31,7 +33,7 @@ class Writes:
     def __init__(self, tokenizer, texts):
         self.tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
-    def generate(self, input_ids, generation_mask, attention_mask, return_dict_in_generate, **kwargs):
+    def generate(self, input_ids, generation_mask, attention_mask, **kwargs):
         self.call = {"input_ids": input_ids, "generation_mask": generation_mask, "attention_mask": attention_mask}
         self.call["kwargs"] = kwargs
         filled = input_ids.clone()
@@ -64,13 +66,24 @@ def test_each_blank_is_written_where_it_stands(tokenizer):
     assert writer.call["generation_mask"].sum(1).tolist() == [4, 5]
     assert writer.call["attention_mask"].sum(1).tolist() == [1 + 22, 1 + 7]
     assert (writer.call["input_ids"][:, 0] == tokenizer.bos_token_id).all()
-    assert writer.call["kwargs"] == {"top_k": 4}
+    assert writer.call["kwargs"] == {"top_k": 4, "return_dict_in_generate": False, "num_return_sequences": 1}
 
 
 def test_closed_blanks_leave_no_trace(tokenizer):
     writer = Writes(tokenizer, ["it"])
     writer.tokens[0] += [tokenizer.eos_token_id, tokenizer.pad_token_id]
     assert infill(writer, tokenizer, "the <blank:4>") == "the it"
+
+
+def test_blanks_side_by_side_may_share_a_characters_bytes():
+    tokenizer = byte_tokenizer()
+    assert infill(Writes(tokenizer, ["é"]), tokenizer, "caf<blank><blank>!") == "café!"
+
+
+def test_nothing_is_cleaned_up(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.clean_up_tokenization_spaces = True
+    assert infill(Writes(tokenizer, ["."]), tokenizer, "on <blank>t") == "on .t"
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
@@ -113,6 +126,9 @@ def test_a_saved_tokenizer_and_model_fill_the_same(variant, tokenizer, tmp_path)
     ("text", "kwargs", "error", "message"),
     [
         ("a <blank:0>", {}, ValueError, "at least one token.*<blank:0>"),
+        ("a <blank:-1>", {}, ValueError, "<blank:n>.*<blank:-1>"),
+        ("a <blank: 3>", {}, ValueError, "<blank:n>.*<blank: 3>"),
+        ("a < Blank>", {}, ValueError, "<blank:n>.*< Blank>"),
         (3, {}, TypeError, "text.*int"),
         (["a", None], {}, TypeError, "text.*NoneType"),
         ("a <blank>", {"num_return_sequences": 2}, ValueError, "num_return_sequences"),

@@ -227,6 +227,22 @@ def test_the_last_real_row_does_not_take_its_default_target_from_padding(variant
         torch.testing.assert_close(logits_of(model, **padded)[:, :5], alone, atol=1e-5, rtol=0)
 
 
+@any_order_variants
+def test_prepared_masks_tell_of_padding_too(variant):
+    """A 4-D mask and the 2-D mask that it was made from give the same default targets."""
+    model = tiny_model(variant)
+    rows = random_rows(variant, 2, 5)
+    rows.pop("target_position_ids")
+    padded = pad_rows(rows, 8, "right")
+    padded["input_ids"] = padded["input_ids"].clamp(max=22)
+    real = padded["attention_mask"].bool()
+    expected = logits_of(model, **padded)[real]
+    sees = torch.ones(8, 8).tril().bool() & real[:, None, None, :]
+    additive = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)
+    for mask in (sees, additive):
+        torch.testing.assert_close(logits_of(model, **{**padded, "attention_mask": mask})[real], expected)
+
+
 @all_variants
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
 def test_packed_sequences_equal_separate_ones(variant, implementation):
@@ -237,6 +253,10 @@ def test_packed_sequences_equal_separate_ones(variant, implementation):
     together = logits_of(model, **packed, segment_ids=segment_ids)
     separate = torch.cat([logits_of(model, **example) for example in examples], dim=1)
     torch.testing.assert_close(together, separate, atol=1e-5, rtol=0)
+    # Positions start again in each segment by default, which may be longer together than the table.
+    plain = logits_of(model, input_ids=packed["input_ids"], segment_ids=segment_ids)
+    separate = torch.cat([logits_of(model, input_ids=example["input_ids"]) for example in examples], dim=1)
+    torch.testing.assert_close(plain, separate, atol=1e-5, rtol=0)
     # The last row of a segment takes its default target from its own segment, too.
     del packed["target_position_ids"]
     together = logits_of(model, **packed, segment_ids=segment_ids)
@@ -306,14 +326,36 @@ def test_outputs_and_gradients_equal_the_naive_reference(variant, case):
 
 
 @all_variants
-def test_outputs_equal_the_naive_reference_on_packed_and_padded_rows(variant):
+@pytest.mark.parametrize("layout", ["left", "right", "packed"])
+def test_outputs_and_gradients_equal_the_naive_reference_on_padded_and_packed_rows(variant, layout):
     model = tiny_model(variant)
-    batch = padded_batch(variant, "left")
-    real = batch["attention_mask"].bool()
-    visible = real[:, :, None] & real[:, None, :]
-    rows = {name: value for name, value in batch.items() if name != "attention_mask"}
-    expected = Reference(model).logits(**rows, visible=visible)
-    torch.testing.assert_close(logits_of(model, **batch).double()[real], expected[real], atol=1e-4, rtol=1e-4)
+    if layout == "packed":
+        segments = torch.tensor([[0] * 4 + [1] * 5, [3] * 7 + [2] * 2])
+        rows = {
+            name: torch.stack(
+                [torch.cat([random_rows(variant, 1, n)[name][0] for n in sizes]) for sizes in ((4, 5), (7, 2))]
+            )
+            for name in ("input_ids", "position_ids", "target_position_ids")
+        }
+        extra, real = {"segment_ids": segments}, torch.ones_like(segments).bool()
+        visible = segments[:, :, None] == segments[:, None, :]
+    else:
+        rows = padded_batch(variant, layout)
+        rows["input_ids"] = rows["input_ids"].clamp(max=22)
+        extra = {"attention_mask": rows.pop("attention_mask")}
+        real = extra["attention_mask"].bool()
+        visible = real[:, :, None] & real[:, None, :]
+    reference = Reference(model)
+    expected = reference.logits(**rows, visible=visible)
+    logits = model(**rows, **extra).logits
+    torch.testing.assert_close(logits.double()[real], expected[real], atol=1e-4, rtol=1e-4)
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)) * real[..., None]
+    (logits * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for name, parameter in model.named_parameters():
+        gradient = reference.parameters[name].grad
+        scale = gradient.abs().max()
+        torch.testing.assert_close(parameter.grad.double() / scale, gradient / scale, atol=1e-4, rtol=0)
 
 
 @all_variants
@@ -425,3 +467,60 @@ def test_two_stream_outputs_name_both_streams(variant):
     for k in range(3):
         for index in range(3):
             torch.testing.assert_close(several.attentions[index][:, k], output.attentions[index], atol=1e-6, rtol=0)
+
+
+# What the attention interface is given
+
+
+class Spy:
+    """An attention backend that keeps what it was called with and answers as sdpa does."""
+
+    def __init__(self, monkeypatch, name):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        self.calls = []
+
+        def attend(module, query, key, value, attention_mask, **kwargs):
+            self.calls.append({"query": query.shape, "key": key.shape, "mask": attention_mask, **kwargs})
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=kwargs["scaling"])
+
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, name, attend)
+        monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, name, flash_attention_mask)
+
+
+@all_variants
+def test_all_streams_are_one_call_without_a_mask_tensor(variant, monkeypatch):
+    """One call a layer, on keys that are not repeated, and it is told nothing of permuted positions."""
+    spy = Spy(monkeypatch, "spy")
+    model = tiny_model(variant)
+    model.config._attn_implementation = "spy"
+    logits_of(model, **random_rows(variant, 2, 9))
+    streams = [2, 2, 1] if variant.startswith("two_stream") else [1, 1, 1]
+    assert [tuple(call["query"]) for call in spy.calls] == [(2, 4 * number, 9, 8) for number in streams]
+    assert all(tuple(call["key"]) == (2, 2, 9, 8) and call["mask"] is None for call in spy.calls)
+    assert all("position_ids" not in call for call in spy.calls)
+
+
+@all_variants
+def test_flash_kernels_are_told_where_packed_segments_start(variant, monkeypatch):
+    spy = Spy(monkeypatch, "flash_attention_2")
+    model = tiny_model(variant)
+    model.config._attn_implementation = "flash_attention_2"
+    segment_ids = torch.tensor([[0, 0, 0, 1, 1], [5, 6, 6, 6, 6]])
+    logits_of(model, input_ids=torch.zeros(2, 5, dtype=torch.int64), segment_ids=segment_ids)
+    for call in spy.calls:
+        assert call["mask"] is None
+        assert call["cu_seq_lens_q"].tolist() == call["cu_seq_lens_k"].tolist() == [0, 3, 5, 6, 10]
+        assert call["max_length_q"] == call["max_length_k"] == 4
+
+
+@all_variants
+def test_attention_dropout_acts_in_training_only(variant, monkeypatch):
+    spy = Spy(monkeypatch, "spy")
+    model = tiny_model(variant, attention_dropout=0.25)
+    model.config._attn_implementation = "spy"
+    logits_of(model.train(), **random_rows(variant, 1, 3))
+    logits_of(model.eval(), **random_rows(variant, 1, 3))
+    assert [call["dropout"] for call in spy.calls] == [0.25] * 3 + [0.0] * 3

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -16,6 +17,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     StaticCache,
+    Trainer,
+    TrainingArguments,
 )
 from variants import SIZES, all_variants, any_order_variants, random_rows, tiny_config, tiny_model
 
@@ -177,6 +180,30 @@ def test_positions_of_any_integer_type_and_of_one_example_for_all_are_taken(vari
         expected = model(tokens, **{n: v.expand(3, -1) for n, v in rows.items() if n != "input_ids"}).logits
         shared = {name: value.int() for name, value in rows.items() if name != "input_ids"}
         torch.testing.assert_close(model(tokens, **shared).logits, expected, atol=0, rtol=0)
+
+
+@all_variants
+def test_weights_may_live_elsewhere_between_calls(variant):
+    """Offloading brings weights by hooks on the modules' calls: no weight may be read past them."""
+    rows = random_rows(variant, 2, 5)
+    model = tiny_model(variant)
+    with torch.no_grad():
+        expected = model(**rows).logits
+        cpu_offload(model, execution_device=torch.device("cpu"))
+        torch.testing.assert_close(model(**rows).logits, expected, atol=0, rtol=0)
+
+
+@all_variants
+def test_the_trainer_smooths_labels_as_it_does_for_llama(variant, tmp_path):
+    """It shifts labels only for the models it knows by name."""
+    model = tiny_model(variant)
+    rows = random_rows(variant, 2, 6)
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), label_smoothing_factor=0.2, use_cpu=True))
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, {**rows, "labels": rows["input_ids"], "use_cache": False})
+        log_probs = model(**rows).logits[:, :-1].log_softmax(-1)
+    exact = -log_probs.gather(-1, rows["input_ids"][:, 1:, None]).mean()
+    torch.testing.assert_close(loss, 0.8 * exact - 0.2 * log_probs.mean(), atol=1e-5, rtol=0)
 
 
 @all_variants
