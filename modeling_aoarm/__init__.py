@@ -10,6 +10,7 @@ from .generation_aoarm import AOARMGenerateOutput
 from .infilling import infill
 from .modeling_aoarm import AOARMForCausalLM, AOARMModel
 from .orders import OrderCurriculum, OrderMixture, sample_orders
+from .scoring_aoarm import AOARMScoreOutput
 
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "AOARMForCausalLM",
     "AOARMGenerateOutput",
     "AOARMModel",
+    "AOARMScoreOutput",
     "DataCollatorForAnyOrderLM",
     "OrderCurriculum",
     "OrderMixture",

@@ -6,6 +6,7 @@ token, the mask token included. Rows are named by the columns that they come fro
 order, then the blanks in decoding order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,22 +18,24 @@ def check_canvas(
     attention_mask: torch.Tensor | None,
     vocab_size: int,
     max_position_embeddings: int,
+    reads_blanks: bool = False,
 ) -> torch.Tensor:
     """Checks a batch of canvases.
 
     Args:
-        input_ids: integer `[batch, columns]`; what stands in a blank is not read.
+        input_ids: integer `[batch, columns]`.
         generation_mask: bool `[batch, columns]`, True for blanks.
         attention_mask: `[batch, columns]`, 0 for padding, or `None` for no padding.
-        vocab_size: the model's; given tokens must be below it.
+        vocab_size: the model's; tokens that are read must be below it.
         max_position_embeddings: the most columns, padding not counted, that an example may have.
+        reads_blanks: whether what stands in blanks is read, as it is when fillings are scored.
 
     Returns:
         Which columns are not padding, bool `[batch, columns]`.
 
     Raises:
         ValueError: for a wrong shape or dtype, an empty batch, a blank in a padded column, an example without any
-            given token, a given token outside the vocabulary, and a canvas that is too long.
+            given token, a token outside the vocabulary, and a canvas that is too long.
     """
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or 0 in input_ids.shape:
         got = list(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
@@ -62,8 +65,8 @@ def check_canvas(
         ("`generation_mask` must not mark padded columns (`attention_mask` 0)", (generation_mask & ~real).any(1)),
         ("`generation_mask` must leave at least one given token in each canvas", ~(real & ~generation_mask).any(1)),
         (
-            f"`input_ids` must hold ids in [0, vocab_size={vocab_size}) outside of blanks and padding",
-            (outside & real & ~generation_mask).any(1),
+            f"`input_ids` must hold ids in [0, vocab_size={vocab_size}) where they are read",
+            (outside & real & (~generation_mask | reads_blanks)).any(1),
         ),
         (
             f"`input_ids` must have at most max_position_embeddings={max_position_embeddings} unpadded columns",
@@ -81,14 +84,19 @@ def _some(values: torch.Tensor, most: int = 8) -> str:
     return str(shown) if len(values) <= most else f"{shown} and {len(values) - most} more"
 
 
-def resolve_decoding_order(decoding_order: str | torch.Tensor, generation_mask: torch.Tensor) -> torch.Tensor:
+def resolve_decoding_order(
+    decoding_order: str | torch.Tensor,
+    generation_mask: torch.Tensor,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> torch.Tensor:
     """The blanks' columns in the order in which they are filled.
 
     Args:
-        decoding_order: `"left_to_right"`, `"random"` (uniform over orders, drawn for each example from the global
-            random numbers), or int64 `[batch, blanks]`: each example's blank columns, each once, filled with -1 on the
-            right.
+        decoding_order: `"left_to_right"`, `"random"` (uniform over orders, drawn for each example), or int64
+            `[batch, blanks]`: each example's blank columns, each once, filled with -1 on the right.
         generation_mask: bool `[batch, columns]`, True for blanks.
+        generator: random numbers for `"random"`: the global ones, one generator for the batch, or one for each example
+            (of which each example's order is then a function, whatever its neighbours and its padding are).
 
     Returns:
         int64 `[batch, most blanks]`, filled with -1 on the right.
@@ -104,7 +112,7 @@ def resolve_decoding_order(decoding_order: str | torch.Tensor, generation_mask: 
         if decoding_order == "left_to_right":
             keys = torch.arange(generation_mask.shape[1], device=device).float().expand_as(generation_mask)
         elif decoding_order == "random":
-            keys = torch.rand(generation_mask.shape, device=device)
+            keys = _random_keys(generation_mask, generator)
         else:
             raise ValueError(
                 "`decoding_order` must be 'left_to_right', 'random' or an int64 tensor of columns, got "
@@ -140,6 +148,23 @@ def resolve_decoding_order(decoding_order: str | torch.Tensor, generation_mask: 
     return order[:, :width]
 
 
+def _random_keys(
+    generation_mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> torch.Tensor:
+    """A uniform random number for each blank: `[batch, columns]`; what stands elsewhere is of no use."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.rand(generation_mask.shape, generator=generator, device=generation_mask.device)
+    if len(generator) != len(generation_mask):
+        raise ValueError(
+            f"`generator` must be one generator or one for each of {len(generation_mask)} examples, got "
+            f"{len(generator)}."
+        )
+    keys = torch.zeros(generation_mask.shape, device=generation_mask.device)
+    for row, (own, blanks) in enumerate(zip(generator, generation_mask, strict=True)):
+        keys[row, blanks] = torch.rand(int(blanks.sum()), generator=own, device=own.device).to(keys.device)
+    return keys
+
+
 @dataclass
 class CanvasRows:
     """The rows that a batch of canvases turns into: given columns in sentence order, then blanks in decoding order.
@@ -158,15 +183,14 @@ class CanvasRows:
     context: int
 
     @classmethod
-    def lay_out(cls, real: torch.Tensor, generation_mask: torch.Tensor, order: torch.Tensor) -> "CanvasRows":
+    def lay_out(cls, real: torch.Tensor, given: torch.Tensor, order: torch.Tensor) -> "CanvasRows":
         """Lays rows out.
 
         Args:
             real: bool `[batch, columns]`, which columns are not padding.
-            generation_mask: bool `[batch, columns]`, True for blanks.
+            given: bool `[batch, columns]`, which columns are context, at least one in each example.
             order: int64 `[batch, blanks]`, see [`resolve_decoding_order`].
         """
-        given = real & ~generation_mask
         context = int(given.sum(1).max())
         given_columns = given.long().argsort(dim=1, stable=True)[:, -context:]
         given_columns = given_columns.masked_fill(~given.gather(1, given_columns), -1)
@@ -192,12 +216,16 @@ class CanvasRows:
             "target_position_ids": torch.where(columns[:, 1:] >= 0, following, own + 1),
         }
 
-    def are_left_to_right(self) -> bool:
-        """Whether each row stands right behind the row before it: the identity order."""
+    def check_order(self, attention_variant: str) -> None:
+        """Raises a ValueError for `causal` unless each row stands right behind the row before it."""
         is_row = self.columns >= 0
         positions = self.places.gather(1, self.columns.clamp(min=0))
-        both = is_row[:, 1:] & is_row[:, :-1]
-        return not (both & (positions.diff(dim=1) != 1)).any()
+        jumps = is_row[:, 1:] & is_row[:, :-1] & (positions.diff(dim=1) != 1)
+        if attention_variant == "causal" and jumps.any():
+            raise ValueError(
+                "attention_variant='causal' knows blanks from left to right only, behind all given tokens; got the "
+                f"columns {self.columns[:4].tolist()} as rows."
+            )
 
 
 __all__ = ["CanvasRows", "check_canvas", "resolve_decoding_order"]

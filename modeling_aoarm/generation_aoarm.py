@@ -190,12 +190,8 @@ class AOARMGenerationMixin:
         if not isinstance(decoding_order, torch.Tensor):
             # Drawn for each sequence, so after the canvases are repeated.
             order = resolve_decoding_order(decoding_order, generation_mask)
-        rows = CanvasRows.lay_out(real, generation_mask, order)
-        if self.config.attention_variant == "causal" and not rows.are_left_to_right():
-            raise ValueError(
-                "attention_variant='causal' fills blanks from left to right only, behind all given tokens; got the "
-                f"columns {rows.columns[:4].tolist()} as rows."
-            )
+        rows = CanvasRows.lay_out(real, real & ~generation_mask, order)
+        rows.check_order(self.config.attention_variant)
 
         self._prepare_special_tokens(generation_config, attention_mask is not None, device=canvas.device)
         processors = self._order_free_processors(generation_config, logits_processor, canvas)

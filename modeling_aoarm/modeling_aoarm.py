@@ -44,6 +44,7 @@ from .configuration_aoarm import AOARMConfig
 from .generation_aoarm import AOARMGenerationMixin
 from .packing import as_indices, check_first_labels, packed_causal_mask
 from .positions import RowPositions
+from .scoring_aoarm import AOARMScoringMixin
 
 
 @dataclass
@@ -370,7 +371,7 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return heads * cos.unsqueeze(-2) + rotate_half(heads) * sin.unsqueeze(-2)
 
 
-class AOARMForCausalLM(AOARMPreTrainedModel, AOARMGenerationMixin, GenerationMixin):
+class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationMixin, GenerationMixin):
     """An any-order autoregressive model with a language modelling head.
 
     Called without positions it is an ordinary left-to-right causal language model. With `position_ids` its rows are

@@ -287,10 +287,10 @@ def test_generate_refuses_an_order_without_blanks():
 
 def test_causal_fills_blanks_at_the_end_only():
     model = tiny_model("causal")
-    with pytest.raises(ValueError, match="causal.*left to right"):
+    with pytest.raises(ValueError, match="causal.*from left to right"):
         model.generate(CANVAS, generation_mask=BLANKS)
     at_the_end = torch.tensor([[False, False, True, True, True]] * 2)
-    with pytest.raises(ValueError, match="causal.*left to right"):
+    with pytest.raises(ValueError, match="causal.*from left to right"):
         model.generate(CANVAS, generation_mask=at_the_end, decoding_order=torch.tensor([[4, 3, 2]] * 2))
     filled = model.generate(CANVAS, generation_mask=at_the_end, do_sample=False)
     stock = model.generate(CANVAS[:, :2], attention_mask=torch.ones(2, 2), max_new_tokens=3, do_sample=False)

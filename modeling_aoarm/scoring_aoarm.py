@@ -1,0 +1,151 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Exact log-probabilities of given fillings, in given or drawn orders: a mixin for the generative heads."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+from .canvas import CanvasRows, check_canvas, resolve_decoding_order
+
+
+@dataclass
+class AOARMScoreOutput(ModelOutput):
+    """What `score` returns.
+
+    Args:
+        token_log_probs: float32 `[orders, batch, columns]`, nats: each blank's log-probability given the context and
+            the blanks before it in its order; 0 in other columns.
+        log_likelihood: float32 `[orders, batch]`, nats per example: their sum, log p(blanks | context) in that order.
+        mean_log_likelihood: float32 `[batch]`, nats: the mean over orders, an estimate from the orders drawn of the
+            expected log-probability over orders, which is the training objective.
+        log_mean_likelihood: float32 `[batch]`, nats: the log of the mean probability over orders, an estimate of the
+            likelihood under the mixture of all orders. It is never below the mean of the logarithms, and a few orders
+            estimate it from below.
+        decoding_order: int64 `[orders, batch, blanks]`, the orders, -1 on the right.
+    """
+
+    token_log_probs: torch.FloatTensor | None = None
+    log_likelihood: torch.FloatTensor | None = None
+    mean_log_likelihood: torch.FloatTensor | None = None
+    log_mean_likelihood: torch.FloatTensor | None = None
+    decoding_order: torch.LongTensor | None = None
+
+
+class AOARMScoringMixin:
+    """`score` for models whose rows come in generation order."""
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: torch.LongTensor,
+        generation_mask: torch.Tensor | None = None,
+        observed_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoding_order: str | torch.Tensor = "random",
+        num_orders: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> AOARMScoreOutput:
+        """log p(blanks | rest) of filled canvases, exact in each order, by one forward pass for each order.
+
+        Args:
+            input_ids: int64 `[batch, columns]`, filled canvases in sentence order.
+            generation_mask: bool `[batch, columns]`, True for the blanks, whose tokens are scored. Default: every
+                column but an example's first.
+            observed_mask: bool `[batch, columns]`, False for columns that are neither scored nor seen: marginals leave
+                tokens out this way, and positions stay as they are. Default: everything is observed.
+            attention_mask: `[batch, columns]`, 0 for padding on either side. It defines the positions.
+            decoding_order: `"random"`, `"left_to_right"`, or int64 `[batch, blanks]` or `[orders, batch, blanks]`,
+                blank columns, -1 on the right. Context comes before all blanks, in sentence order.
+            num_orders: how many orders to draw; of given orders there are as many as there are.
+            generator: random numbers for `"random"`: one generator, one for each example, or the global ones.
+
+        Raises:
+            ValueError: for malformed canvases, masks and orders, a `num_orders` below 1 or above 1 for an order that is
+                not drawn, and orders that `causal` does not know.
+        """
+        if generation_mask is None and isinstance(input_ids, torch.Tensor) and input_ids.ndim == 2:
+            is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.shape == input_ids.shape
+            columns = attention_mask.bool() if is_mask else torch.ones_like(input_ids, dtype=torch.bool)
+            generation_mask = columns & (columns.long().cumsum(1) > 1)
+        real = check_canvas(
+            input_ids,
+            generation_mask,
+            attention_mask,
+            self.config.vocab_size,
+            self.config.max_position_embeddings,
+            reads_blanks=True,
+        )
+        given = real & ~generation_mask
+        if observed_mask is not None:
+            if not isinstance(observed_mask, torch.Tensor) or observed_mask.dtype != torch.bool:
+                got = getattr(observed_mask, "dtype", type(observed_mask).__name__)
+                raise ValueError(f"`observed_mask` must be a bool tensor, got {got}.")
+            if observed_mask.shape != input_ids.shape:
+                raise ValueError(
+                    f"`observed_mask` must have the shape of `input_ids`, {list(input_ids.shape)}; got "
+                    f"{list(observed_mask.shape)}."
+                )
+            if (generation_mask & ~observed_mask).any():
+                raise ValueError("`observed_mask` must be True in the blanks of `generation_mask`, got False in some.")
+            given &= observed_mask
+            if not given.any(1).all():
+                raise ValueError(
+                    "`observed_mask` must leave at least one given token in each example, got none in some."
+                )
+
+        canvas = input_ids.long()
+        orders = self._orders(decoding_order, generation_mask, num_orders, generator)
+        token_log_probs = torch.stack([self._score_order(canvas, real, given, order) for order in orders])
+        log_likelihood = token_log_probs.sum(-1)
+        return AOARMScoreOutput(
+            token_log_probs=token_log_probs,
+            log_likelihood=log_likelihood,
+            mean_log_likelihood=log_likelihood.mean(0),
+            log_mean_likelihood=log_likelihood.logsumexp(0) - math.log(len(orders)),
+            decoding_order=orders,
+        )
+
+    @staticmethod
+    def _orders(
+        decoding_order: str | torch.Tensor,
+        generation_mask: torch.Tensor,
+        num_orders: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+    ) -> torch.Tensor:
+        """The orders, int64 `[orders, batch, blanks]`."""
+        is_drawn = isinstance(decoding_order, str) and decoding_order == "random"
+        if num_orders < 1 or (num_orders > 1 and not is_drawn):
+            order = decoding_order if isinstance(decoding_order, str) else "a tensor"
+            raise ValueError(
+                "`num_orders` must be at least 1, and 1 for orders that are not drawn, got "
+                f"{num_orders} with decoding_order={order!r}."
+            )
+        if isinstance(decoding_order, torch.Tensor) and decoding_order.ndim == 3:
+            return torch.stack([resolve_decoding_order(order, generation_mask) for order in decoding_order])
+        return torch.stack(
+            [resolve_decoding_order(decoding_order, generation_mask, generator) for _ in range(num_orders)]
+        )
+
+    def _score_order(
+        self, canvas: torch.Tensor, real: torch.Tensor, given: torch.Tensor, order: torch.Tensor
+    ) -> torch.Tensor:
+        """Each blank's log-probability in one order: float32 `[batch, columns]`."""
+        scores = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
+        blanks = order.shape[1]
+        if blanks == 0:
+            return scores
+        rows = CanvasRows.lay_out(real, given, order)
+        rows.check_order(self.config.attention_variant)
+        # The last row's token predicts nothing any more.
+        arguments = rows.call_arguments(canvas, 0, rows.context + blanks - 1)
+        logits = self(**arguments, use_cache=False, logits_to_keep=blanks).logits
+        tokens = canvas.gather(1, order.clamp(min=0))
+        log_probs = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        # Padding of the order adds nothing to column 0.
+        return scores.scatter_add(1, order.clamp(min=0), log_probs.masked_fill(order < 0, 0.0))
+
+
+__all__ = ["AOARMScoreOutput", "AOARMScoringMixin"]

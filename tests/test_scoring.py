@@ -1,0 +1,150 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""`score`: law 2 by enumeration, agreement with generation, marginals, batches, and several orders."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from variants import all_strings, any_order_variants, tiny_model
+
+
+@any_order_variants
+def test_scores_of_all_strings_sum_to_one_in_every_order(variant):
+    model = tiny_model(variant, vocab_size=3)
+    strings = all_strings(3, 4)
+    sentences = torch.cat([torch.zeros(len(strings), 1, dtype=torch.int64), strings], dim=1)
+    for order in itertools.permutations(range(1, 5)):
+        scores = model.score(sentences, decoding_order=torch.tensor([order]).expand(len(strings), -1))
+        assert scores.log_likelihood.shape == (1, 81)
+        assert abs(scores.log_likelihood.double().exp().sum() - 1) < 1e-5
+
+
+@any_order_variants
+def test_conditionals_of_all_fillings_sum_to_one(variant):
+    """Some columns are given, some blank, one is left out: the blanks' probabilities sum to one whatever it holds."""
+    model = tiny_model(variant, vocab_size=3)
+    fillings = all_strings(3, 2)
+    canvas = torch.tensor([[1, 0, 2, 0, 1]]).repeat(9, 1)
+    canvas[:, [1, 3]] = fillings
+    blanks = torch.tensor([[False, True, False, True, False]]).expand(9, -1)
+    observed = torch.tensor([[True, True, False, True, True]]).expand(9, -1)
+    for mask in (None, observed):
+        scores = model.score(canvas, blanks, observed_mask=mask, decoding_order="left_to_right")
+        assert abs(scores.log_likelihood.double().exp().sum() - 1) < 1e-5
+    left_out = model.score(canvas, blanks, observed_mask=observed, decoding_order="left_to_right").log_likelihood
+    canvas[:, 2] = 0
+    again = model.score(canvas, blanks, observed_mask=observed, decoding_order="left_to_right").log_likelihood
+    torch.testing.assert_close(again, left_out, atol=0, rtol=0)
+    seen = model.score(canvas, blanks, decoding_order="left_to_right").log_likelihood
+    assert (seen - left_out).abs().max() > 1e-2
+
+
+@any_order_variants
+def test_generated_fillings_score_what_generation_said(variant):
+    model = tiny_model(variant)
+    canvas = torch.randint(0, 23, (3, 8), generator=torch.Generator().manual_seed(0))
+    blanks = torch.zeros(3, 8, dtype=torch.bool)
+    blanks[0, 2:6] = blanks[1, [0, 7]] = blanks[2, 1:] = True
+    attention_mask = torch.ones(3, 8, dtype=torch.int64)
+    attention_mask[1, 1:3] = 0
+    torch.manual_seed(3)
+    output = model.generate(
+        canvas,
+        generation_mask=blanks,
+        attention_mask=attention_mask,
+        decoding_order="random",
+        do_sample=True,
+        return_dict_in_generate=True,
+    )
+    scores = model.score(output.sequences, blanks, attention_mask=attention_mask, decoding_order=output.decoding_order)
+    torch.testing.assert_close(scores.log_likelihood[0], output.logprobs.sum(1), atol=1e-5, rtol=0)
+    order = output.decoding_order
+    by_step = scores.token_log_probs[0].gather(1, order.clamp(min=0)).masked_fill(order < 0, 0)
+    torch.testing.assert_close(by_step, output.logprobs, atol=1e-5, rtol=0)
+    assert (scores.token_log_probs[0][~blanks] == 0).all()
+    assert torch.equal(scores.decoding_order[0], order)
+
+
+@any_order_variants
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_examples_score_does_not_depend_on_its_neighbours(variant, side):
+    """Law 5, with orders drawn from one generator for each example."""
+    model = tiny_model(variant)
+    lengths = (7, 4, 6)
+    canvas, attention_mask = torch.full((3, 7), 9), torch.zeros(3, 7, dtype=torch.int64)
+    examples = [torch.randint(0, 23, (1, n), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    for row, example in enumerate(examples):
+        columns = slice(7 - lengths[row], 7) if side == "left" else slice(lengths[row])
+        canvas[row, columns], attention_mask[row, columns] = example[0], 1
+
+    def generators():
+        return [torch.Generator().manual_seed(n) for n in lengths]
+
+    together = model.score(canvas, attention_mask=attention_mask, num_orders=3, generator=generators())
+    for row, (example, generator) in enumerate(zip(examples, generators(), strict=True)):
+        alone = model.score(example, num_orders=3, generator=[generator])
+        torch.testing.assert_close(together.log_likelihood[:, row], alone.log_likelihood[:, 0], atol=1e-5, rtol=0)
+        kept = together.token_log_probs[:, row, attention_mask[row].bool()]
+        torch.testing.assert_close(kept, alone.token_log_probs[:, 0], atol=1e-5, rtol=0)
+
+
+@any_order_variants
+def test_several_orders_are_summed_up_by_mean_and_by_log_mean(variant):
+    model = tiny_model(variant)
+    canvas = torch.randint(0, 23, (2, 6), generator=torch.Generator().manual_seed(0))
+    scores = model.score(canvas, num_orders=5, generator=torch.Generator().manual_seed(1))
+    assert scores.token_log_probs.shape == (5, 2, 6) and scores.decoding_order.shape == (5, 2, 5)
+    assert len({tuple(order) for order in scores.decoding_order[:, 0].tolist()}) > 1
+    each = torch.stack([model.score(canvas, decoding_order=order).log_likelihood[0] for order in scores.decoding_order])
+    torch.testing.assert_close(scores.log_likelihood, each, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.mean_log_likelihood, each.mean(0), atol=1e-5, rtol=0)
+    log_mean = torch.tensor([math.log(sum(math.exp(v) for v in column) / 5) for column in each.double().T])
+    torch.testing.assert_close(scores.log_mean_likelihood.double(), log_mean.double(), atol=1e-4, rtol=0)
+    given = model.score(canvas, decoding_order=scores.decoding_order)
+    torch.testing.assert_close(given.log_likelihood, scores.log_likelihood, atol=1e-5, rtol=0)
+
+
+def test_causal_scores_left_to_right_text_as_its_loss_does():
+    model = tiny_model("causal")
+    canvas = torch.randint(0, 23, (2, 6), generator=torch.Generator().manual_seed(0))
+    scores = model.score(canvas, decoding_order="left_to_right")
+    with torch.no_grad():
+        loss = model(canvas, labels=canvas).loss
+    torch.testing.assert_close(-scores.log_likelihood.mean() / 5, loss, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="causal.*from left to right"):
+        model.score(canvas, generator=torch.Generator().manual_seed(0))
+
+
+def test_nothing_to_score_scores_zero():
+    canvas = torch.zeros(2, 3, dtype=torch.int64)
+    scores = tiny_model("two_stream").score(canvas, torch.zeros(2, 3, dtype=torch.bool))
+    assert scores.log_likelihood.tolist() == [[0.0, 0.0]]
+
+
+CANVAS = torch.zeros(2, 4, dtype=torch.int64)
+BLANKS = torch.tensor([[False, True, True, False], [False, False, True, True]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": CANVAS + 23}, "vocab_size=23"),
+        ({"input_ids": torch.where(BLANKS, 23, 0)}, r"vocab_size=23.*read.*\[0, 1\]"),
+        ({"input_ids": CANVAS[0]}, r"input_ids.*\[4\]"),
+        ({"generation_mask": BLANKS.long()}, "generation_mask.*bool.*int64"),
+        ({"observed_mask": BLANKS.long()}, "observed_mask.*bool.*int64"),
+        ({"observed_mask": BLANKS[:, :2]}, r"observed_mask.*\[2, 4\].*\[2, 2\]"),
+        ({"observed_mask": ~BLANKS}, "observed_mask.*True in the blanks"),
+        ({"observed_mask": BLANKS}, "observed_mask.*at least one given"),
+        ({"generation_mask": None, "attention_mask": [[1] * 4] * 2}, "attention_mask.*list"),
+        ({"num_orders": 0}, "num_orders.*0"),
+        ({"num_orders": 2, "decoding_order": "left_to_right"}, "num_orders.*2.*left_to_right"),
+        ({"decoding_order": "confidence"}, "decoding_order.*confidence"),
+        ({"decoding_order": torch.tensor([[[1, 2], [2, 2]]])}, "decoding_order.*exactly once"),
+        ({"generator": [torch.Generator()]}, "generator.*2 examples.*1"),
+    ],
+)
+def test_bad_input_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        tiny_model("two_stream").score(**{"input_ids": CANVAS, "generation_mask": BLANKS, **arguments})
