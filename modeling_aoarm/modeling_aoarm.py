@@ -386,6 +386,9 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
         self.model = AOARMModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # A generation config marked as the model config's is reloaded without the keys that the library does not know,
+        # such as a default decoding order.
+        self.generation_config._from_model_config = False
         self.post_init()
 
     @can_return_tuple

@@ -131,6 +131,17 @@ def test_missing_weights_are_drawn_anew_and_reported(tmp_path):
 
 
 @all_variants
+def test_a_default_decoding_order_is_saved_with_the_model(variant, tmp_path):
+    model = tiny_model(variant, eos_token_id=2, pad_token_id=1)
+    model.generation_config.decoding_order = "random"
+    for generation in range(2):
+        model.save_pretrained(tmp_path / str(generation))
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / str(generation))
+        assert model.generation_config.decoding_order == "random"
+        assert model.generation_config.eos_token_id == 2 and model.generation_config.pad_token_id == 1
+
+
+@all_variants
 def test_embeddings_can_grow_by_a_mask_token(variant):
     model = tiny_model(variant, tie_word_embeddings=True)
     rows = random_rows(variant, 2, 5)
