@@ -7,6 +7,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from .configuration_aoarm import AOARMConfig
 from .data_collator import DataCollatorForAnyOrderLM, with_example_index
 from .generation_aoarm import AOARMGenerateOutput
+from .generation_config_aoarm import AOARMGenerationConfig
 from .infilling import infill
 from .modeling_aoarm import AOARMForCausalLM, AOARMModel
 from .orders import OrderCurriculum, OrderMixture, sample_orders
@@ -17,6 +18,7 @@ __all__ = [
     "AOARMConfig",
     "AOARMForCausalLM",
     "AOARMGenerateOutput",
+    "AOARMGenerationConfig",
     "AOARMModel",
     "AOARMScoreOutput",
     "DataCollatorForAnyOrderLM",

@@ -3,7 +3,7 @@
 
 A canvas is `[batch, columns]`. Which columns are blank is a boolean mask, never a token id, so a prompt may hold any
 token, the mask token included. Rows are named by the columns that they come from: given columns first, in sentence
-order, then the blanks in decoding order.
+order unless the caller says otherwise, then the blanks in decoding order.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ def check_canvas(
     vocab_size: int,
     max_position_embeddings: int,
     reads_blanks: bool = False,
+    appended: int = 0,
 ) -> torch.Tensor:
     """Checks a batch of canvases.
 
@@ -29,6 +30,7 @@ def check_canvas(
         vocab_size: the model's; tokens that are read must be below it.
         max_position_embeddings: the most columns, padding not counted, that an example may have.
         reads_blanks: whether what stands in blanks is read, as it is when fillings are scored.
+        appended: how many blanks are appended later.
 
     Returns:
         Which columns are not padding, bool `[batch, columns]`.
@@ -69,8 +71,9 @@ def check_canvas(
             (outside & real & (~generation_mask | reads_blanks)).any(1),
         ),
         (
-            f"`input_ids` must have at most max_position_embeddings={max_position_embeddings} unpadded columns",
-            real.sum(1) > max_position_embeddings,
+            f"`input_ids` must have at most max_position_embeddings={max_position_embeddings} unpadded columns"
+            + (f", the {appended} of `max_new_tokens` included" if appended else ""),
+            real.sum(1) + appended > max_position_embeddings,
         ),
     ):
         if broken.any():
@@ -84,137 +87,128 @@ def _some(values: torch.Tensor, most: int = 8) -> str:
     return str(shown) if len(values) <= most else f"{shown} and {len(values) - most} more"
 
 
-def resolve_decoding_order(
-    decoding_order: str | torch.Tensor,
-    generation_mask: torch.Tensor,
+ADAPTIVE_ORDERS = ("confidence", "entropy", "margin")
+
+
+def resolve_order(
+    name: str,
+    order: str | torch.Tensor,
+    mask: torch.Tensor,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    names: tuple[str, ...] = ("left_to_right", "random"),
 ) -> torch.Tensor:
-    """The blanks' columns in the order in which they are filled.
+    """The columns of a mask, one after the other: blanks in decoding order, or given columns in context order.
 
     Args:
-        decoding_order: `"left_to_right"`, `"random"` (uniform over orders, drawn for each example), or int64
-            `[batch, blanks]`: each example's blank columns, each once, filled with -1 on the right.
-        generation_mask: bool `[batch, columns]`, True for blanks.
+        name: the argument that `order` comes from, for messages.
+        order: `"left_to_right"`, `"random"` (uniform over orders, drawn for each example), an adaptive order's name
+            (whose columns, ordered later, are returned from left to right), or int64 `[batch, marked]`: each example's
+            marked columns, each once, filled with -1 on the right.
+        mask: bool `[batch, columns]`, True for the columns to be ordered.
         generator: random numbers for `"random"`: the global ones, one generator for the batch, or one for each example
             (of which each example's order is then a function, whatever its neighbours and its padding are).
+        names: the names that are allowed.
 
     Returns:
-        int64 `[batch, most blanks]`, filled with -1 on the right.
+        int64 `[batch, most marked]`, filled with -1 on the right.
 
     Raises:
         ValueError: for an unknown name, a wrong shape or dtype, and an order that is not a permutation of an example's
-            blanks (repeated, missing or given columns).
+            marked columns (repeated, missing or other columns).
     """
-    counts = generation_mask.sum(1)
+    counts = mask.sum(1)
     width = int(counts.max()) if counts.numel() else 0
-    device = generation_mask.device
-    if isinstance(decoding_order, str):
-        if decoding_order == "left_to_right":
-            keys = torch.arange(generation_mask.shape[1], device=device).float().expand_as(generation_mask)
-        elif decoding_order == "random":
-            keys = _random_keys(generation_mask, generator)
+    device = mask.device
+    if isinstance(order, str):
+        if order not in names:
+            listed = ", ".join(repr(each) for each in names)
+            raise ValueError(f"`{name}` must be {listed} or an int64 tensor of columns, got {order!r}.")
+        if order == "random":
+            keys = _random_keys(mask, generator)
         else:
-            raise ValueError(
-                "`decoding_order` must be 'left_to_right', 'random' or an int64 tensor of columns, got "
-                f"{decoding_order!r}."
-            )
-        order = keys.masked_fill(~generation_mask, torch.inf).argsort(dim=1, stable=True)[:, :width]
-        return order.masked_fill(torch.arange(width, device=device) >= counts[:, None], -1)
+            keys = torch.arange(mask.shape[1], device=device).float().expand_as(mask)
+        columns = keys.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)[:, :width]
+        return columns.masked_fill(torch.arange(width, device=device) >= counts[:, None], -1)
 
-    batch, columns = generation_mask.shape
-    if not isinstance(decoding_order, torch.Tensor) or decoding_order.dtype != torch.int64:
-        got = getattr(decoding_order, "dtype", type(decoding_order).__name__)
-        raise ValueError(f"`decoding_order` must be a name or an int64 tensor of columns, got {got}.")
-    if decoding_order.ndim != 2 or decoding_order.shape[0] != batch or decoding_order.shape[1] < width:
+    batch, columns = mask.shape
+    if not isinstance(order, torch.Tensor) or order.dtype != torch.int64:
+        got = getattr(order, "dtype", type(order).__name__)
+        raise ValueError(f"`{name}` must be a name or an int64 tensor of columns, got {got}.")
+    kind = "blanks" if name == "decoding_order" else "given columns"
+    if order.ndim != 2 or order.shape[0] != batch or order.shape[1] < width:
         raise ValueError(
-            f"`decoding_order` must have the shape [batch, blanks] with batch={batch} and at least {width} blanks; "
-            f"got {list(decoding_order.shape)}."
+            f"`{name}` must have the shape [batch, {kind}] with batch={batch} and at least {width} {kind}; "
+            f"got {list(order.shape)}."
         )
-    order = decoding_order.to(device)
+    order = order.to(device)
     filled = order >= 0
     is_place = torch.arange(order.shape[1], device=device) < counts[:, None]
     if ((order < -1) | (order >= columns)).any() or (filled != is_place).any():
         raise ValueError(
-            "`decoding_order` must hold one column in [0, columns) for each blank, then -1 to the right; got "
-            f"{_some(decoding_order)} for {_some(counts)} blanks and {columns} columns."
+            f"`{name}` must hold one column in [0, columns) for each of the {kind}, then -1 to the right; got "
+            f"{_some(order)} for {_some(counts)} {kind} and {columns} columns."
         )
     times = torch.zeros(batch, columns, dtype=torch.int64, device=device)
     times.scatter_add_(1, order.clamp(min=0), filled.long())
-    if (times != generation_mask.long()).any():
+    if (times != mask.long()).any():
         raise ValueError(
-            "`decoding_order` must name each blank of its example exactly once and nothing else (repeated, missing or "
-            f"given columns are not allowed); got {_some(decoding_order)}."
+            f"`{name}` must name each of its example's {kind} exactly once and nothing else (repeated, missing or "
+            f"other columns are not allowed); got {_some(order)}."
         )
     return order[:, :width]
 
 
 def _random_keys(
-    generation_mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
+    mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> torch.Tensor:
-    """A uniform random number for each blank: `[batch, columns]`; what stands elsewhere is of no use."""
+    """A uniform random number for each marked column: `[batch, columns]`; what stands elsewhere is of no use."""
     if generator is None or isinstance(generator, torch.Generator):
-        return torch.rand(generation_mask.shape, generator=generator, device=generation_mask.device)
-    if len(generator) != len(generation_mask):
-        raise ValueError(
-            f"`generator` must be one generator or one for each of {len(generation_mask)} examples, got "
-            f"{len(generator)}."
-        )
-    keys = torch.zeros(generation_mask.shape, device=generation_mask.device)
-    for row, (own, blanks) in enumerate(zip(generator, generation_mask, strict=True)):
-        keys[row, blanks] = torch.rand(int(blanks.sum()), generator=own, device=own.device).to(keys.device)
+        device = mask.device if generator is None else generator.device
+        return torch.rand(mask.shape, generator=generator, device=device).to(mask.device)
+    keys = torch.zeros(mask.shape, device=mask.device)
+    for row, (own, marked) in enumerate(zip(generator, mask, strict=True)):
+        keys[row, marked] = torch.rand(int(marked.sum()), generator=own, device=own.device).to(keys.device)
     return keys
+
+
+def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, batch: int) -> None:
+    """Raises a ValueError unless there are no generators, one, or one for each of `batch` examples."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, Sequence) or not all(isinstance(each, torch.Generator) for each in generator):
+        kind = type(generator).__name__
+        raise ValueError(f"`generator` must be a torch.Generator or a sequence of them, got {kind}.")
+    if len(generator) != batch:
+        count = len(generator)
+        raise ValueError(f"`generator` must be one generator or one for each of {batch} examples, got {count}.")
 
 
 @dataclass
 class CanvasRows:
-    """The rows that a batch of canvases turns into: given columns in sentence order, then blanks in decoding order.
-
-    Examples with fewer given tokens have padding on the left, so that the last given row of all stands in one place;
-    those with fewer blanks have it on the right.
+    """The rows that a batch of canvases turns into: context columns in their order, then blanks in decoding order.
 
     Args:
-        columns: int64 `[batch, rows]`, where each row's token stands in its canvas; -1 for padding.
+        columns: int64 `[batch, rows]`, where each row's token stands in its canvas; -1 for padding, on the right.
         places: int64 `[batch, columns]`, the content position of each column: padded columns are not counted.
-        context: how many of the rows, the first ones, are given.
+        given: int64 `[batch]`, how many of an example's rows, the first ones, are context.
     """
 
     columns: torch.Tensor
     places: torch.Tensor
-    context: int
+    given: torch.Tensor
 
     @classmethod
-    def lay_out(cls, real: torch.Tensor, given: torch.Tensor, order: torch.Tensor) -> "CanvasRows":
+    def lay_out(cls, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor) -> "CanvasRows":
         """Lays rows out.
 
         Args:
             real: bool `[batch, columns]`, which columns are not padding.
-            given: bool `[batch, columns]`, which columns are context, at least one in each example.
-            order: int64 `[batch, blanks]`, see [`resolve_decoding_order`].
+            context: int64 `[batch, given]`, the context's columns in their order, -1 on the right; at least one each.
+            order: int64 `[batch, blanks]`, the blanks' columns in their order, -1 on the right.
         """
-        context = int(given.sum(1).max())
-        given_columns = given.long().argsort(dim=1, stable=True)[:, -context:]
-        given_columns = given_columns.masked_fill(~given.gather(1, given_columns), -1)
-        return cls(torch.cat([given_columns, order], dim=1), real.long().cumsum(1) - 1, context)
-
-    def tokens(self, canvas: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """The tokens of rows `start` to `stop` - 1, int64 `[batch, stop - start]`.
-
-        Rows of padding repeat the last given token: what stands in blanks and in padded columns is never read.
-        """
-        columns = self.columns[:, start:stop]
-        return canvas.gather(1, columns.where(columns >= 0, self.columns[:, self.context - 1 : self.context]))
-
-    def call_arguments(self, canvas: torch.Tensor, start: int, stop: int) -> dict[str, torch.Tensor]:
-        """The model's arguments for rows `start` to `stop` - 1, whose tokens stand in `canvas` `[batch, columns]`."""
-        columns = self.columns[:, start : stop + 1]
-        positions = self.places.gather(1, columns.clamp(min=0))
-        own, following = positions[:, :-1], positions[:, 1:]
-        return {
-            "input_ids": self.tokens(canvas, start, stop),
-            "attention_mask": (self.columns[:, :stop] >= 0).long(),
-            "position_ids": own,
-            "target_position_ids": torch.where(columns[:, 1:] >= 0, following, own + 1),
-        }
+        columns = torch.cat([context, order], dim=1)
+        columns = columns.gather(1, (columns < 0).long().argsort(dim=1, stable=True))
+        return cls(columns, real.long().cumsum(1) - 1, (context >= 0).sum(1))
 
     def check_order(self, attention_variant: str) -> None:
         """Raises a ValueError for `causal` unless each row stands right behind the row before it."""
@@ -228,4 +222,58 @@ class CanvasRows:
             )
 
 
-__all__ = ["CanvasRows", "check_canvas", "resolve_decoding_order"]
+@dataclass
+class RowBlock:
+    """Rows of the same number for each example, one behind the other, as the arguments of a call.
+
+    Args:
+        numbers: int64 `[batch, rows]`, which of its example's rows each one is.
+        real: bool `[batch, rows]`, False for padding, on either side: such rows repeat the first given token.
+        input_ids: int64 `[batch, rows]`.
+        position_ids: int64 `[batch, rows]`.
+        target_position_ids: int64 `[batch, rows, targets]`, the places of the rows that come next; own position + 1
+            where there are none.
+    """
+
+    numbers: torch.Tensor
+    real: torch.Tensor
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    target_position_ids: torch.Tensor
+
+    @classmethod
+    def cut(
+        cls,
+        canvas: torch.Tensor,
+        rows: CanvasRows,
+        first: torch.Tensor,
+        stop: torch.Tensor,
+        end: torch.Tensor,
+        width: int,
+        targets: int = 1,
+    ) -> "RowBlock":
+        """Cuts the `width` rows before row `end` out of each example.
+
+        Args:
+            canvas: int64 `[batch, columns]`, the tokens.
+            rows: where they stand.
+            first, stop: int64 `[batch]`; rows before `first` and from `stop` on are padding, and not read.
+            end: int64 `[batch]`.
+            width: how many rows.
+            targets: how many of the rows after it each row asks for.
+        """
+        numbers = end[:, None] + torch.arange(-width, 0, device=end.device)
+        real = (numbers >= first[:, None]) & (numbers < stop[:, None])
+        read = numbers.where(real, 0)
+        columns = rows.columns.gather(1, read)
+        position_ids = rows.places.gather(1, columns)
+        following = read[..., None] + torch.arange(1, targets + 1, device=end.device)
+        asked = following.clamp(max=rows.columns.shape[1] - 1)
+        asked_columns = rows.columns.gather(1, asked.flatten(1))
+        known = (asked_columns >= 0) & (following.flatten(1) < rows.columns.shape[1])
+        asked_places = rows.places.gather(1, asked_columns.clamp(min=0)).view(following.shape)
+        target_position_ids = asked_places.where(known.view(following.shape), position_ids[..., None] + 1)
+        return cls(numbers, real, canvas.gather(1, columns), position_ids, target_position_ids)
+
+
+__all__ = ["ADAPTIVE_ORDERS", "CanvasRows", "RowBlock", "check_canvas", "check_generators", "resolve_order"]

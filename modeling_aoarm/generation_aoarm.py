@@ -1,48 +1,21 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Generation in any order, on a key-value cache: a mixin that goes before the library's `GenerationMixin`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
-from transformers.generation import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    GenerationConfig,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers.generation import GenerationConfig, LogitsProcessorList
 from transformers.utils import ModelOutput
 
-from .canvas import CanvasRows, check_canvas, resolve_decoding_order
+from .cache_aoarm import CanvasCache
+from .canvas import ADAPTIVE_ORDERS, CanvasRows, check_canvas, check_generators, resolve_order
+from .decoding_aoarm import CanvasFilling, DecodingPlan
+from .generation_config_aoarm import DECODING_ORDERS, AOARMGenerationConfig, check_steps, step_sizes
+from .reading_aoarm import RowReader, check_backend
+from .sampling_aoarm import TokenSampler, check_order_free
 
-
-# Processors whose meaning does not depend on where tokens stand. Others read the rows before as the text to the left.
-ORDER_FREE_PROCESSORS = (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
 
 # Options of the library's generation that canvases have no use for: refused, so that nobody waits for their effect.
 UNUSED_OPTIONS = (
@@ -70,19 +43,34 @@ class AOARMGenerateOutput(ModelOutput):
         sequences: int64 `[batch, columns]`, the filled canvases in sentence order. Blanks closed by an end of sentence
             hold the padding token.
         decoding_order: int64 `[batch, blanks]`, the columns in the order in which they were filled, -1 on the right.
-        logprobs: `[batch, blanks]`, the model's log-probability (nats, before any processing) of each filled token,
-            aligned with `decoding_order`, 0 where that is -1. A row's sum is the log-probability of its filling.
+        logprobs: float32 `[batch, blanks]`, the model's log-probability (nats, before any processing) of each filled
+            token, aligned with `decoding_order`, 0 where that is -1. Where each pass fills one blank, and in
+            speculation, a token's is given the context and all tokens before it, and a row's sum is the log-probability
+            of its filling; tokens of the same pass do not see each other.
+        decoding_steps: int64 `[batch, blanks]`, the number (from 0) of the forward pass in which each was filled.
         forward_passes: how many times the model ran.
+        tokens_per_forward: float32 `[batch]`, an example's filled blanks divided by the passes up to its last one.
+        past_key_values: what the model has read, for a call that continues the canvases; `None` without a cache.
     """
 
     sequences: torch.LongTensor | None = None
     decoding_order: torch.LongTensor | None = None
     logprobs: torch.FloatTensor | None = None
+    decoding_steps: torch.LongTensor | None = None
     forward_passes: int | None = None
+    tokens_per_forward: torch.FloatTensor | None = None
+    past_key_values: CanvasCache | None = None
 
 
 class AOARMGenerationMixin:
     """`generate` for canvases with blanks. Without blanks it is the library's own `generate`, left to right."""
+
+    def adjust_generation_fn(self, *args, **kwargs) -> None:
+        # The library loads its own class here, which keeps our entries but does not check them.
+        super().adjust_generation_fn(*args, **kwargs)
+        values = self.generation_config.to_dict()
+        values.pop("_from_model_config", None)
+        self.generation_config = self.generation_config_class.from_dict(values)
 
     @torch.no_grad()
     def generate(
@@ -101,178 +89,303 @@ class AOARMGenerationMixin:
         *,
         generation_mask: torch.Tensor | None = None,
         decoding_order: str | torch.Tensor | None = None,
+        tokens_per_step: int | str | None = None,
+        draft_length: int | None = None,
+        context_order: str | torch.Tensor = "left_to_right",
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        progress_bar: bool = False,
         **kwargs,
     ) -> AOARMGenerateOutput | torch.LongTensor | Any:
-        """Fills the blanks of canvases, one per forward pass, in any order, on a key-value cache.
+        """Fills the blanks of canvases in any order, on a key-value cache.
 
-        Without `generation_mask` this is the library's `generate`, with all its parameters and modes.
+        Without blanks, and without an argument here that asks for more than left-to-right text, this is the library's
+        `generate`, with all its parameters and modes. What a call leaves out comes from the generation config.
 
         Args:
             inputs (or `input_ids`): int64 `[batch, columns]`, canvases in sentence order. What stands in a blank is not
                 read, and no token id means "blank".
             generation_config, logits_processor, **kwargs: as in the library: `do_sample`, `temperature`, `top_k`,
                 `top_p` and the other warpers that do not depend on order, `num_return_sequences`, `use_cache`,
-                `cache_implementation`, `return_dict_in_generate`, ... Custom processors are given the rows so far in
+                `cache_implementation` (`"dynamic"` or `"static"`, whose passes have equal shapes and are compiled where
+                the library compiles), `return_dict_in_generate`, ... Custom processors are given the rows so far in
                 generation order.
+            streamer: its `put` gets the canvases as they are given and as they are in the end, its `put_draft`, where
+                it has one, the canvases after each pass (see [`~modeling_aoarm.streaming.CanvasStreamer`]).
             generation_mask: bool `[batch, columns]`, True for blanks. Examples may have different numbers of them.
-            decoding_order: `"left_to_right"`, `"random"` (drawn for each example from the global random numbers), or
-                int64 `[batch, blanks]`, blank columns in the order in which to fill them, -1 on the right. Default:
-                `generation_config.decoding_order` where there is one, else `"left_to_right"`.
+            decoding_order: `"left_to_right"` (the default); `"random"` (drawn for each example); `"confidence"`,
+                `"entropy"` or `"margin"`, with which each pass fills the blanks that the model is surest about, see
+                [`~modeling_aoarm.decoding_aoarm.certainty`]; or int64 `[batch, blanks]`, blank columns in the order in
+                which to fill them, -1 on the right.
+            tokens_per_step: how many blanks one pass fills, see [`AOARMGenerationConfig`]. Tokens of one pass do not
+                see each other: above 1 this is fast and approximate.
+            draft_length: how many drafts one pass verifies in any-subset speculative decoding (2504.20456), for orders
+                that are known before. The samples follow the one-by-one distribution of that order exactly.
+            context_order: the order of the given tokens, which are the rows before all blanks: `"left_to_right"`, or
+                int64 `[batch, given]`, columns, -1 on the right. Results depend on it.
+            generator: the source of all random numbers: one generator, or one for each canvas, of which its filling is
+                then a function whatever the batch is. Default: the global random numbers.
+            progress_bar: whether to show one.
             attention_mask (in `kwargs`): `[batch, columns]`, 0 for padding, on either side. It defines the positions.
+            max_new_tokens (in `kwargs`): appends so many blanks to each canvas, in new columns on the right. Only the
+                call's own counts here, never a generation config's.
+            past_key_values (in `kwargs`): the cache that an earlier call returned, for canvases that continue its
+                result. The rows that it knows come first, in their order, then the other given tokens from left to
+                right. It stays as it is.
 
-        Given tokens are the rows before all blanks, in sentence order. An end-of-sentence token (`eos_token_id`) may be
-        filled in only to the right of every token that is there; it closes the blanks to its right, which become
-        padding. `eos_token_id=None` in the call switches this off.
+        An end-of-sentence token (`eos_token_id`) may be filled in only to the right of every token that is there; it
+        closes the blanks to its right, which become padding. `eos_token_id=None` in the call switches this off.
 
         Returns:
             The filled canvases, int64 `[batch, columns]` (times `num_return_sequences`), or [`AOARMGenerateOutput`].
 
         Raises:
             ValueError: for malformed canvases and orders, for modes and processors that need left-to-right order
-                together with blanks, and for orders that `causal` cannot follow.
+                together with blanks, for drafts in adaptive orders or with several tokens per step, and for what
+                `causal`, which knows no targets, cannot do.
         """
         library_arguments = {
             "stopping_criteria": stopping_criteria,
             "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
             "synced_gpus": synced_gpus,
             "assistant_model": assistant_model,
-            "streamer": streamer,
             "negative_prompt_ids": negative_prompt_ids,
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "custom_generate": custom_generate,
         }
-        if generation_mask is None:
-            named_order = None if isinstance(decoding_order, torch.Tensor) else decoding_order
-            if decoding_order is not None and named_order != "left_to_right":
-                raise ValueError(
-                    "`decoding_order` needs `generation_mask`, which says where the blanks are; without blanks text "
-                    f"grows from left to right. Got decoding_order={decoding_order!r} and no mask."
-                )
-            return super().generate(inputs, generation_config, logits_processor, **library_arguments, **kwargs)
-
+        is_left_to_right = isinstance(decoding_order, str) and decoding_order == "left_to_right"
+        asks_for_more = (
+            (decoding_order is not None and not is_left_to_right)
+            or tokens_per_step not in (None, 1)
+            or draft_length is not None
+        )
+        if generation_mask is None and not asks_for_more:
+            return super().generate(
+                inputs, generation_config, logits_processor, streamer=streamer, **library_arguments, **kwargs
+            )
         for name, value in library_arguments.items():
             if value is not None and value is not False:
                 raise ValueError(f"`{name}` cannot be combined with `generation_mask`: it needs left-to-right text.")
-        for name in ("max_new_tokens", "min_new_tokens", "max_length", "min_length"):
+        for name in ("min_new_tokens", "max_length", "min_length"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` cannot be combined with `generation_mask`: the canvas has its own length.")
         if inputs is not None and kwargs.get("input_ids") is not None:
             raise ValueError("`inputs` and `input_ids` name the same argument; give one of them.")
+        max_new_tokens = kwargs.pop("max_new_tokens", None)
         canvas = inputs if inputs is not None else kwargs.pop("input_ids", None)
         generation_config, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
         self._validate_model_kwargs(model_kwargs.copy())
         attention_mask = model_kwargs.pop("attention_mask", None)
+        past_key_values = model_kwargs.pop("past_key_values", None)
         for name, value in model_kwargs.items():
             if value is not None and not name.startswith("output_"):
                 raise ValueError(f"`{name}` cannot be combined with `generation_mask`: rows and cache are made here.")
         for name in UNUSED_OPTIONS:
             if value := getattr(generation_config, name, None):
                 raise ValueError(f"`{name}` has no meaning together with `generation_mask`, got {value}.")
-        if self.training and self.is_gradient_checkpointing:
-            # Layers that are to be computed again drop the cache.
-            generation_config.use_cache = False
 
-        real = check_canvas(
-            canvas,
-            generation_mask,
-            attention_mask,
-            self.config.vocab_size,
-            self.config.max_position_embeddings,
-        )
-        canvas = canvas.long()
+        if generation_mask is None and max_new_tokens is None:
+            order = "a tensor" if isinstance(decoding_order, torch.Tensor) else repr(decoding_order)
+            raise ValueError(
+                "`decoding_order`, `tokens_per_step` and `draft_length` need blanks: `generation_mask`, which says "
+                f"where they are, or `max_new_tokens`. Got neither, with decoding_order={order}, "
+                f"tokens_per_step={tokens_per_step!r} and draft_length={draft_length}."
+            )
+        canvas, generation_mask, real = self._canvas(canvas, generation_mask, attention_mask, max_new_tokens)
+        copies = generation_config.num_return_sequences or 1
+        check_generators(generator, len(canvas) * copies)
         if decoding_order is None:
             decoding_order = getattr(generation_config, "decoding_order", None) or "left_to_right"
-        copies = generation_config.num_return_sequences or 1
-        batch = canvas.shape[0]
+        # What the call says wins over what the generation config says, also where one excludes the other.
+        if tokens_per_step is None and draft_length is None:
+            tokens_per_step = getattr(generation_config, "tokens_per_step", None)
+            draft_length = getattr(generation_config, "draft_length", None)
+        check_steps(decoding_order, tokens_per_step, draft_length)
         if isinstance(decoding_order, torch.Tensor):
-            order = resolve_decoding_order(decoding_order, generation_mask).repeat_interleave(copies, 0)
-        canvas, generation_mask, real = (t.repeat_interleave(copies, 0) for t in (canvas, generation_mask, real))
+            order = resolve_order("decoding_order", decoding_order, generation_mask).repeat_interleave(copies, 0)
+        positions = real.long().cumsum(1) - 1
+        context = self._context(context_order, canvas, positions, real & ~generation_mask, past_key_values)
+        canvas, generation_mask, real, context = (
+            each.repeat_interleave(copies, 0) for each in (canvas, generation_mask, real, context)
+        )
         if not isinstance(decoding_order, torch.Tensor):
             # Drawn for each sequence, so after the canvases are repeated.
-            order = resolve_decoding_order(decoding_order, generation_mask)
-        rows = CanvasRows.lay_out(real, real & ~generation_mask, order)
+            order = resolve_order("decoding_order", decoding_order, generation_mask, generator, DECODING_ORDERS)
+        rows = CanvasRows.lay_out(real, context, order)
+        plan = DecodingPlan(
+            adaptive=decoding_order if isinstance(decoding_order, str) and decoding_order in ADAPTIVE_ORDERS else None,
+            sizes=[step_sizes(tokens_per_step, blanks) for blanks in generation_mask.sum(1).tolist()],
+            draft_length=draft_length or 0,
+        )
         rows.check_order(self.config.attention_variant)
+        if plan.asks_ahead:
+            check_backend(self)
+            if self.config.attention_variant == "causal":
+                raise ValueError(
+                    "attention_variant='causal' knows no target but the next place: `tokens_per_step`, `draft_length` "
+                    f"and adaptive orders need another variant. Got tokens_per_step={tokens_per_step!r}, "
+                    f"draft_length={draft_length} and decoding_order={plan.adaptive or 'a fixed order'!r}."
+                )
 
         self._prepare_special_tokens(generation_config, attention_mask is not None, device=canvas.device)
         processors = self._order_free_processors(generation_config, logits_processor, canvas)
-        cache_kwargs = {}
-        self._prepare_cache_for_generation(generation_config, cache_kwargs, None, batch, rows.columns.shape[1])
-        output = self._fill_blanks(canvas, rows, generation_config, processors, cache_kwargs.get("past_key_values"))
-        return output if generation_config.return_dict_in_generate else output.sequences
+        reader, cached = self._reader(generation_config, rows, plan, past_key_values, copies)
+        sampler = TokenSampler(
+            processors, generation_config.do_sample, generation_config._eos_token_tensor, generator, plan.draws
+        )
+        filling = CanvasFilling(
+            reader,
+            canvas,
+            rows,
+            plan,
+            sampler,
+            generation_config._pad_token_tensor,
+            cached,
+            # Processors of the caller's own may tell examples by their place in the batch.
+            keeps_batch=reader.is_fixed or bool(logits_processor),
+            keeps_cache=generation_config.return_dict_in_generate,
+            streamer=streamer,
+            progress_bar=progress_bar,
+        )
+        if streamer is not None:
+            streamer.put(canvas.cpu())
+        try:
+            filling.run()
+            if streamer is not None:
+                streamer.put(filling.results["canvas"][:, :-1].cpu())
+        finally:
+            if streamer is not None:
+                streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return filling.results["canvas"][:, :-1]
+        return self._output(filling, rows)
 
-    def _fill_blanks(
+    def _canvas(
         self,
         canvas: torch.Tensor,
-        rows: CanvasRows,
+        generation_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        max_new_tokens: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The canvas with the blanks that are appended, its blanks, and which of its columns are not padding."""
+        if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
+            raise ValueError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
+        appended = max_new_tokens or 0
+        if generation_mask is None and isinstance(canvas, torch.Tensor):
+            generation_mask = torch.zeros(canvas.shape, dtype=torch.bool, device=canvas.device)
+        limits = self.config.vocab_size, self.config.max_position_embeddings
+        real = check_canvas(canvas, generation_mask, attention_mask, *limits, appended=appended)
+        canvas, generation_mask, real = (
+            torch.nn.functional.pad(each, (0, appended), value=True) for each in (canvas.long(), generation_mask, real)
+        )
+        # What stands in blanks is not read, but streamers show it.
+        return canvas.masked_fill(generation_mask, self.config.mask_token_id or 0), generation_mask, real
+
+    @staticmethod
+    def _context(
+        context_order: str | torch.Tensor,
+        canvas: torch.Tensor,
+        positions: torch.Tensor,
+        given: torch.Tensor,
+        cache: CanvasCache | None,
+    ) -> torch.Tensor:
+        """The given columns in the order of their rows, int64 `[batch, given]`: those that the cache knows first."""
+        if cache is None:
+            return resolve_order("context_order", context_order, given, names=("left_to_right",))
+        if not isinstance(cache, CanvasCache) or cache.columns is None:
+            raise ValueError(
+                "`past_key_values` must be what `generate` returned for canvases together with `generation_mask`, got "
+                f"{type(cache).__name__}."
+            )
+        if not isinstance(context_order, str) or context_order != "left_to_right":
+            raise ValueError("`context_order` cannot be given together with `past_key_values`, which has an order.")
+        known, is_row = cache.columns.clamp(min=0), cache.columns >= 0
+        if len(known) != len(canvas) or int(known.max()) >= canvas.shape[1]:
+            raise ValueError(
+                f"`past_key_values` must belong to the canvases that are continued: it knows {len(known)} of up to "
+                f"{int(known.max()) + 1} columns, got `input_ids` of shape {list(canvas.shape)}."
+            )
+        for name, values, expected in (
+            ("given tokens", given.gather(1, known), is_row),
+            ("the same tokens", canvas.gather(1, known), cache.tokens),
+            ("the same positions", positions.gather(1, known), cache.positions),
+        ):
+            broken = ((values != expected) & is_row).any(1)
+            if broken.any():
+                raise ValueError(
+                    f"`past_key_values` must find {name} in the columns that it knows; broken by example(s) "
+                    f"{broken.nonzero().flatten().tolist()}."
+                )
+        # Padding of the cache's columns marks a column of its own, which is cut off again.
+        is_known = torch.nn.functional.pad(torch.zeros_like(given), (0, 1))
+        is_known = is_known.scatter(1, known.where(is_row, given.shape[1]), True)[:, :-1]
+        rest = resolve_order("context_order", "left_to_right", given & ~is_known)
+        return torch.cat([cache.columns, rest], dim=1)
+
+    def _reader(
+        self,
         generation_config: GenerationConfig,
-        processors: LogitsProcessorList,
-        cache: Cache | None,
-    ) -> AOARMGenerateOutput:
-        """Fills one blank of every example per forward pass, until all are filled or closed."""
-        canvas = canvas.clone()
-        order = rows.columns[:, rows.context :]
-        logprobs = torch.zeros(order.shape, device=canvas.device)
-        rightmost = rows.columns[:, : rows.context].amax(1)
-        step = 0
-        while step < order.shape[1] and (order[:, step] >= 0).any():
-            column = order[:, step]
-            active = column >= 0
-            stop = rows.context + step
-            start = stop - 1 if cache is not None and step > 0 else 0
-            arguments = rows.call_arguments(canvas, start, stop)
-            logits = self(**arguments, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1).logits
-            logits = logits[:, -1].float()
-            scores = self._forbid_early_end(logits, column < rightmost, generation_config._eos_token_tensor)
-            scores = processors(rows.tokens(canvas, 0, stop), scores)
-            if generation_config.do_sample:
-                token = torch.multinomial(scores.softmax(-1), 1)[:, 0]
-            else:
-                token = scores.argmax(-1)
-            place = column.clamp(min=0)[:, None]
-            canvas.scatter_(1, place, torch.where(active[:, None], token[:, None], canvas.gather(1, place)))
-            logprob = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-            logprobs[:, step] = torch.where(active, logprob, 0.0)
-            rightmost = torch.maximum(rightmost, column)
-            step += 1
-            if generation_config._eos_token_tensor is not None:
-                ended = active & torch.isin(token, generation_config._eos_token_tensor)
-                if ended.any():
-                    self._close_blanks(canvas, order, step, ended, column, generation_config._pad_token_tensor)
-        most = int((order >= 0).sum(1).max()) if order.shape[1] else 0
+        rows: CanvasRows,
+        plan: DecodingPlan,
+        cache: CanvasCache | None,
+        copies: int,
+    ) -> tuple[RowReader, torch.Tensor]:
+        """What reads the rows, and how many of each example's rows it has read, int64 `[batch]`."""
+        nothing = torch.zeros_like(rows.given)
+        if generation_config.use_cache is False or (self.training and self.is_gradient_checkpointing):
+            # Layers that are to be computed again in training drop the cache.
+            if cache is not None:
+                raise ValueError("`past_key_values` needs a cache, got use_cache=False or activation checkpointing.")
+            return RowReader(self, None, is_read=False), nothing
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic", "static"):
+            raise ValueError(
+                "`cache_implementation` must be 'dynamic' or 'static' together with `generation_mask`, got "
+                f"{implementation!r}."
+            )
+        is_fixed = implementation == "static"
+        capacity = rows.columns.shape[1] + plan.draft_length
+        if self.config.attention_variant != "two_stream":
+            # Room for the copies of rows that ask for several targets.
+            targets = int((rows.columns >= 0).sum(1).sub(rows.given).max()) if plan.adaptive else plan.most
+            capacity += (1 + plan.draft_length) * plan.draft_length if plan.draft_length else max(targets - 1, 0)
+        if is_fixed:
+            capacity = max(capacity, generation_config.max_cache_len or 0)
+        if cache is None:
+            new = CanvasCache(self.config.num_hidden_layers, capacity, is_fixed)
+            reader, cached = RowReader(self, new, is_read=False), nothing
+        else:
+            cached = cache.lengths.repeat_interleave(copies, 0)
+            examples = torch.arange(len(cache.lengths), device=cached.device).repeat_interleave(copies, 0)
+            reader = RowReader(self, cache.take(examples, capacity, is_fixed), is_read=True)
+        if is_fixed and self._valid_auto_compile_criteria({"past_key_values": reader.cache}, generation_config):
+            reader.compiled_call = self.get_compiled_call(generation_config.compile_config)
+        return reader, cached
+
+    @staticmethod
+    def _output(filling: CanvasFilling, rows: CanvasRows) -> AOARMGenerateOutput:
+        """The results in the form that callers get."""
+        results, given = filling.results, rows.given
+        filled = results["decided"] - given
+        blanks = torch.arange(int(filled.max()), device=given.device)
+        numbers = (given[:, None] + blanks).clamp(max=results["columns"].shape[1] - 1)
+        is_blank = blanks < filled[:, None]
+        order, logprobs, steps = (results[name].gather(1, numbers) for name in ("columns", "logprobs", "steps"))
+        steps = steps.masked_fill(~is_blank, -1)
+        passes = steps.amax(1) + 1 if len(blanks) else torch.zeros_like(filled)
+        canvas, cache = results["canvas"][:, :-1], filling.whole_cache()
+        if cache is not None:
+            columns = results["columns"][:, :-1]
+            read = columns.clamp(min=0)
+            cache.describe(columns, canvas.gather(1, read), rows.places.gather(1, read), results["cached"])
         return AOARMGenerateOutput(
             sequences=canvas,
-            decoding_order=order[:, :most].clone(),
-            logprobs=logprobs[:, :most],
-            forward_passes=step,
+            decoding_order=order.masked_fill(~is_blank, -1),
+            logprobs=logprobs.masked_fill(~is_blank, 0.0),
+            decoding_steps=steps,
+            forward_passes=filling.reader.passes,
+            tokens_per_forward=filled / passes.clamp(min=1),
+            past_key_values=cache,
         )
-
-    @staticmethod
-    def _forbid_early_end(
-        logits: torch.Tensor, is_early: torch.Tensor, eos_token_ids: torch.Tensor | None
-    ) -> torch.Tensor:
-        """`logits` `[batch, vocab]` without the end of sentence where a token already stands further right."""
-        if eos_token_ids is None:
-            return logits
-        scores = logits.clone()
-        scores[:, eos_token_ids] = scores[:, eos_token_ids].masked_fill(is_early[:, None], -torch.inf)
-        return scores
-
-    @staticmethod
-    def _close_blanks(
-        canvas: torch.Tensor,
-        order: torch.Tensor,
-        step: int,
-        ended: torch.Tensor,
-        column: torch.Tensor,
-        pad_token: torch.Tensor,
-    ) -> None:
-        """Takes the blanks right of a new end of sentence out of `order` (in place) and pads them in `canvas`."""
-        coming = order[:, step:]
-        closed = ended[:, None] & (coming > column[:, None])
-        for example in closed.any(1).nonzero().flatten().tolist():
-            canvas[example, coming[example, closed[example]]] = pad_token
-        kept_first = closed.long().argsort(dim=1, stable=True)
-        coming.copy_(coming.masked_fill(closed, -1).gather(1, kept_first))
 
     def _order_free_processors(
         self, generation_config: GenerationConfig, logits_processor: LogitsProcessorList | None, canvas: torch.Tensor
@@ -293,13 +406,7 @@ class AOARMGenerationMixin:
             device=canvas.device,
             model_kwargs={},
         )
-        for processor in processors:
-            if not isinstance(processor, ORDER_FREE_PROCESSORS) and all(processor is not own for own in custom):
-                raise ValueError(
-                    f"{type(processor).__name__}, set by the generation config, cannot be combined with "
-                    "`generation_mask`: it may read the tokens so far as the text to the left. Got "
-                    f"{processor.__dict__}."
-                )
+        check_order_free(processors, custom)
         return processors
 
 

@@ -40,8 +40,10 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .cache_aoarm import CanvasCache
 from .configuration_aoarm import AOARMConfig
 from .generation_aoarm import AOARMGenerationMixin
+from .generation_config_aoarm import AOARMGenerationConfig
 from .packing import as_indices, check_first_labels, packed_causal_mask
 from .positions import RowPositions
 from .scoring_aoarm import AOARMScoringMixin
@@ -305,7 +307,8 @@ class AOARMModel(AOARMPreTrainedModel):
                 "`target_position_ids` of shape [batch, rows, targets] needs attention_variant='two_stream': a single "
                 f"stream has one target per row. Got attention_variant={self.config.attention_variant!r}."
             )
-        if is_given and not torch.compiler.is_compiling():
+        # `generate` has checked the rows of its own cache.
+        if is_given and not torch.compiler.is_compiling() and not isinstance(past_key_values, CanvasCache):
             positions.check(self.config, past_key_values)
 
         targets = positions.targets if several_targets else positions.targets[..., None]
@@ -378,6 +381,7 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
     tokens in generation order, and row r predicts the token at `target_position_ids[:, r]`.
     """
 
+    generation_config_class = AOARMGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -386,9 +390,6 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
         self.model = AOARMModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # A generation config marked as the model config's is reloaded without the keys that the library does not know,
-        # such as a default decoding order.
-        self.generation_config._from_model_config = False
         self.post_init()
 
     @can_return_tuple

@@ -27,6 +27,7 @@ class RowPositions:
             included: the content positions of left-to-right text.
         starts: bool `[batch, rows]`, the first rows of packed segments (and of runs of padding); `None` if not packed.
         targets_given: whether the targets are the caller's own.
+        is_prepared: whether the caller has prepared the mask, with which rows may be alternatives to each other.
     """
 
     content: torch.Tensor
@@ -35,6 +36,7 @@ class RowPositions:
     places: torch.Tensor
     starts: torch.Tensor | None
     targets_given: bool
+    is_prepared: bool
 
     @classmethod
     def resolve(
@@ -71,6 +73,7 @@ class RowPositions:
         # Static caches count in a tensor, which is not read here: that would wait for the device.
         counted = (torch.arange(rows, device=device) + past).expand(batch, rows)
         real, places, starts = torch.ones_like(counted, dtype=torch.bool), counted, None
+        is_prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             if isinstance(past, int) and attention_mask.shape != (batch, past + rows):
                 raise ValueError(
@@ -79,7 +82,7 @@ class RowPositions:
                 )
             real = attention_mask[:, -rows:].bool()
             places = attention_mask.bool().long().cumsum(1)[:, -rows:] - 1
-        elif isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+        elif is_prepared:
             sees = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
             sees = sees.expand(batch, -1, -1)
             real = sees.gather(2, counted[..., None])[..., 0]
@@ -94,12 +97,12 @@ class RowPositions:
             content = counted if segment_ids is None else places
         if target_position_ids is not None:
             targets = as_indices("target_position_ids", target_position_ids, (2, 3), shape)
-            return cls(content, targets, real, places, starts, True)
+            return cls(content, targets, real, places, starts, True, is_prepared)
         is_last = real[:, :-1] & ~real[:, 1:]
         if starts is not None:
             is_last = is_last | starts[:, 1:]
         following = torch.where(is_last, content[:, :-1] + 1, content[:, 1:])
-        return cls(content, torch.cat([following, content[:, -1:] + 1], dim=1), real, places, starts, False)
+        return cls(content, torch.cat([following, content[:, -1:] + 1], dim=1), real, places, starts, False, is_prepared)
 
     def check(self, config: PreTrainedConfig, past_key_values: Cache | None) -> None:
         """Refuses positions that the model cannot take, or whose targets cannot be what is meant.
@@ -137,7 +140,7 @@ class RowPositions:
         rules = {
             "content": outside.any() & ~plain,
             "targets": outside_targets.any() & ~plain,
-            "repeated": repeated,
+            "repeated": repeated & (not self.is_prepared),
             "causal": (~in_order | beyond_next) & causal,
             "unknown": ~in_order & (not causal and past_key_values is not None and not self.targets_given),
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
-from .canvas import CanvasRows, check_canvas, resolve_decoding_order
+from .canvas import CanvasRows, RowBlock, check_canvas, check_generators, resolve_order
 
 
 @dataclass
@@ -47,6 +47,7 @@ class AOARMScoringMixin:
         decoding_order: str | torch.Tensor = "random",
         num_orders: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        context_order: str | torch.Tensor = "left_to_right",
     ) -> AOARMScoreOutput:
         """log p(blanks | rest) of filled canvases, exact in each order, by one forward pass for each order.
 
@@ -58,9 +59,11 @@ class AOARMScoringMixin:
                 tokens out this way, and positions stay as they are. Default: everything is observed.
             attention_mask: `[batch, columns]`, 0 for padding on either side. It defines the positions.
             decoding_order: `"random"`, `"left_to_right"`, or int64 `[batch, blanks]` or `[orders, batch, blanks]`,
-                blank columns, -1 on the right. Context comes before all blanks, in sentence order.
+                blank columns, -1 on the right. The context comes before all blanks.
             num_orders: how many orders to draw; of given orders there are as many as there are.
             generator: random numbers for `"random"`: one generator, one for each example, or the global ones.
+            context_order: the order of the context's rows, on which the result depends: `"left_to_right"`, or int64
+                `[batch, given]`, observed columns that are not blank, -1 on the right.
 
         Raises:
             ValueError: for malformed canvases, masks and orders, a `num_orders` below 1 or above 1 for an order that is
@@ -96,9 +99,11 @@ class AOARMScoringMixin:
                     "`observed_mask` must leave at least one given token in each example, got none in some."
                 )
 
+        check_generators(generator, len(input_ids))
         canvas = input_ids.long()
+        context = resolve_order("context_order", context_order, given, names=("left_to_right",))
         orders = self._orders(decoding_order, generation_mask, num_orders, generator)
-        token_log_probs = torch.stack([self._score_order(canvas, real, given, order) for order in orders])
+        token_log_probs = torch.stack([self._score_order(canvas, real, context, order) for order in orders])
         log_likelihood = token_log_probs.sum(-1)
         return AOARMScoreOutput(
             token_log_probs=token_log_probs,
@@ -124,24 +129,39 @@ class AOARMScoringMixin:
                 f"{num_orders} with decoding_order={order!r}."
             )
         if isinstance(decoding_order, torch.Tensor) and decoding_order.ndim == 3:
-            return torch.stack([resolve_decoding_order(order, generation_mask) for order in decoding_order])
-        return torch.stack(
-            [resolve_decoding_order(decoding_order, generation_mask, generator) for _ in range(num_orders)]
+            return torch.stack([resolve_order("decoding_order", order, generation_mask) for order in decoding_order])
+        drawn = (
+            resolve_order("decoding_order", decoding_order, generation_mask, generator) for _ in range(num_orders)
         )
+        return torch.stack(list(drawn))
 
     def _score_order(
-        self, canvas: torch.Tensor, real: torch.Tensor, given: torch.Tensor, order: torch.Tensor
+        self, canvas: torch.Tensor, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor
     ) -> torch.Tensor:
         """Each blank's log-probability in one order: float32 `[batch, columns]`."""
         scores = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
         blanks = order.shape[1]
         if blanks == 0:
             return scores
-        rows = CanvasRows.lay_out(real, given, order)
+        rows = CanvasRows.lay_out(real, context, order)
         rows.check_order(self.config.attention_variant)
-        # The last row's token predicts nothing any more.
-        arguments = rows.call_arguments(canvas, 0, rows.context + blanks - 1)
-        logits = self(**arguments, use_cache=False, logits_to_keep=blanks).logits
+        # Blanks stand side by side at the right end. The last row's token predicts nothing any more.
+        block = RowBlock.cut(
+            canvas,
+            rows,
+            first=torch.zeros_like(rows.given),
+            stop=(rows.columns >= 0).sum(1),
+            end=rows.given + blanks - 1,
+            width=context.shape[1] + blanks - 1,
+        )
+        logits = self(
+            input_ids=block.input_ids,
+            attention_mask=block.real.long(),
+            position_ids=block.position_ids,
+            target_position_ids=block.target_position_ids[..., 0],
+            use_cache=False,
+            logits_to_keep=blanks,
+        ).logits
         tokens = canvas.gather(1, order.clamp(min=0))
         log_probs = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
         # Padding of the order adds nothing to column 0.

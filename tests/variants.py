@@ -32,7 +32,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     # Large enough for every part of the model to matter to the logits.
-    "initializer_range": 0.3,
+    "initializer_range": 0.2,
 }
 
 

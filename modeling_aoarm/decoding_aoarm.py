@@ -1,0 +1,460 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Filling blanks pass by pass: in fixed and adaptive orders, one or several a pass, and by speculation.
+
+Each example's rows stand behind each other: context, then blanks in the order in which they are filled. The first
+`decided` rows have their final tokens, the first `cached` of them are in the cache. A pass reads the decided rows that
+are not in the cache yet, and its last rows ask for the places of the rows that come next. The ways of decoding differ
+in how many rows ask, for how many targets, and in which answers are kept:
+
+| way                      | rows that ask                        | targets                              |
+| ------------------------ | ------------------------------------ | ------------------------------------ |
+| one by one, fixed order  | the last decided one                 | the next                             |
+| several a pass           | the last decided one                 | the next few                         |
+| adaptive orders          | the last decided one                 | all that are left                    |
+| speculation              | the last decided one and the drafts  | the next, to verify; more, to draft  |
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from .cache_aoarm import CanvasCache
+from .canvas import CanvasRows
+from .reading_aoarm import RowReader
+from .sampling_aoarm import TokenSampler, draw_from
+
+
+@dataclass
+class DecodingPlan:
+    """How blanks are filled.
+
+    Args:
+        adaptive: `"confidence"`, `"entropy"` or `"margin"` where the tokens decide the order, else `None`.
+        sizes: for each example, how many blanks each pass fills.
+        draft_length: how many drafts a pass verifies, 0 for none.
+    """
+
+    adaptive: str | None
+    sizes: list[list[int]]
+    draft_length: int
+
+    @property
+    def most(self) -> int:
+        """The most blanks that a pass fills by plan."""
+        return max(max(sizes, default=0) for sizes in self.sizes)
+
+    @property
+    def asks_ahead(self) -> bool:
+        """Whether a row asks for several targets in some pass."""
+        return self.adaptive is not None or self.draft_length > 0 or self.most > 1
+
+    @property
+    def draws(self) -> list[int]:
+        """How many random numbers a pass takes for each example, whatever the rest of the batch is."""
+        if self.draft_length:
+            # For the acceptance of each draft, the token after them, and each new draft.
+            return [2 * self.draft_length + 1] * len(self.sizes)
+        return [max(sizes, default=0) for sizes in self.sizes]
+
+
+def certainty(logits: torch.Tensor, rule: str) -> torch.Tensor:
+    """How sure a model is at each place, `[...]` from logits `[..., vocab]`; adaptive orders fill the surest first.
+
+    `"confidence"` is the largest log-probability (nats), `"entropy"` minus the entropy (nats), `"margin"` the gap
+    between the two largest probabilities. All are of the model's own distribution, before any processing.
+    """
+    log_probs = logits.log_softmax(-1)
+    if rule == "entropy":
+        # Forbidden tokens have probability 0 and log-probability -inf, whose product would be NaN.
+        return (log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    if rule == "confidence" or logits.shape[-1] == 1:
+        return log_probs.amax(-1)
+    largest = log_probs.topk(2, dim=-1).values.exp()
+    return largest[..., 0] - largest[..., 1]
+
+
+class CanvasFilling:
+    """A batch of canvases while their blanks are filled.
+
+    Examples that are done leave the batch, unless its shape has to stay as it is. Tensors are about the examples that
+    are left; `examples` are their numbers in the whole batch.
+
+    Args:
+        reader: runs the model on rows.
+        canvas: int64 `[batch, columns]`.
+        rows: the canvases' rows. Adaptive orders move the blanks among them.
+        plan: how to decode.
+        sampler: draws tokens.
+        pad_token: what closed blanks hold; `None` where no token ends a sentence.
+        cached: int64 `[batch]`, how many rows the cache has read.
+        keeps_batch: whether examples that are done stay in the batch.
+        keeps_cache: whether the cache of all examples is wanted in the end.
+        streamer: is shown the canvases, or `None`.
+        progress_bar: whether to show how many blanks are filled.
+    """
+
+    # What is about one example each, and which of it is wanted in the end.
+    STATE = (
+        *("examples", "canvas", "columns", "places", "given", "logprobs", "steps"),
+        *("decided", "total", "cached", "rightmost", "drafted"),
+    )
+    RESULTS = ("canvas", "columns", "logprobs", "steps", "decided", "cached")
+
+    def __init__(
+        self,
+        reader: RowReader,
+        canvas: torch.Tensor,
+        rows: CanvasRows,
+        plan: DecodingPlan,
+        sampler: TokenSampler,
+        pad_token: torch.Tensor | None,
+        cached: torch.Tensor,
+        keeps_batch: bool = False,
+        keeps_cache: bool = False,
+        streamer: Any = None,
+        progress_bar: bool = False,
+    ):
+        self.reader, self.plan, self.sampler, self.pad_token = reader, plan, sampler, pad_token
+        batch, width = rows.columns.shape
+        device = canvas.device
+        # One place more in each: what is to be written nowhere goes there.
+        self.canvas = torch.nn.functional.pad(canvas, (0, 1))
+        self.columns = torch.nn.functional.pad(rows.columns, (0, 1), value=-1)
+        self.logprobs = torch.zeros(batch, width + 1, device=device)
+        self.steps = torch.full((batch, width + 1), -1, device=device)
+        self.places, self.given = rows.places, rows.given
+        self.examples = torch.arange(batch, device=device)
+        self.decided, self.cached = rows.given.clone(), cached
+        self.total = (rows.columns >= 0).sum(1)
+        is_given = torch.arange(width, device=device) < rows.given[:, None]
+        self.rightmost = rows.columns.masked_fill(~is_given, -1).amax(1)
+        # How many drafts stand behind the decided rows, and the weights that they were drawn by.
+        self.drafted = torch.zeros_like(self.decided)
+        self.draft_weights: torch.Tensor | None = None
+        self.results = {name: getattr(self, name).clone() for name in self.RESULTS}
+        self.keeps_batch, self.keeps_cache = keeps_batch, keeps_cache
+        self.left_caches: list[tuple[torch.Tensor, CanvasCache]] = []
+        # Known on the host too, so that no pass waits for the device to know its shapes.
+        self.numbers = list(range(batch))
+        self.left = (self.total - self.decided).tolist()
+        self.most_blanks, self.most_decided = max(self.left), int(self.decided.max())
+        self.most_drafted, self.most_unread = 0, int((self.decided - self.cached).max())
+        self.is_in_step = not bool((self.decided != self.decided[0]).any() or (self.cached != self.cached[0]).any())
+        self.rounds = 0
+        self.streamer = streamer
+        self.bar = tqdm(total=sum(self.left), unit="token", disable=not progress_bar, desc="Filling blanks")
+
+    @property
+    def rows(self) -> CanvasRows:
+        return CanvasRows(self.columns, self.places, self.given)
+
+    def run(self) -> None:
+        """Fills all blanks."""
+        step = self.speculate if self.plan.draft_length else self.fill
+        self.leave()
+        while any(self.left):
+            step()
+            self.rounds += 1
+            self.show()
+            self.leave()
+        self.store()
+        self.bar.close()
+
+    # Ways of decoding
+
+    def fill(self) -> None:
+        """Fills as many blanks of each example as its plan says: the next ones, or those that are surest."""
+        sizes = [self.plan.sizes[number] for number in self.numbers]
+        wanted = [
+            min(each[min(self.rounds, len(each) - 1)], left) if left else 0
+            for each, left in zip(sizes, self.left, strict=True)
+        ]
+        is_fixed, adaptive = self.reader.is_fixed, self.plan.adaptive
+        most = self.plan.most if is_fixed else max(wanted)
+        targets = most
+        if adaptive:
+            targets = self.most_blanks if is_fixed else max(self.left)
+        # A row that is asked for several targets in a single stream may have to be read again.
+        again = int(adaptive is not None and not self.reader.is_two_stream)
+        if targets > 1 and self.reader.cache is not None and self.rounds == 0 and self.most_unread > 1:
+            # Only the last row asks: the others are read before, with one target each.
+            self.ask(self.most_unread - 1, 1, 1, ahead=-1)
+            self.cached = self.decided - 1
+            self.most_unread = most + again if is_fixed else 1
+        answers = self.ask(self.most_unread, 1, targets)[:, 0]
+        if adaptive:
+            answers = self.bring_surest_forward(answers, most)
+        columns = self.next_columns(most)
+        scores = self.sampler.forbid_early_end(answers, self.is_early(columns))
+        scores = self.sampler.process(scores, self.rows_before(most))
+        tokens = self.sampler.draw(scores, self.sampler.uniforms(self.examples)[:, :most])
+        was_decided = self.decided
+        self.commit(tokens, log_probs_of(answers, tokens), torch.tensor(wanted, device=tokens.device))
+        if self.reader.cache is not None:
+            self.cached = was_decided - again
+        self.most_decided += most
+        self.most_unread = most + again if self.reader.cache is not None else self.most_decided
+        self.is_in_step &= most == 1
+        if self.sampler.eos_token_ids is None:
+            self.note_left([left - filled for left, filled in zip(self.left, wanted, strict=True)])
+        else:
+            self.note_left((self.total - self.decided).tolist())
+
+    def bring_surest_forward(self, answers: torch.Tensor, count: int) -> torch.Tensor:
+        """Puts the blanks that the model is surest about next.
+
+        Args:
+            answers: float32 `[active, targets, vocab]`, about the rows that come next.
+            count: how many blanks are wanted.
+
+        Returns:
+            Their answers, `[active, count, vocab]`.
+        """
+        columns = self.next_columns(answers.shape[1])
+        allowed = self.sampler.forbid_early_end(answers, columns < self.rightmost[:, None])
+        sure = certainty(allowed, self.plan.adaptive).masked_fill(columns < 0, -torch.inf)
+        choice = sure.argsort(dim=1, descending=True, stable=True)
+        self.columns.scatter_(1, self.next_rows(answers.shape[1]), columns.gather(1, choice))
+        return answers.gather(1, choice[:, :count, None].expand(-1, -1, answers.shape[2]))
+
+    def speculate(self) -> None:
+        """One round of any-subset speculative decoding (2504.20456) in a single pass.
+
+        The pass reads the last decided row and the drafts behind it. Row i of these gives the distribution p of the
+        blank after it, by which the draft there is accepted with probability min(1, p / q) or replaced by one from the
+        residual max(0, p - q); what is filled follows p exactly. The rows also ask for the blanks further on: the last
+        row whose successor is decided draws the next drafts from these answers, before it knows that successor. Such
+        drafts are a little worse than those of a pass of their own, and cost none.
+        """
+        length, is_fixed = self.plan.draft_length, self.reader.is_fixed
+        drafts = 0 if self.rounds == 0 else length if is_fixed else self.most_drafted
+        # The first pass reads the context, where further targets would be asked for by every row.
+        further = 0 if self.rounds == 0 else length if is_fixed else min(length, max(self.left) - 1)
+        answers = self.ask(self.most_unread + drafts, 1 + drafts, 1 + further, ahead=drafts)
+        examples = torch.arange(len(answers), device=answers.device)
+        uniforms = self.sampler.uniforms(self.examples)
+
+        columns = self.next_columns(1 + drafts)
+        logits = answers[:, :, 0]
+        scores = self.sampler.forbid_early_end(logits, self.is_early(columns))
+        p = self.sampler.distribution(self.sampler.process(scores, self.rows_before(1 + drafts, follows_drafts=True)))
+        tokens = self.canvas.gather(1, self.place_of(columns))
+        accepted = torch.zeros_like(self.decided)
+        weights = p[:, 0]
+        if drafts:
+            # Where shapes stay the same, the second pass has places for drafts and no drafts yet.
+            q = torch.zeros_like(p[:, :drafts]) if self.draft_weights is None else self.draft_weights[:, :drafts]
+            drawn = tokens[:, :drafts, None]
+            passes = accepts(p[:, :drafts].gather(2, drawn)[..., 0], q.gather(2, drawn)[..., 0], uniforms[:, :drafts])
+            passes &= torch.arange(drafts, device=passes.device) < self.drafted[:, None]
+            accepted = passes.long().cumprod(1).sum(1)
+            rejected = q[examples, accepted.clamp(max=drafts - 1)] * (accepted < self.drafted)[:, None]
+            p_next = p[examples, accepted]
+            residual = (p_next - rejected).clamp(min=0)
+            # Rounding can reject a draft where p and q are equal.
+            weights = torch.where(residual.sum(-1, keepdim=True) > 0, residual, p_next)
+        new = draw_from(weights, uniforms[:, length]) if self.sampler.do_sample else weights.argmax(-1)
+        tokens = tokens.scatter(1, accepted[:, None], new[:, None])
+        ended = self.commit(tokens, log_probs_of(logits, tokens), accepted + 1)
+
+        if self.reader.cache is not None:
+            self.cached = self.decided - 1
+        self.drafted = torch.zeros_like(self.decided)
+        if further:
+            columns = self.next_columns(further)
+            scores = self.sampler.forbid_early_end(answers[examples, accepted, 1:], self.is_early(columns))
+            scores = self.sampler.process(scores, self.rows_before(further))
+            drawn = self.sampler.draw(scores, uniforms[:, length + 1 : length + 1 + further])
+            self.draft_weights = self.sampler.distribution(scores)
+            # Behind a sentence end the blanks that are left are not those that were asked for.
+            self.drafted = (columns >= 0).sum(1).masked_fill(ended, 0)
+            is_draft = torch.arange(further, device=drawn.device) < self.drafted[:, None]
+            self.canvas.scatter_(1, self.place_of(columns.masked_fill(~is_draft, -1)), drawn)
+        known = torch.stack([self.total - self.decided, self.decided, self.drafted]).tolist()
+        self.most_decided, self.most_drafted = max(known[1]), max(known[2])
+        self.most_unread = 1 if self.reader.cache is not None else self.most_decided
+        self.is_in_step = len(self.left) == 1
+        self.note_left(known[0])
+
+    # Rows
+
+    def ask(self, width: int, asking: int, targets: int, ahead: int = 0) -> torch.Tensor:
+        """Reads the `width` rows that end `ahead` rows behind the last decided one; the last `asking` of them ask.
+
+        Returns:
+            The answers, float32 `[active, asking, targets, vocab]`.
+        """
+        return self.reader.ask(
+            self.canvas,
+            self.rows,
+            first=self.cached,
+            stop=self.decided + self.drafted,
+            end=self.decided + ahead,
+            width=width,
+            asking=asking,
+            targets=targets,
+            longest=self.most_decided + ahead,
+            is_in_step=self.is_in_step and ahead <= 0,
+        )
+
+    def next_rows(self, count: int) -> torch.Tensor:
+        """The numbers of the next rows, int64 `[active, count]`; one beyond all rows where there are no more."""
+        rows = self.decided[:, None] + torch.arange(count, device=self.decided.device)
+        return rows.where(rows < self.total[:, None], self.columns.shape[1] - 1)
+
+    def next_columns(self, count: int) -> torch.Tensor:
+        """The columns of the next rows, int64 `[active, count]`, -1 where there are no more."""
+        return self.columns.gather(1, self.next_rows(count))
+
+    def place_of(self, columns: torch.Tensor) -> torch.Tensor:
+        """Where in the canvas columns are, with the place that is read by nobody for -1."""
+        return columns.where(columns >= 0, self.canvas.shape[1] - 1)
+
+    def is_early(self, columns: torch.Tensor) -> torch.Tensor:
+        """Where a sentence must not end, bool `[active, places]`: left of a token that is there or is filled before.
+
+        Args:
+            columns: int64 `[active, places]`, the next blanks, one filled after the other, -1 for none.
+        """
+        return columns < torch.cat([self.rightmost[:, None], columns[:, :-1]], dim=1).cummax(1).values
+
+    def rows_before(self, places: int, follows_drafts: bool = False) -> torch.Tensor | None:
+        """The tokens of the rows before each of the next places, for processors: int64 `[active, places, rows]`.
+
+        Shorter examples repeat their first row in front. Where places follow drafts, place i has i of them before it.
+        """
+        if not self.sampler.processors:
+            return None
+        ahead = torch.arange(places if follows_drafts else 1, device=self.decided.device)
+        stop = (self.decided[:, None] + ahead).expand(-1, places)
+        width = self.most_decided + int(ahead[-1]) if follows_drafts else self.most_decided
+        rows = (stop[..., None] + torch.arange(-width, 0, device=stop.device)).clamp(min=0)
+        # Behind the last draft there is nothing to read.
+        rows = rows.where(rows < (self.decided + self.drafted)[:, None, None], 0)
+        return self.canvas.gather(1, self.columns.gather(1, rows.flatten(1))).view(rows.shape)
+
+    def commit(self, tokens: torch.Tensor, logprobs: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        """Makes the first `count` of the tokens for the next rows final, but none behind an end of sentence.
+
+        Args:
+            tokens: int64 `[active, places]`.
+            logprobs: float32 `[active, places]`, nats.
+            count: int64 `[active]`.
+
+        Returns:
+            In which examples a sentence ended, bool `[active]`.
+        """
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        count = torch.minimum(count, self.total - self.decided)
+        ends = self.sampler.eos_token_ids
+        if ends is not None:
+            is_end = torch.isin(tokens, ends) & (places < count[:, None])
+            ended = is_end.any(1)
+            count = torch.where(ended, is_end.long().argmax(1) + 1, count)
+        is_taken = places < count[:, None]
+        rows = self.next_rows(len(places))
+        columns = self.columns.gather(1, rows).masked_fill(~is_taken, -1)
+        rows = rows.where(is_taken, self.columns.shape[1] - 1)
+        self.canvas.scatter_(1, self.place_of(columns), tokens)
+        self.logprobs.scatter_(1, rows, logprobs)
+        self.steps.scatter_(1, rows, self.reader.passes - 1)
+        self.rightmost = torch.maximum(self.rightmost, columns.amax(1))
+        self.decided = self.decided + count
+        if ends is None:
+            return torch.zeros_like(is_taken[:, 0])
+        self.close_blanks(columns.gather(1, (count - 1).clamp(min=0)[:, None]).masked_fill(~ended[:, None], 1 << 60))
+        return ended
+
+    def close_blanks(self, end: torch.Tensor) -> None:
+        """Takes the blanks to the right of column `end` `[active, 1]` out of the order, and pads them."""
+        numbers = torch.arange(self.columns.shape[1], device=end.device)
+        is_closed = (numbers >= self.decided[:, None]) & (self.columns > end)
+        closed = self.place_of(self.columns.masked_fill(~is_closed, -1))
+        self.canvas.scatter_(1, closed, self.pad_token.expand_as(closed))
+        kept_first = is_closed.long().argsort(dim=1, stable=True)
+        self.columns = self.columns.masked_fill(is_closed, -1).gather(1, kept_first)
+        self.total = (self.columns >= 0).sum(1)
+
+    # The batch
+
+    def note_left(self, left: list[int]) -> None:
+        """Takes down how many blanks of each example are left."""
+        self.bar.update(sum(self.left) - sum(left))
+        self.left = left
+
+    def store(self) -> None:
+        """Writes what is known of the active examples to the results of the whole batch."""
+        for name, whole in self.results.items():
+            whole[self.examples] = getattr(self, name)
+
+    def leave(self) -> None:
+        """Takes the examples that are done out of the batch."""
+        if all(self.left) or not any(self.left):
+            return
+        if self.keeps_batch:
+            self.is_in_step = False
+            return
+        self.store()
+        cache, device = self.reader.cache, self.examples.device
+        stays, leaves = (
+            torch.tensor([index for index, left in enumerate(self.left) if bool(left) == is_left], device=device).long()
+            for is_left in (True, False)
+        )
+        if self.reader.is_read:
+            if self.keeps_cache:
+                self.left_caches.append((self.examples[leaves], cache.take(leaves)))
+            self.reader.cache = cache.take(stays)
+        for name in self.STATE:
+            setattr(self, name, getattr(self, name)[stays])
+        if self.draft_weights is not None:
+            self.draft_weights = self.draft_weights[stays]
+        self.numbers, self.left = ([each[index] for index in stays.tolist()] for each in (self.numbers, self.left))
+
+    def whole_cache(self) -> CanvasCache | None:
+        """The cache of all examples, those that have left included; `None` if nothing was read."""
+        batch = len(self.results["decided"])
+        if not self.reader.is_read:
+            return None
+        if len(self.examples) == batch:
+            return self.reader.cache
+        whole = self.reader.cache.take(torch.zeros(batch, dtype=torch.int64))
+        for examples, part in [*self.left_caches, (self.examples, self.reader.cache)]:
+            whole.put(examples, part)
+        return whole
+
+    def show(self) -> None:
+        """Shows the canvases as they are to the streamer."""
+        if self.streamer is None or not hasattr(self.streamer, "put_draft"):
+            return
+        self.store()
+        canvas, columns = self.results["canvas"], self.results["columns"]
+        if not getattr(self.streamer, "_takes_canvas_state", False):
+            self.streamer.put_draft(canvas[:, :-1].cpu())
+            return
+        places = columns.where(columns >= 0, canvas.shape[1] - 1)
+        steps = torch.full_like(canvas, -1).scatter(1, places, self.results["steps"])[:, :-1]
+        logprobs = torch.zeros(canvas.shape, device=canvas.device).scatter(1, places, self.results["logprobs"])[:, :-1]
+        numbers = torch.arange(columns.shape[1], device=canvas.device)
+        is_open = (numbers >= self.results["decided"][:, None]) & (columns >= 0)
+        is_blank = torch.zeros_like(canvas, dtype=torch.bool).scatter(1, places, is_open)[:, :-1]
+        self.streamer.put_draft(
+            value=canvas[:, :-1].cpu(),
+            filled=~is_blank.cpu(),
+            steps=steps.cpu(),
+            confidence=logprobs.exp().masked_fill(steps < 0, torch.nan).cpu(),
+        )
+
+
+def accepts(p: torch.Tensor, q: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Whether drafts are accepted, bool `[...]`: with probability min(1, p / q) of the draft's two probabilities."""
+    return uniforms * q < p
+
+
+def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities (nats) of `tokens` `[...]` under `logits` `[..., vocab]`."""
+    return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
+__all__ = ["CanvasFilling", "DecodingPlan", "certainty"]

@@ -1,0 +1,153 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""One pass of the model over rows of canvases: which slots they go to, what they see, and several targets of a row.
+
+In `two_stream` a row asks for several targets by further query streams, and its keys depend on none of them. In a
+single stream it does so by copies, which see what the row sees and are not kept. The row itself asks for its first
+target, to which its cached key then belongs; where an adaptive order goes elsewhere the row has to be read once more.
+"""
+
+from typing import Any
+
+import torch
+from transformers.utils.generic import is_flash_attention_requested
+
+from .cache_aoarm import CanvasCache
+from .canvas import CanvasRows, RowBlock
+
+
+class RowReader:
+    """Runs a model on rows of canvases, on a cache or without.
+
+    Args:
+        model: a model whose rows come in generation order.
+        cache: an empty cache or one that has read the first rows; `None` to read all rows again in each pass.
+        is_read: whether the cache has rows already.
+    """
+
+    def __init__(self, model: Any, cache: CanvasCache | None, is_read: bool):
+        self.model, self.cache, self.is_read = model, cache, is_read
+        self.is_two_stream = model.config.attention_variant == "two_stream"
+        self.compiled_call = None
+        self.passes = 0
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether shapes stay the same from pass to pass."""
+        return self.cache is not None and self.cache.fixed
+
+    def ask(
+        self,
+        canvas: torch.Tensor,
+        rows: CanvasRows,
+        first: torch.Tensor,
+        stop: torch.Tensor,
+        end: torch.Tensor,
+        width: int,
+        asking: int,
+        targets: int,
+        longest: int,
+        is_in_step: bool,
+    ) -> torch.Tensor:
+        """Runs the model once, on the `width` rows before row `end` of each example.
+
+        Args:
+            canvas: int64 `[batch, columns]`.
+            rows: the canvases' rows.
+            first, stop: int64 `[batch]`: rows before `first` and from `stop` on are padding.
+            end: int64 `[batch]`.
+            width: how many rows.
+            asking: how many of them, the last ones, ask.
+            targets: how many of the next rows' places each asks for.
+            longest: a bound of `end` that is known without asking the device.
+            is_in_step: whether no example has padding, and all of them are equally long.
+
+        Returns:
+            The answers, float32 `[batch, asking, targets, vocab]`.
+        """
+        block = RowBlock.cut(canvas, rows, first, stop, end, width, targets)
+        input_ids, position_ids, target_position_ids = block.input_ids, block.position_ids, block.target_position_ids
+        copies = 0 if self.is_two_stream else asking * (targets - 1)
+        if targets == 1 or not self.is_two_stream:
+            target_position_ids = target_position_ids[..., 0]
+        if copies:
+            input_ids, position_ids = (
+                torch.cat([each, each[:, -asking:].repeat_interleave(targets - 1, 1)], dim=1)
+                for each in (input_ids, position_ids)
+            )
+            further = block.target_position_ids[:, -asking:, 1:].flatten(1)
+            target_position_ids = torch.cat([target_position_ids, further], dim=1)
+        compiles = self.compiled_call is not None and self.is_read
+        attention_mask = self.place(block, end, asking, copies, longest, is_in_step)
+        logits = (self.compiled_call if compiles else self.model)(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            target_position_ids=target_position_ids,
+            past_key_values=self.cache,
+            use_cache=self.cache is not None,
+            logits_to_keep=asking + copies,
+        ).logits.float()
+        self.passes += 1
+        if self.is_two_stream:
+            return logits if targets > 1 else logits[:, :, None]
+        own, copied = logits[:, :asking, None], logits[:, asking:]
+        return torch.cat([own, copied.unflatten(1, (asking, -1))], dim=2) if copies else own
+
+    def place(
+        self, block: RowBlock, end: torch.Tensor, asking: int, copies: int, longest: int, is_in_step: bool
+    ) -> torch.Tensor | None:
+        """Gives rows and copies their slots in the cache, and says what they see.
+
+        Returns:
+            `None` where each row sees all rows up to its own; `[batch, keys]`, 0 for padding, where attention has to
+            leave padding out besides; a prepared additive mask `[batch, 1, rows + copies, keys]` for anything else.
+        """
+        width, device = block.real.shape[1], block.real.device
+        copy_numbers = torch.arange(copies, device=device).expand(len(end), -1)
+        if self.is_read:
+            # A row is the key in its slot; rows of padding go to the slot behind the last, which nobody sees.
+            keys = block.numbers.where(block.real, self.cache.capacity)
+            copy_keys = end[:, None] + copy_numbers
+            visible = self.cache.capacity if self.is_fixed else longest + copies
+            is_key = None
+            self.cache.place(torch.cat([keys, copy_keys], dim=1), visible)
+            if width == 1 and not copies and not self.is_fixed:
+                return None if is_in_step else (torch.arange(visible, device=device) <= keys).long()
+        else:
+            # The rows of this call see each other only: row i is key i.
+            keys = torch.arange(width, device=device).expand_as(block.real)
+            copy_keys = width + copy_numbers
+            visible = width + copies
+            is_key = torch.nn.functional.pad(block.real, (0, copies), value=True)
+            if self.cache is not None:
+                slots = torch.nn.functional.pad(
+                    block.numbers.where(block.real, self.cache.capacity), (0, copies), value=self.cache.capacity
+                )
+                self.cache.place(slots, None)
+                self.is_read = True
+            if not copies:
+                return None if is_in_step else block.real.long()
+        index = torch.arange(visible, device=device)
+        sees = index <= keys[..., None]
+        if copies:
+            # A copy sees what stands before the row that it repeats, and itself.
+            before = keys[:, -asking:].repeat_interleave(copies // asking, 1)
+            sees = torch.cat([sees, index < before[..., None]], dim=1)
+        if is_key is not None:
+            sees = sees & is_key[:, None]
+        if copies:
+            sees[:, width:] |= index == copy_keys[..., None]
+        dtype = self.model.dtype
+        return torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+
+
+def check_backend(model: Any) -> None:
+    """Raises a ValueError for attention kernels without masks, which several targets of a row or drafts need."""
+    if is_flash_attention_requested(model.config):
+        raise ValueError(
+            "`tokens_per_step`, `draft_length` and adaptive orders need an attention implementation that takes masks; "
+            f"load the model with attn_implementation='sdpa'. Got {model.config._attn_implementation!r}."
+        )
+
+
+__all__ = ["RowReader", "check_backend"]

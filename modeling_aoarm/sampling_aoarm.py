@@ -1,0 +1,141 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""From logits to tokens: the library's processors where order does not matter to them, and the random numbers."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers.generation import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+
+# Processors whose meaning does not depend on where tokens stand. Others read the rows before as the text to the left.
+ORDER_FREE_PROCESSORS = (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+
+def check_order_free(processors: LogitsProcessorList, custom: LogitsProcessorList | None) -> None:
+    """Raises a ValueError naming a processor that needs left-to-right order, unless the caller brought it himself."""
+    own = [] if custom is None else custom
+    for processor in processors:
+        if not isinstance(processor, ORDER_FREE_PROCESSORS) and all(processor is not each for each in own):
+            raise ValueError(
+                f"{type(processor).__name__}, set by the generation config, cannot be combined with "
+                "`generation_mask`: it may read the tokens so far as the text to the left. Got "
+                f"{processor.__dict__}."
+            )
+
+
+class TokenSampler:
+    """Turns logits into distributions over tokens, and uniform numbers into tokens.
+
+    Args:
+        processors: applied to the logits; they are given the rows so far in generation order.
+        do_sample: whether tokens are drawn; the likeliest is taken otherwise.
+        eos_token_ids: int64 `[ends]`, or `None` where no token ends a sentence.
+        generator: `None` for the global random numbers, one generator for the batch, or one for each example.
+        draws: how many random numbers each example of the whole batch takes in each pass.
+    """
+
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        do_sample: bool,
+        eos_token_ids: torch.Tensor | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        draws: list[int],
+    ):
+        self.processors, self.do_sample, self.eos_token_ids = processors, do_sample, eos_token_ids
+        self.generator, self.draws = generator, draws
+
+    def uniforms(self, examples: torch.Tensor) -> torch.Tensor:
+        """One pass's uniform numbers in [0, 1), float64 `[examples, most draws]`; 0 where nothing is to be drawn.
+
+        They are drawn for the whole batch, so that what an example gets does not depend on which others are done.
+
+        Args:
+            examples: int64 `[examples]`, numbers in the whole batch.
+        """
+        device = examples.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        most = max(self.draws)
+        if not self.do_sample:
+            return torch.zeros(len(examples), most, dtype=dtype, device=device)
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            source = device if self.generator is None else self.generator.device
+            drawn = torch.rand(len(self.draws), most, generator=self.generator, dtype=dtype, device=source)
+            return drawn.to(device)[examples]
+        drawn = torch.zeros(len(examples), most, dtype=dtype, device=device)
+        for row, example in enumerate(examples.tolist()):
+            own = self.generator[example]
+            count = self.draws[example]
+            drawn[row, :count] = torch.rand(count, generator=own, dtype=dtype, device=own.device).to(device)
+        return drawn
+
+    def forbid_early_end(self, logits: torch.Tensor, is_early: torch.Tensor) -> torch.Tensor:
+        """`logits` `[..., vocab]` without sentence ends where `is_early` `[...]`: a token stands further right."""
+        if self.eos_token_ids is None:
+            return logits
+        scores = logits.clone()
+        scores[..., self.eos_token_ids] = scores[..., self.eos_token_ids].masked_fill(is_early[..., None], -torch.inf)
+        return scores
+
+    def process(self, scores: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """Processed scores.
+
+        Args:
+            scores: float32 `[examples, places, vocab]`.
+            rows: int64 `[examples, places, rows]`, the tokens before each place; `None` if there are no processors.
+        """
+        if not self.processors:
+            return scores
+        processed = self.processors(rows.flatten(0, 1), scores.flatten(0, 1))
+        return processed.view(scores.shape)
+
+    def draw(self, scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        """Tokens int64 `[...]` from processed scores `[..., vocab]` and uniform numbers `[...]`."""
+        if not self.do_sample:
+            return scores.argmax(-1)
+        return draw_from(scores.softmax(-1), uniforms)
+
+    def distribution(self, scores: torch.Tensor) -> torch.Tensor:
+        """The probabilities that `draw` draws from, `[..., vocab]`; greedy choice has a single one."""
+        if self.do_sample:
+            return scores.softmax(-1)
+        return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
+
+
+def draw_from(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Tokens drawn in proportion to non-negative `weights` `[..., vocab]` by inversion, in the uniforms' precision."""
+    cumulated = weights.to(uniforms.dtype).cumsum(-1)
+    total = cumulated[..., -1:]
+    # Below the total, which rounding could reach: behind it there is no token.
+    threshold = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, threshold, right=True)[..., 0]
+
+
+__all__ = ["ORDER_FREE_PROCESSORS", "TokenSampler", "check_order_free", "draw_from"]
