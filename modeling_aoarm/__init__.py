@@ -8,7 +8,7 @@ from .configuration_aoarm import AOARMConfig
 from .data_collator import DataCollatorForAnyOrderLM, with_example_index
 from .generation_aoarm import AOARMGenerateOutput
 from .generation_config_aoarm import AOARMGenerationConfig
-from .infilling import infill
+from .infilling import Candidate, Infilling, infill
 from .modeling_aoarm import AOARMForCausalLM, AOARMModel
 from .orders import OrderCurriculum, OrderMixture, sample_orders
 from .scoring_aoarm import AOARMScoreOutput
@@ -21,7 +21,9 @@ __all__ = [
     "AOARMGenerationConfig",
     "AOARMModel",
     "AOARMScoreOutput",
+    "Candidate",
     "DataCollatorForAnyOrderLM",
+    "Infilling",
     "OrderCurriculum",
     "OrderMixture",
     "infill",

@@ -63,16 +63,19 @@ def certainty(logits: torch.Tensor, rule: str) -> torch.Tensor:
     """How sure a model is at each place, `[...]` from logits `[..., vocab]`; adaptive orders fill the surest first.
 
     `"confidence"` is the largest log-probability (nats), `"entropy"` minus the entropy (nats), `"margin"` the gap
-    between the two largest probabilities. All are of the model's own distribution, before any processing.
+    between the two largest probabilities. All are of the model's own distribution, before any processing, and rounded
+    to three decimals: behind a single given token all places look the same to a model, and rounding errors, which
+    depend on the batch, should not choose among them.
     """
     log_probs = logits.log_softmax(-1)
     if rule == "entropy":
         # Forbidden tokens have probability 0 and log-probability -inf, whose product would be NaN.
-        return (log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
-    if rule == "confidence" or logits.shape[-1] == 1:
-        return log_probs.amax(-1)
-    largest = log_probs.topk(2, dim=-1).values.exp()
-    return largest[..., 0] - largest[..., 1]
+        sure = (log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    elif rule == "confidence" or logits.shape[-1] == 1:
+        sure = log_probs.amax(-1)
+    else:
+        sure = log_probs.topk(2, dim=-1).values.exp().diff(dim=-1)[..., 0].neg()
+    return sure.round(decimals=3)
 
 
 class CanvasFilling:
@@ -100,7 +103,7 @@ class CanvasFilling:
         *("examples", "canvas", "columns", "places", "given", "logprobs", "steps"),
         *("decided", "total", "cached", "rightmost", "drafted"),
     )
-    RESULTS = ("canvas", "columns", "logprobs", "steps", "decided", "cached")
+    RESULTS = ("canvas", "columns", "logprobs", "steps", "decided", "cached", "drafted")
 
     def __init__(
         self,
@@ -139,9 +142,15 @@ class CanvasFilling:
         # Known on the host too, so that no pass waits for the device to know its shapes.
         self.numbers = list(range(batch))
         self.left = (self.total - self.decided).tolist()
-        self.most_blanks, self.most_decided = max(self.left), int(self.decided.max())
-        self.most_drafted, self.most_unread = 0, int((self.decided - self.cached).max())
-        self.is_in_step = not bool((self.decided != self.decided[0]).any() or (self.cached != self.cached[0]).any())
+        self.most_blanks = max(self.left)
+        sizes = list(zip(self.decided.tolist(), self.cached.tolist(), strict=True))
+        if not keeps_batch:
+            sizes = [size for size, left in zip(sizes, self.left, strict=True) if left]
+        self.most_decided = max((decided for decided, _ in sizes), default=0)
+        self.most_unread = max((decided - cached for decided, cached in sizes), default=0)
+        self.most_drafted = 0
+        # Whether all examples have equally many rows, so that there is no padding.
+        self.is_in_step = len(set(sizes)) == 1
         self.rounds = 0
         self.streamer = streamer
         self.bar = tqdm(total=sum(self.left), unit="token", disable=not progress_bar, desc="Filling blanks")
@@ -184,16 +193,18 @@ class CanvasFilling:
             self.cached = self.decided - 1
             self.most_unread = most + again if is_fixed else 1
         answers = self.ask(self.most_unread, 1, targets)[:, 0]
+        count = torch.tensor(wanted, device=answers.device)
         if adaptive:
-            answers = self.bring_surest_forward(answers, most)
+            answers = self.bring_surest_forward(answers, count, most)
         columns = self.next_columns(most)
         scores = self.sampler.forbid_early_end(answers, self.is_early(columns))
         scores = self.sampler.process(scores, self.rows_before(most))
         tokens = self.sampler.draw(scores, self.sampler.uniforms(self.examples)[:, :most])
         was_decided = self.decided
-        self.commit(tokens, log_probs_of(answers, tokens), torch.tensor(wanted, device=tokens.device))
+        self.commit(tokens, log_probs_of(answers, tokens), count)
         if self.reader.cache is not None:
-            self.cached = was_decided - again
+            # The last row has a target once the next blank is chosen, so it is read again where none was filled.
+            self.cached = torch.minimum(was_decided - again, self.decided - 1)
         self.most_decided += most
         self.most_unread = most + again if self.reader.cache is not None else self.most_decided
         self.is_in_step &= most == 1
@@ -202,22 +213,25 @@ class CanvasFilling:
         else:
             self.note_left((self.total - self.decided).tolist())
 
-    def bring_surest_forward(self, answers: torch.Tensor, count: int) -> torch.Tensor:
-        """Puts the blanks that the model is surest about next.
+    def bring_surest_forward(self, answers: torch.Tensor, count: torch.Tensor, most: int) -> torch.Tensor:
+        """Puts the blanks that the model is surest about next; the others stay in sentence order behind them.
 
         Args:
             answers: float32 `[active, targets, vocab]`, about the rows that come next.
-            count: how many blanks are wanted.
+            count: int64 `[active]`, how many blanks are wanted.
+            most: the largest of them.
 
         Returns:
-            Their answers, `[active, count, vocab]`.
+            The answers about the rows that now come next, `[active, most, vocab]`.
         """
         columns = self.next_columns(answers.shape[1])
         allowed = self.sampler.forbid_early_end(answers, columns < self.rightmost[:, None])
         sure = certainty(allowed, self.plan.adaptive).masked_fill(columns < 0, -torch.inf)
-        choice = sure.argsort(dim=1, descending=True, stable=True)
+        # The first is the leftmost of the surest.
+        ranks = sure.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        choice = torch.minimum(ranks, count[:, None]).argsort(dim=1, stable=True)
         self.columns.scatter_(1, self.next_rows(answers.shape[1]), columns.gather(1, choice))
-        return answers.gather(1, choice[:, :count, None].expand(-1, -1, answers.shape[2]))
+        return answers.gather(1, choice[:, :most, None].expand(-1, -1, answers.shape[2]))
 
     def speculate(self) -> None:
         """One round of any-subset speculative decoding (2504.20456) in a single pass.
@@ -429,22 +443,30 @@ class CanvasFilling:
         if self.streamer is None or not hasattr(self.streamer, "put_draft"):
             return
         self.store()
-        canvas, columns = self.results["canvas"], self.results["columns"]
+        canvas = self.results["canvas"][:, :-1].cpu()
         if not getattr(self.streamer, "_takes_canvas_state", False):
-            self.streamer.put_draft(canvas[:, :-1].cpu())
+            self.streamer.put_draft(value=canvas)
             return
-        places = columns.where(columns >= 0, canvas.shape[1] - 1)
-        steps = torch.full_like(canvas, -1).scatter(1, places, self.results["steps"])[:, :-1]
-        logprobs = torch.zeros(canvas.shape, device=canvas.device).scatter(1, places, self.results["logprobs"])[:, :-1]
-        numbers = torch.arange(columns.shape[1], device=canvas.device)
-        is_open = (numbers >= self.results["decided"][:, None]) & (columns >= 0)
-        is_blank = torch.zeros_like(canvas, dtype=torch.bool).scatter(1, places, is_open)[:, :-1]
-        self.streamer.put_draft(
-            value=canvas[:, :-1].cpu(),
-            filled=~is_blank.cpu(),
-            steps=steps.cpu(),
-            confidence=logprobs.exp().masked_fill(steps < 0, torch.nan).cpu(),
-        )
+        columns = self.results["columns"].cpu()
+        decided, drafted = (self.results[name].cpu()[:, None] for name in ("decided", "drafted"))
+        numbers = torch.arange(columns.shape[1])
+        # Rows of padding write behind the last column.
+        places = columns.where(columns >= 0, canvas.shape[1])
+        by_row = {
+            "filled": numbers < decided,
+            "steps": self.results["steps"].cpu(),
+            "confidence": self.results["logprobs"].cpu().exp(),
+            "drafted": (numbers >= decided) & (numbers < decided + drafted),
+        }
+        # Padded and closed columns have no row, and nothing to wait for.
+        by_column = {
+            name: torch.full((len(canvas), canvas.shape[1] + 1), empty, dtype=by_row[name].dtype)
+            .scatter(1, places, by_row[name])
+            .narrow(1, 0, canvas.shape[1])
+            for name, empty in (("filled", True), ("steps", -1), ("confidence", torch.nan), ("drafted", False))
+        }
+        by_column["confidence"].masked_fill_(by_column["steps"] < 0, torch.nan)
+        self.streamer.put_draft(value=canvas, **by_column)
 
 
 def accepts(p: torch.Tensor, q: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

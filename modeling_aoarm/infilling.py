@@ -1,44 +1,110 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Filling blanks in text: `"The <blank:3> sat on the <blank>."`."""
+"""Filling blanks in text, of known and of unknown length: `"The <blank:3> sat on the <blank:1-4>."`."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .blanks import TextCanvas, TextTemplate
 
-BLANK = re.compile(r"<blank(?::(\d+))?>")
-LIKE_A_BLANK = re.compile(r"<\s*blank[^<>]*>", re.IGNORECASE)
+
+@dataclass
+class Candidate:
+    """One way to fill a text's blanks.
+
+    Args:
+        text: the filled text.
+        blank_lengths: how many tokens each blank of the canvas had. What was filled in may be shorter: an end of
+            sentence closes blanks, and special tokens are not shown.
+        log_probability: nats, of the filled text given its first token (see [`infill`]).
+    """
+
+    text: str
+    blank_lengths: tuple[int, ...]
+    log_probability: float
+
+
+@dataclass
+class Infilling:
+    """What `infill` returns for a text when `return_candidates=True`.
+
+    Args:
+        text: the best candidate's text.
+        log_probability: nats, the best candidate's.
+        candidates: all of them, the best first; equal ones in the order of their lengths, the shorter first.
+    """
+
+    text: str
+    log_probability: float
+    candidates: list[Candidate]
 
 
 def infill(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str | Sequence[str],
+    *,
+    return_candidates: bool = False,
+    candidate_order: str = "left_to_right",
+    score_end: bool = False,
+    max_candidates: int = 64,
+    batch_size: int = 64,
     **generate_kwargs,
-) -> str | list[str]:
+) -> str | list[str] | Infilling | list[Infilling]:
     """Fills the blanks of a text, or of a batch of texts with any numbers of blanks.
 
-    A blank is written `<blank:n>`, n tokens long, or `<blank>`, one token. The text around blanks comes back as it was.
-    Where the tokenizer has a beginning-of-sentence token, it is put in front. Each piece of text between blanks is
-    tokenised by itself: with tokenizers that mark the beginnings of words, put blanks between words.
+    A blank is written `<blank:n>`, n tokens long, `<blank>`, one token, or `<blank:m-n>`, from m to n tokens. Blanks
+    side by side are one. The text around blanks comes back as it was. Where the tokenizer has a beginning-of-sentence
+    token, it is put in front.
+
+    **Unknown lengths.** All combinations of a text's lengths are candidates. `generate` fills each of them, and the one
+    with the highest log p(filled text | its first token) is returned. Two things to know about this comparison:
+
+    - Log-probabilities of different lengths are compared as they are, so longer candidates pay for more tokens.
+      Nothing is divided by the length: probabilities may be compared, their averages per token may not.
+    - It is the probability that a text *begins with* these tokens. For a blank inside a text that is the question.
+      A blank at the very end has almost always its shortest length then, since every continuation costs something.
+      `score_end=True` appends the end-of-sentence token, and compares how probable the texts are as whole texts. It
+      is not the default because only models that saw ends in training can tell (`pad_with_eos` of
+      `DataCollatorForAnyOrderLM`); to others it adds noise.
+
+    What is scored is the text that is shown, as the tokens that it was made of: tokens behind a filled-in end of
+    sentence, it itself, and other special tokens in blanks are left out.
+
+    **Spaces.** Each piece of text is tokenised by itself. With tokenizers whose tokens bring the space before a word
+    along (most subword tokenizers), write `the<blank> sat`: a space before the blank would be a token of its own, and
+    the blank's token would bring a second one. Text behind a blank continues it: a tokenizer that puts a space in front
+    of all that it encodes (SentencePiece) does not do so here, and `<blank>ing` is the end of a word. WordPiece
+    (`##ing`) has no such form: put blanks between words there.
 
     Args:
-        model: a model with `generate(..., generation_mask=...)`.
+        model: a model with `generate(..., generation_mask=...)` and `score`.
         tokenizer: its tokenizer.
         text: one text or several.
-        **generate_kwargs: passed to `generate`: `decoding_order`, `do_sample`, `temperature`, ...
+        return_candidates: return an [`Infilling`] for each text: its candidates with their log-probabilities. Texts
+            without blanks of unknown length have one candidate.
+        candidate_order: the order in which candidates are scored, the same for all: `"left_to_right"`, or `"random"`,
+            one order drawn in each call from the global random numbers (every column draws its rank; a candidate uses
+            the columns that it has). It is not the order of filling, which is `decoding_order`.
+        score_end: score an end-of-sentence token behind the text too, see above.
+        max_candidates: the most candidates that a text may have.
+        batch_size: the most canvases in one call of `generate` or `score`.
+        **generate_kwargs: passed to `generate`: `decoding_order`, `do_sample`, `temperature`, ... Orders given as
+            tensors and lists of generators have an entry for each text with blanks.
 
     Returns:
-        The filled text, or a list of them. A text without blanks comes back unchanged.
+        The filled text, or its [`Infilling`]; a list of them for several texts. A text without blanks comes back
+        unchanged.
 
     Raises:
         TypeError: if `text` is neither a string nor a sequence of strings.
-        ValueError: for a blank of length 0 or of another form (`<blank:-1>`, `<Blank>`), a text of blanks only with a
-            tokenizer without a beginning-of-sentence token, `return_dict_in_generate` or `num_return_sequences` among
-            the arguments, and as in `generate`.
+        ValueError: for a blank of length 0 or of another form (`<blank:-1>`, `<blank:6-2>`, `<Blank>`), a text of
+            blanks only with a tokenizer without a beginning-of-sentence token, too many candidates, several candidates
+            for a text without a first token to condition on or with a tensor of columns as an order,
+            `return_dict_in_generate`, `num_return_sequences` or `max_new_tokens` among the arguments, and as in
+            `generate` and `score`.
     """
     texts = [text] if isinstance(text, str) else text
     for each in texts if isinstance(texts, Sequence) else [texts]:
@@ -48,78 +114,135 @@ def infill(
         value = generate_kwargs.pop(name, only)
         if value != only:
             raise ValueError(f"`{name}` must be {only} in `infill`, which returns one text for each; got {value}.")
-
-    canvases = [_Canvas.from_text(tokenizer, each) for each in texts]
-    with_blanks = [canvas for canvas in canvases if canvas.blanks]
-    width = max((len(canvas.ids) for canvas in with_blanks), default=0)
-    # What stands in padding is never read; any id of the vocabulary will do.
-    input_ids = torch.zeros(len(with_blanks), width, dtype=torch.int64)
-    generation_mask = torch.zeros(len(with_blanks), width, dtype=torch.bool)
-    attention_mask = torch.zeros(len(with_blanks), width, dtype=torch.int64)
-    for row, canvas in enumerate(with_blanks):
-        input_ids[row, : len(canvas.ids)] = torch.tensor(canvas.ids)
-        attention_mask[row, : len(canvas.ids)] = 1
-        for start, length in canvas.blanks:
-            generation_mask[row, start : start + length] = True
-    if with_blanks:
-        filled = model.generate(
-            input_ids.to(model.device),
-            generation_mask=generation_mask.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            return_dict_in_generate=False,
-            num_return_sequences=1,
-            **generate_kwargs,
+    if generate_kwargs.get("max_new_tokens") is not None:
+        raise ValueError(
+            "`max_new_tokens` has no place in `infill`: write a blank at the end of `text`; got "
+            f"{generate_kwargs['max_new_tokens']}."
         )
-        for canvas, ids in zip(with_blanks, filled.tolist(), strict=True):
-            canvas.ids = ids
-    results = [canvas.to_text(tokenizer) for canvas in canvases]
+    for name, value in (("max_candidates", max_candidates), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    if candidate_order not in ("left_to_right", "random"):
+        raise ValueError(f"`candidate_order` must be 'left_to_right' or 'random', got {candidate_order!r}.")
+    if score_end and tokenizer.eos_token_id is None:
+        raise ValueError("`score_end=True` needs an end-of-sentence token, but `tokenizer.eos_token_id` is None.")
+
+    canvases = [list(TextTemplate.from_text(tokenizer, each).canvases(max_candidates)) for each in texts]
+    several = [own for own in canvases if len(own) > 1]
+    for name in ("decoding_order", "context_order"):
+        if several and isinstance(generate_kwargs.get(name), torch.Tensor):
+            raise ValueError(
+                f"`{name}` must be a name for blanks of unknown length, whose columns depend on the lengths; got a "
+                "tensor."
+            )
+    # Drawn before anything is filled, so that sampling and `batch_size` have no part in it.
+    ranks = torch.rand(model.config.max_position_embeddings) if candidate_order == "random" else None
+    with_blanks = [own for own in canvases if own[0].blank_lengths]
+    generators = generate_kwargs.get("generator")
+    if isinstance(generators, Sequence):
+        if len(generators) != len(with_blanks):
+            raise ValueError(
+                f"`generator` must be one generator or one for each of {len(with_blanks)} texts with blanks, got "
+                f"{len(generators)}."
+            )
+        # A text's candidates are filled with the same random numbers.
+        generate_kwargs["generator"] = [
+            generator if len(own) == 1 else generator.clone_state()
+            for generator, own in zip(generators, with_blanks, strict=True)
+            for _ in own
+        ]
+    _fill(model, tokenizer, [canvas for own in with_blanks for canvas in own], batch_size, generate_kwargs)
+    scored = [canvas for own in (canvases if return_candidates else several) for canvas in own]
+    end = [tokenizer.eos_token_id] if score_end else []
+    log_probabilities = _log_probabilities(model, [canvas.filled_ids() + end for canvas in scored], ranks, batch_size)
+    for canvas, log_probability in zip(scored, log_probabilities, strict=True):
+        canvas.log_probability = log_probability
+
+    results = []
+    for own in canvases:
+        own.sort(key=lambda canvas: -canvas.log_probability)
+        if return_candidates:
+            candidates = [Candidate(each.text(tokenizer), each.blank_lengths, each.log_probability) for each in own]
+            results.append(Infilling(candidates[0].text, candidates[0].log_probability, candidates))
+        else:
+            results.append(own[0].text(tokenizer))
     return results[0] if isinstance(text, str) else results
 
 
-@dataclass
-class _Canvas:
-    """A text as token ids with `blanks`, (start, length) of each; `pieces` are the texts before, between and after."""
-
-    ids: list[int]
-    blanks: list[tuple[int, int]]
-    pieces: list[str]
-
-    @classmethod
-    def from_text(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> "_Canvas":
-        ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        placeholder = 0 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
-        blanks, pieces, end = [], [], 0
-        for match in LIKE_A_BLANK.finditer(text):
-            blank = BLANK.fullmatch(match[0])
-            length = int(blank[1] or 1) if blank else 0
-            if length == 0:
-                raise ValueError(
-                    "A blank of `text` must be written <blank> or <blank:n> and be at least one token long, got "
-                    f"{match[0]!r}."
-                )
-            if blanks and match.start() == end:
-                # Blanks side by side are one: a character's bytes may be shared out between them.
-                blanks[-1] = (blanks[-1][0], blanks[-1][1] + length)
-            else:
-                pieces.append(text[end : match.start()])
-                ids += tokenizer.encode(pieces[-1], add_special_tokens=False)
-                blanks.append((len(ids), length))
-            ids += [placeholder] * length
-            end = match.end()
-        pieces.append(text[end:])
-        return cls(ids + tokenizer.encode(pieces[-1], add_special_tokens=False), blanks, pieces)
-
-    def to_text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        text = self.pieces[0]
-        for (start, length), piece in zip(self.blanks, self.pieces[1:], strict=True):
-            # Decoded behind the token before it: some tokenizers drop a space at the start of what they decode.
-            before = self.ids[max(start - 1, 0) : start]
-            anchor, both = (
-                tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-                for ids in (before, before + self.ids[start : start + length])
-            )
-            text += both[len(anchor) :] + piece
-        return text
+def _fill(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    canvases: list[TextCanvas],
+    batch_size: int,
+    generate_kwargs: dict,
+) -> None:
+    """Gives canvases their `fillings`."""
+    unseen = set(tokenizer.all_special_ids)
+    unseen |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    cut = {
+        name: value
+        for name, value in generate_kwargs.items()
+        if name in ("decoding_order", "context_order", "generator")
+        and isinstance(value, (torch.Tensor, list))
+        and len(value) == len(canvases)
+    }
+    for start in range(0, len(canvases), batch_size):
+        chunk = canvases[start : start + batch_size]
+        own_kwargs = {name: value[start : start + batch_size] for name, value in cut.items()}
+        columns = [canvas.columns() for canvas in chunk]
+        input_ids, attention_mask = _padded([ids for ids, _ in columns])
+        generation_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
+        for row, (_, blanks) in enumerate(columns):
+            for blank in blanks:
+                generation_mask[row, list(blank)] = True
+        output = model.generate(
+            input_ids.to(model.device),
+            generation_mask=generation_mask.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            return_dict_in_generate=True,
+            num_return_sequences=1,
+            **(generate_kwargs | own_kwargs),
+        )
+        for canvas, (_, blanks), ids, filled in zip(
+            chunk, columns, output.sequences.tolist(), output.decoding_order.tolist(), strict=True
+        ):
+            # Columns that an end of sentence closed are in no order. Their padding may be any token.
+            shown = {column for column in filled if ids[column] not in unseen}
+            canvas.fillings = [[ids[column] for column in blank if column in shown] for blank in blanks]
 
 
-__all__ = ["infill"]
+def _log_probabilities(
+    model: PreTrainedModel, rows: list[list[int]], ranks: torch.Tensor | None, batch_size: int
+) -> list[float]:
+    """log p(row | its first token), nats, from left to right or by rising `ranks` `[columns]` of the columns."""
+    results = [0.0] * len(rows)
+    # Where nothing follows the first token there is nothing to score.
+    longer = [index for index, ids in enumerate(rows) if len(ids) > 1]
+    for start in range(0, len(longer), batch_size):
+        chunk = longer[start : start + batch_size]
+        input_ids, attention_mask = _padded([rows[index] for index in chunk])
+        order = "left_to_right"
+        if ranks is not None:
+            width = min(input_ids.shape[1], len(ranks))
+            padding = attention_mask[:, 1:width] == 0
+            # Padding is last, whatever its rank.
+            places = ranks[1:width].expand(padding.shape).masked_fill(padding, torch.inf).argsort(dim=1, stable=True)
+            counts = (~padding).sum(1, keepdim=True)
+            order = (places + 1).masked_fill(torch.arange(width - 1) >= counts, -1).to(model.device)
+        scores = model.score(
+            input_ids.to(model.device), attention_mask=attention_mask.to(model.device), decoding_order=order
+        )
+        for index, log_probability in zip(chunk, scores.log_likelihood[0].tolist(), strict=True):
+            results[index] = log_probability
+    return results
+
+
+def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids, padded on the right, and their attention mask: int64 `[batch, columns]` both."""
+    width = max(map(len, rows))
+    # What stands in padding is never read; any id of the vocabulary will do.
+    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in rows])
+    return input_ids, torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows])
+
+
+__all__ = ["Candidate", "Infilling", "infill"]

@@ -3,89 +3,65 @@
 
 import pytest
 import torch
+from canvases import BLANKS, IN_GROUPS, LENGTHS, ONE_BY_ONE, WAYS, check_filling, example_of, ragged_canvases, replay
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from variants import all_strings, any_order_variants, chain_log_probs, tiny_model
 
 
-LENGTHS = (9, 6, 8, 7)
-# Different numbers of blanks, one canvas without any, blanks at both ends, and one with all but the last column blank.
-BLANKS = ((2, 3, 4, 8), (), (0, 7, 1), (0, 1, 2, 3, 4, 5))
-
-
-def ragged_canvases(side="left", seed=0):
-    """A batch of canvases padded on one side: input ids, generation mask and attention mask, `[4, 9]` each."""
-    generator = torch.Generator().manual_seed(seed)
-    canvas = torch.randint(3, 23, (4, 9), generator=generator)
-    generation_mask = torch.zeros(4, 9, dtype=torch.bool)
-    attention_mask = torch.zeros(4, 9, dtype=torch.int64)
-    for row, (length, blanks) in enumerate(zip(LENGTHS, BLANKS, strict=True)):
-        start = 9 - length if side == "left" else 0
-        attention_mask[row, start : start + length] = 1
-        generation_mask[row, [start + column for column in blanks]] = True
-    return {"input_ids": canvas, "generation_mask": generation_mask, "attention_mask": attention_mask}
-
-
-def replay(model, canvases, output):
-    """Log-probabilities of the realised order from uncached passes, one example at a time: `[batch, blanks]`."""
-    logprobs = torch.zeros_like(output.logprobs)
-    for row, order in enumerate(output.decoding_order):
-        real = canvases["attention_mask"][row].bool()
-        given = (real & ~canvases["generation_mask"][row]).nonzero().flatten()
-        blanks = order[order >= 0]
-        columns = torch.cat([given, blanks])
-        positions = (real.long().cumsum(0) - 1)[columns][None]
-        with torch.no_grad():
-            logits = model(output.sequences[row, columns][None], position_ids=positions).logits[0]
-        chosen = output.sequences[row, blanks]
-        steps = torch.arange(len(blanks))
-        logprobs[row, : len(blanks)] = logits.log_softmax(-1)[len(given) - 1 + steps, chosen]
-    return logprobs
-
-
-def check_filling(canvases, output):
-    """Given tokens are what they were, and the realised order names each blank once."""
-    given = ~canvases["generation_mask"]
-    assert torch.equal(output.sequences[given], canvases["input_ids"][given])
-    for row, order in enumerate(output.decoding_order):
-        blanks = canvases["generation_mask"][row].nonzero().flatten()
-        assert sorted(order[order >= 0].tolist()) == blanks.tolist()
-        assert (order[len(blanks) :] == -1).all()
+CACHES = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
 
 
 @any_order_variants
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("cache", CACHES, ids=str)
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("decoding_order", ["left_to_right", "random", "given"])
-@pytest.mark.parametrize(
-    "how",
-    [
-        {},
-        {"cache_implementation": "static"},
-        {"use_cache": False},
-        {"do_sample": True, "temperature": 1.3, "top_k": 7, "top_p": 0.9},
-    ],
-    ids=str,
-)
-def test_replaying_the_realised_order_gives_the_same_log_probabilities(variant, side, decoding_order, how):
+def test_replaying_the_realised_order_gives_the_same_log_probabilities(variant, way, cache, side):
     model = tiny_model(variant)
     canvases = ragged_canvases(side)
-    if decoding_order == "given":
-        decoding_order = torch.full((4, 6), -1)
-        for row, blanks in enumerate(canvases["generation_mask"]):
-            columns = blanks.nonzero().flatten().flip(0)
-            decoding_order[row, : len(columns)] = columns
-    torch.manual_seed(5)
-    output = model.generate(**canvases, decoding_order=decoding_order, return_dict_in_generate=True, **how)
+    for how in ({"do_sample": False}, {"do_sample": True, "temperature": 1.3, "top_k": 7, "top_p": 0.9}):
+        torch.manual_seed(5)
+        output = model.generate(**canvases, **way, **cache, **how, return_dict_in_generate=True)
+        check_filling(canvases, output)
+        expected = replay(model, canvases, output, in_groups="tokens_per_step" in way)
+        torch.testing.assert_close(output.logprobs, expected, atol=1e-5, rtol=0)
+        if way["decoding_order"] == "left_to_right":
+            real = output.decoding_order >= 0
+            assert ((output.decoding_order.diff(dim=1) > 0) | ~real[:, 1:]).all()
+
+
+@any_order_variants
+@pytest.mark.parametrize("way", [{}, {"tokens_per_step": 2}, {"draft_length": 3}], ids=str)
+def test_a_given_order_is_the_order_that_is_realised(variant, way):
+    model = tiny_model(variant)
+    canvases = ragged_canvases("right")
+    order = torch.full((4, 6), -1)
+    for row, blanks in enumerate(canvases["generation_mask"]):
+        columns = blanks.nonzero().flatten().flip(0)
+        order[row, : len(columns)] = columns
+    output = model.generate(**canvases, **way, decoding_order=order, return_dict_in_generate=True)
     check_filling(canvases, output)
-    assert output.forward_passes == 6
-    torch.testing.assert_close(output.logprobs, replay(model, canvases, output), atol=1e-5, rtol=0)
-    if isinstance(decoding_order, torch.Tensor):
-        assert torch.equal(output.decoding_order, decoding_order)
-    if decoding_order == "left_to_right":
-        real = output.decoding_order >= 0
-        assert ((output.decoding_order.diff(dim=1) > 0) | ~real[:, 1:]).all()
+    assert torch.equal(output.decoding_order, order)
+    torch.testing.assert_close(
+        output.logprobs, replay(model, canvases, output, in_groups="tokens_per_step" in way), atol=1e-5, rtol=0
+    )
+
+
+@any_order_variants
+@pytest.mark.parametrize("way", [*ONE_BY_ONE, *IN_GROUPS[:3]], ids=str)
+def test_seeded_results_do_not_depend_on_the_kind_of_cache(variant, way):
+    model = tiny_model(variant)
+    results = []
+    for cache in CACHES:
+        torch.manual_seed(3)
+        output = model.generate(
+            **ragged_canvases("left"), **way, **cache, do_sample=True, top_k=0, return_dict_in_generate=True
+        )
+        results.append((output.sequences, output.decoding_order))
+    for sequences, order in results[1:]:
+        assert torch.equal(sequences, results[0][0]) and torch.equal(order, results[0][1])
 
 
 @any_order_variants
@@ -141,17 +117,35 @@ def test_sampled_fillings_follow_the_enumerated_distribution(variant):
 
 @any_order_variants
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_greedy_fillings_do_not_depend_on_neighbours(variant, side):
+@pytest.mark.parametrize("way", [way for way in WAYS if way["decoding_order"] != "random"], ids=str)
+def test_greedy_fillings_do_not_depend_on_neighbours(variant, side, way):
     """Law 5: each canvas alone, the batch reversed, and the batch as it is."""
     model = tiny_model(variant)
     canvases = ragged_canvases(side)
-    together = model.generate(**canvases, do_sample=False)
+    together = model.generate(**canvases, **way, do_sample=False)
     reversed_batch = {name: value.flip(0) for name, value in canvases.items()}
-    assert torch.equal(model.generate(**reversed_batch, do_sample=False).flip(0), together)
+    assert torch.equal(model.generate(**reversed_batch, **way, do_sample=False).flip(0), together)
     for row in range(4):
-        real = canvases["attention_mask"][row].bool()
-        alone = {name: value[row : row + 1, real] for name, value in canvases.items()}
-        assert torch.equal(model.generate(**alone, do_sample=False)[0], together[row, real])
+        alone = model.generate(**example_of(canvases, row), **way, do_sample=False)
+        assert torch.equal(alone[0], together[row, canvases["attention_mask"][row].bool()])
+
+
+@any_order_variants
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_with_a_generator_for_each_canvas_samples_do_not_depend_on_neighbours(variant, way):
+    model = tiny_model(variant)
+    canvases = ragged_canvases("left")
+
+    def generators(rows):
+        return [torch.Generator().manual_seed(10 + row) for row in rows]
+
+    how = {**way, "do_sample": True, "top_k": 0}
+    together = model.generate(**canvases, **how, generator=generators(range(4)))
+    again = model.generate(**canvases, **how, generator=generators(range(4)), cache_implementation="static")
+    assert torch.equal(again, together)
+    for row in range(4):
+        alone = model.generate(**example_of(canvases, row), **how, generator=generators([row]))
+        assert torch.equal(alone[0], together[row, canvases["attention_mask"][row].bool()])
 
 
 @any_order_variants
@@ -184,9 +178,8 @@ def test_what_stands_in_blanks_and_padding_is_never_read(variant, how):
         results.append(filled[canvases["attention_mask"].bool()])
     assert all(torch.equal(result, results[0]) for result in results)
     for row in range(4):
-        real = canvases["attention_mask"][row].bool()
-        alone = model.generate(**{name: value[row : row + 1, real] for name, value in canvases.items()}, **how)
-        assert torch.equal(alone[0], filled[row, real])
+        alone = model.generate(**example_of(canvases, row), **how)
+        assert torch.equal(alone[0], filled[row, canvases["attention_mask"][row].bool()])
 
 
 @any_order_variants
@@ -285,10 +278,7 @@ def test_no_end_of_sentence_to_the_left_of_a_token(variant):
     assert (output.sequences[1] != 2).all()
     assert output.sequences[0, 2] == 8 and output.sequences[0, 1] != 2 and output.sequences[0, 3] == 2
     # Switched off, it is a token like any other.
-    config = GenerationConfig.from_model_config(model.config)
-    config.eos_token_id = None
-    model.generation_config = config
-    free = scripted(model, canvas, blanks, [[2, 1, 3], [1, 2, -1]], wishes)
+    free = scripted(model, canvas, blanks, [[2, 1, 3], [1, 2, -1]], wishes, eos_token_id=None)
     assert free.sequences.tolist() == [[5, 2, 8, 2], [5, 2, 2, 6]]
 
 
@@ -345,8 +335,9 @@ def test_random_canvases_are_filled_completely_and_nowhere_else(variant, data):
         "generation_mask": torch.tensor([[kind == "blank" for kind in row] for row in kinds]),
         "attention_mask": torch.tensor([[int(kind != "padding") for kind in row] for row in kinds]),
     }
-    how = {"decoding_order": data.draw(st.sampled_from(["left_to_right", "random"]))}
-    how["do_sample"] = data.draw(st.booleans())
+    way = data.draw(st.sampled_from(WAYS))
+    how = {**way, "do_sample": data.draw(st.booleans()), **data.draw(st.sampled_from(CACHES))}
     output = model.generate(**canvases, **how, return_dict_in_generate=True)
     check_filling(canvases, output)
-    torch.testing.assert_close(output.logprobs, replay(model, canvases, output), atol=1e-5, rtol=0)
+    expected = replay(model, canvases, output, in_groups="tokens_per_step" in way)
+    torch.testing.assert_close(output.logprobs, expected, atol=1e-5, rtol=0)

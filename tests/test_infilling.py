@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 from variants import any_order_variants, tiny_model
 
-from modeling_aoarm import infill
+from modeling_aoarm import AOARMGenerateOutput, infill
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
 
@@ -37,9 +37,11 @@ class Writes:
         self.call = {"input_ids": input_ids, "generation_mask": generation_mask, "attention_mask": attention_mask}
         self.call["kwargs"] = kwargs
         filled = input_ids.clone()
+        order = torch.full((len(input_ids), int(generation_mask.sum(1).max())), -1)
         for row, tokens in enumerate(self.tokens):
             filled[row, generation_mask[row]] = torch.tensor(tokens, dtype=torch.int64)
-        return filled
+            order[row, : len(tokens)] = generation_mask[row].nonzero()[:, 0]
+        return AOARMGenerateOutput(sequences=filled, decoding_order=order)
 
 
 @any_order_variants
@@ -66,13 +68,26 @@ def test_each_blank_is_written_where_it_stands(tokenizer):
     assert writer.call["generation_mask"].sum(1).tolist() == [4, 5]
     assert writer.call["attention_mask"].sum(1).tolist() == [1 + 22, 1 + 7]
     assert (writer.call["input_ids"][:, 0] == tokenizer.bos_token_id).all()
-    assert writer.call["kwargs"] == {"top_k": 4, "return_dict_in_generate": False, "num_return_sequences": 1}
+    assert writer.call["kwargs"] == {"top_k": 4, "return_dict_in_generate": True, "num_return_sequences": 1}
 
 
 def test_closed_blanks_leave_no_trace(tokenizer):
     writer = Writes(tokenizer, ["it"])
     writer.tokens[0] += [tokenizer.eos_token_id, tokenizer.pad_token_id]
     assert infill(writer, tokenizer, "the <blank:4>") == "the it"
+
+
+@any_order_variants
+def test_closed_blanks_leave_no_trace_whatever_pads_them(variant, tokenizer):
+    """A full stop ends the sentence and pads it too, as it does where the tokenizer has no padding token."""
+    model = model_for(variant, tokenizer)
+    full_stop = tokenizer.convert_tokens_to_ids(".")
+
+    def end(rows, scores):
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([full_stop]), 0.0)
+
+    ends = {"eos_token_id": full_stop, "pad_token_id": full_stop, "logits_processor": [end]}
+    assert infill(model, tokenizer, ["the <blank:4>", "a <blank:2>"], **ends) == ["the .", "a ."]
 
 
 def test_blanks_side_by_side_may_share_a_characters_bytes():
@@ -110,6 +125,57 @@ def test_a_tokenizer_that_strips_spaces_keeps_them_inside_text():
     )
     writer = Writes(tokenizer, ["cat"])
     assert infill(writer, tokenizer, "the<blank> sat") == "the cat sat"
+    assert tokenizer.convert_ids_to_tokens(writer.call["input_ids"][0].tolist())[1::2] == ["▁the", "▁sat"]
+    # A tokenizer of whole words has no form for the end of one, but loses none.
+    infill(writer, tokenizer, "the<blank>sat")
+    assert tokenizer.convert_ids_to_tokens(writer.call["input_ids"][0].tolist())[1::2] == ["▁the", "▁sat"]
+    assert infill(Writes(tokenizer, ["cat sat"]), tokenizer, "the<blank> sat<blank>") == "the cat sat sat"
+
+
+def sentencepiece_like(kind):
+    """BPE whose tokens carry the space before a word, which every text gets in front (`never`: it does not)."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    if kind == "llama2":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        backend.decoder = decoders.Sequence(steps)
+    elif kind == "gpt2":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+        backend.decoder = decoders.Metaspace(prepend_scheme=kind)
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(special.values()), initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(["the cat sat on the mat", "walking cats, running dogs"] * 10, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+
+
+@pytest.mark.parametrize("kind", ["llama2", "gpt2", "always", "first", "never"])
+def test_text_behind_a_blank_continues_it(kind):
+    """What the model reads behind blanks, decoded, is the text as written, with no space in front of it."""
+    tokenizer = sentencepiece_like(kind)
+    for text, fillings in (
+        ("the<blank> sat", [" cat"]),
+        ("walk<blank>ing", ["k"]),
+        ("on<blank>, dogs", ["the"]),
+        ("cat<blank> <blank>s", ["s", "dog"]),
+        ("<blank> cats", ["the"]),
+    ):
+        tokens = [tokenizer.encode(filling, add_special_tokens=False)[-1:] for filling in fillings]
+        writer = Writes(tokenizer, [])
+        writer.tokens = [sum(tokens, [])]
+        infill(writer, tokenizer, text)
+        blanks = writer.call["generation_mask"][0]
+        ids = writer.call["input_ids"][0].where(~blanks, tokenizer.convert_tokens_to_ids("<unk>"))
+        read = tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)
+        assert read.removeprefix(" ") == text.replace("<blank>", "<unk>")
 
 
 @any_order_variants
@@ -127,11 +193,15 @@ def test_a_saved_tokenizer_and_model_fill_the_same(variant, tokenizer, tmp_path)
     [
         ("a <blank:0>", {}, ValueError, "at least one token.*<blank:0>"),
         ("a <blank:-1>", {}, ValueError, "<blank:n>.*<blank:-1>"),
+        ("a <blank:6-2>", {}, ValueError, "m <= n.*<blank:6-2>"),
+        ("a <blank:0-2>", {}, ValueError, "at least one token.*<blank:0-2>"),
+        ("a <blank:2->", {}, ValueError, "<blank:m-n>.*<blank:2->"),
         ("a <blank: 3>", {}, ValueError, "<blank:n>.*<blank: 3>"),
         ("a < Blank>", {}, ValueError, "<blank:n>.*< Blank>"),
         (3, {}, TypeError, "text.*int"),
         (["a", None], {}, TypeError, "text.*NoneType"),
         ("a <blank>", {"num_return_sequences": 2}, ValueError, "num_return_sequences"),
+        ("a <blank>", {"max_new_tokens": 2}, ValueError, "max_new_tokens.*blank at the end.*2"),
         ("a <blank>", {"return_dict_in_generate": True}, ValueError, "return_dict_in_generate"),
         ("a <blank>", {"decoding_order": "inwards"}, ValueError, "decoding_order.*inwards"),
     ],

@@ -1,0 +1,79 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""
+Draw how a model fills blanks: in which order, how sure it was, and the text as it grows.
+
+    python examples/draw_generation.py [--model outputs/pretrain] [--text "The <blank:9> statement."]
+                                       [--decoding_order random] [--output_dir examples/figures]
+
+Takes a few seconds on a CPU, with the model that `make pretrain` leaves behind. It shows the canvas filling in the
+terminal and writes generation.png (which blank was filled when; the numbers go beside it as JSON), generation.gif and
+generation.html.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+import modeling_aoarm  # noqa: F401  (registers the models)
+from modeling_aoarm.pictures import animate_generation, plot_decoding_order
+from modeling_aoarm.streaming import CanvasStreamer
+
+
+TEXT = "The <blank:9> statement is used to <blank:6> a function. If the <blank:12> is true, the first <blank:5> runs."
+
+
+def make_canvas(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A canvas, int64 `[1, columns]`, and which of its columns are blank; `<blank:n>` is a blank of n tokens."""
+    ids, blanks = [tokenizer.bos_token_id], [False]
+    for place, piece in enumerate(re.split(r"<blank:(\d+)>", text)):
+        # What stands in a blank is not read.
+        tokens = [0] * int(piece) if place % 2 else tokenizer.encode(piece, add_special_tokens=False)
+        ids += tokens
+        blanks += [place % 2 == 1] * len(tokens)
+    return torch.tensor([ids]), torch.tensor([blanks])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("outputs/pretrain"), help="a saved model's folder")
+    parser.add_argument("--text", default=TEXT, help="with blanks, written <blank:n> for n tokens")
+    parser.add_argument("--decoding_order", default="random", help="a name that generate takes")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--colour_by", choices=("age", "confidence"), default="age", help="colours of the animations")
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "figures")
+    arguments = parser.parse_args()
+    if not (arguments.model / "config.json").is_file():
+        parser.error(f"--model must be a saved model's folder, got {arguments.model}; `make pretrain` makes one.")
+
+    model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    canvas, blanks = make_canvas(tokenizer, arguments.text)
+    if not blanks.any():
+        parser.error(f"--text must have a blank, written <blank:n>, got {arguments.text!r}.")
+    set_seed(arguments.seed)
+    output = model.generate(
+        canvas,
+        generation_mask=blanks,
+        decoding_order=arguments.decoding_order,
+        do_sample=True,
+        temperature=arguments.temperature,
+        streamer=CanvasStreamer(tokenizer, colour_by=arguments.colour_by, skip_special_tokens=True),
+        return_dict_in_generate=True,
+    )
+
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    picture = arguments.output_dir / "generation.png"
+    plot_decoding_order(output, picture, tokenizer, generation_mask=blanks)
+    written = [picture, picture.with_suffix(".json")]
+    for suffix in (".gif", ".html"):
+        written.append(picture.with_suffix(suffix))
+        animate_generation(output, written[-1], tokenizer, colour_by=arguments.colour_by, generation_mask=blanks)
+    print(f"Wrote {', '.join(map(str, written))}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Canvases for tests of generation, and what every filling has to obey."""
+
+import torch
+
+
+LENGTHS = (9, 6, 8, 7)
+# Different numbers of blanks, one canvas without any, blanks at both ends, and one with all but the last column blank.
+BLANKS = ((2, 3, 4, 8), (), (0, 7, 1), (0, 1, 2, 3, 4, 5))
+
+# Ways of decoding, and whether each token sees all that were filled before it.
+ONE_BY_ONE = [
+    *({"decoding_order": order} for order in ("left_to_right", "random", "confidence", "entropy", "margin")),
+    *({"decoding_order": order, "draft_length": n} for order in ("left_to_right", "random") for n in (1, 2, 9)),
+]
+IN_GROUPS = [
+    {"decoding_order": order, "tokens_per_step": size}
+    for order in ("random", "margin")
+    for size in (2, 3, 100, "linear(3)", "cosine(3)")
+]
+WAYS = [*ONE_BY_ONE, *IN_GROUPS]
+
+
+def ragged_canvases(side="left", seed=0):
+    """A batch of canvases padded on one side: input ids, generation mask and attention mask, `[4, 9]` each."""
+    generator = torch.Generator().manual_seed(seed)
+    canvas = torch.randint(3, 23, (4, 9), generator=generator)
+    generation_mask = torch.zeros(4, 9, dtype=torch.bool)
+    attention_mask = torch.zeros(4, 9, dtype=torch.int64)
+    for row, (length, blanks) in enumerate(zip(LENGTHS, BLANKS, strict=True)):
+        start = 9 - length if side == "left" else 0
+        attention_mask[row, start : start + length] = 1
+        generation_mask[row, [start + column for column in blanks]] = True
+    return {"input_ids": canvas, "generation_mask": generation_mask, "attention_mask": attention_mask}
+
+
+def example_of(canvases, row):
+    """One canvas by itself, without its padding."""
+    real = canvases["attention_mask"][row].bool()
+    return {name: value[row : row + 1, real] for name, value in canvases.items()}
+
+
+def conditional(model, tokens, positions, target):
+    """The log-probabilities `[vocab]` of what stands at `target` after rows `[rows]`, from an uncached pass."""
+    targets = torch.cat([positions[1:], torch.tensor([target])])
+    with torch.no_grad():
+        logits = model(
+            tokens[None], position_ids=positions[None], target_position_ids=targets[None], use_cache=False
+        ).logits
+    return logits[0, -1].log_softmax(-1)
+
+
+def replay(model, canvases, output, in_groups=False):
+    """Log-probabilities of the realised order from uncached passes, one token at a time: `[batch, blanks]`.
+
+    With `in_groups` a token sees those that were filled in earlier passes, and not those of its own pass.
+    """
+    logprobs = torch.zeros_like(output.logprobs)
+    for row, order in enumerate(output.decoding_order):
+        real = canvases["attention_mask"][row].bool()
+        positions = real.long().cumsum(0) - 1
+        given = (real & ~canvases["generation_mask"][row]).nonzero().flatten()
+        blanks, steps = order[order >= 0], output.decoding_steps[row]
+        for index, column in enumerate(blanks):
+            before = blanks[:index]
+            if in_groups:
+                before = before[steps[:index] < steps[index]]
+            rows = torch.cat([given, before])
+            answer = conditional(model, output.sequences[row, rows], positions[rows], positions[column])
+            logprobs[row, index] = answer[output.sequences[row, column]]
+    return logprobs
+
+
+def check_filling(canvases, output):
+    """Given tokens are what they were, and the realised order names each blank once."""
+    given = ~canvases["generation_mask"]
+    assert torch.equal(output.sequences[given], canvases["input_ids"][given])
+    for row, order in enumerate(output.decoding_order):
+        blanks = canvases["generation_mask"][row].nonzero().flatten()
+        assert sorted(order[order >= 0].tolist()) == blanks.tolist()
+        assert (order[len(blanks) :] == -1).all()
+        steps = output.decoding_steps[row, : len(blanks)]
+        assert (steps.diff() >= 0).all() and (output.decoding_steps[row, len(blanks) :] == -1).all()
+        assert (steps >= 0).all() and (steps < output.forward_passes).all()
+        passes = int(steps[-1]) + 1 if len(blanks) else 1
+        torch.testing.assert_close(output.tokens_per_forward[row], torch.tensor(len(blanks) / passes))

@@ -1,0 +1,182 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Orders that the tokens decide, and several tokens a pass: against a slow loop that asks for each blank by itself."""
+
+import math
+
+import pytest
+import torch
+from canvases import check_filling, conditional, example_of, ragged_canvases, replay
+from transformers import LogitsProcessor, LogitsProcessorList
+from variants import any_order_variants, tiny_model
+
+from modeling_aoarm.decoding_aoarm import certainty
+from modeling_aoarm.generation_config_aoarm import step_sizes
+
+
+def how_sure(log_probs, rule):
+    """The definitions once more, in float64 from log-probabilities `[vocab]` of which some may be -inf."""
+    probs = log_probs.double().exp()
+    if rule == "confidence":
+        return float(log_probs.max())
+    if rule == "margin":
+        first, second = probs.sort(descending=True).values[:2]
+        return float(first - second)
+    return float(sum(p * math.log(p) for p in probs.tolist() if p > 0))
+
+
+def slow_filling(model, canvas, blanks, rule, sizes, eos_token_id=None):
+    """Fills one canvas greedily by asking for every blank in a pass of its own; returns the tokens and the order."""
+    canvas, order = canvas.clone(), []
+    rows = (~blanks).nonzero().flatten().tolist()
+    left = blanks.nonzero().flatten().tolist()
+    for size in sizes:
+        answers = {}
+        for column in left:
+            answer = conditional(model, canvas[rows], torch.tensor(rows), column)
+            if eos_token_id is not None and column < max(rows):
+                answer[eos_token_id] = -math.inf
+                answer = answer.log_softmax(-1)
+            answers[column] = answer
+        chosen = sorted(left, key=lambda column: (-round(how_sure(answers[column], rule), 3), column))[:size]
+        for column in chosen:
+            canvas[column] = answers[column].argmax()
+        rows, order = rows + chosen, order + chosen
+        left = [column for column in left if column not in chosen]
+    return canvas, order
+
+
+@any_order_variants
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
+@pytest.mark.parametrize("size", [1, 2, "cosine(3)"])
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+def test_adaptive_orders_fill_the_surest_blanks_first(variant, rule, size, cache):
+    model = tiny_model(variant)
+    canvases = ragged_canvases("right")
+    how = {"decoding_order": rule, "tokens_per_step": size, **cache}
+    output = model.generate(**canvases, **how, return_dict_in_generate=True)
+    for row in range(4):
+        example = example_of(canvases, row)
+        blanks = example["generation_mask"][0]
+        canvas, order = slow_filling(model, example["input_ids"][0], blanks, rule, step_sizes(size, int(blanks.sum())))
+        assert output.decoding_order[row, : len(order)].tolist() == order
+        assert torch.equal(output.sequences[row, : len(canvas)], canvas)
+
+
+@any_order_variants
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
+def test_blanks_where_a_sentence_must_not_end_are_judged_without_the_end(variant, rule):
+    """A model that is sure of nothing but the end has to be judged by what it may write."""
+    model = tiny_model(variant, eos_token_id=2, pad_token_id=0)
+    with torch.no_grad():
+        model.lm_head.weight[2] = 3 * model.lm_head.weight[5]
+    canvas = torch.tensor([[5, 0, 0, 0, 0, 9]])
+    blanks = torch.tensor([[False, True, True, True, True, False]])
+    output = model.generate(canvas, generation_mask=blanks, decoding_order=rule, return_dict_in_generate=True)
+    expected, order = slow_filling(model, canvas[0], blanks[0], rule, [1] * 4, eos_token_id=2)
+    assert output.decoding_order[0].tolist() == order and torch.equal(output.sequences[0], expected)
+
+
+def test_how_sure_a_model_is():
+    even, sure = torch.tensor([0.25, 0.25, 0.25, 0.25]).log(), torch.tensor([0.1, 0.7, 0.2, 0.0]).log()
+    logits = torch.stack([even, sure]) + 3.0
+    expected = {
+        "confidence": [math.log(0.25), math.log(0.7)],
+        "margin": [0.0, 0.5],
+        "entropy": [-math.log(4), 0.1 * math.log(0.1) + 0.7 * math.log(0.7) + 0.2 * math.log(0.2)],
+    }
+    for rule, values in expected.items():
+        assert certainty(logits, rule).tolist() == pytest.approx([round(value, 3) for value in values], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_step", "blanks", "sizes"),
+    [
+        (None, 3, [1, 1, 1]),
+        (1, 0, []),
+        (4, 10, [4, 4, 2]),
+        (20, 10, [10]),
+        ("linear(4)", 10, [2, 3, 3, 2]),
+        ("linear(4)", 3, [1, 1, 1]),
+        # 1 - cos of 30, 60 and 90 degrees: 0.134, 0.5 and 1.
+        ("cosine(3)", 12, [2, 4, 6]),
+        ("cosine(3)", 100, [13, 37, 50]),
+        ("linear(1)", 7, [7]),
+    ],
+)
+def test_schedules_share_the_blanks_out(tokens_per_step, blanks, sizes):
+    assert step_sizes(tokens_per_step, blanks) == sizes
+
+
+@any_order_variants
+@pytest.mark.parametrize("order", ["random", "entropy"])
+@pytest.mark.parametrize("size", [2, 4, "linear(2)", "cosine(4)"])
+def test_each_pass_fills_what_the_schedule_says(variant, order, size):
+    canvases = ragged_canvases("left")
+    output = tiny_model(variant).generate(
+        **canvases, decoding_order=order, tokens_per_step=size, return_dict_in_generate=True
+    )
+    # A pass of its own reads the context where the first ones fill several blanks or choose among them.
+    reading = int(order == "entropy" or step_sizes(size, 6)[0] > 1)
+    for row, blanks in enumerate(canvases["generation_mask"].sum(1).tolist()):
+        sizes = step_sizes(size, blanks)
+        expected = [reading + step for step, count in enumerate(sizes) for _ in range(count)]
+        assert output.decoding_steps[row, :blanks].tolist() == expected
+    assert output.forward_passes == reading + len(step_sizes(size, 6))
+
+
+class Wish(LogitsProcessor):
+    """Makes the model want certain tokens, by pass and place within it."""
+
+    def __init__(self, *passes):
+        self.passes = list(passes)
+
+    def __call__(self, input_ids, scores):
+        bonus = torch.zeros_like(scores)
+        for row, token in enumerate(self.passes.pop(0)):
+            bonus[row, token] = 1e4
+        return scores + bonus
+
+
+@any_order_variants
+def test_an_end_of_sentence_closes_its_group_too(variant):
+    """Of a pass's tokens those behind the end are dropped; a blank to its left that was among them is filled later."""
+    model = tiny_model(variant, eos_token_id=2, pad_token_id=0)
+    canvas = torch.tensor([[5, 9, 9, 9, 9, 9]])
+    blanks = torch.tensor([[False, True, True, True, True, True]])
+    how = {"generation_mask": blanks, "tokens_per_step": 3, "return_dict_in_generate": True}
+    wishes = LogitsProcessorList([Wish([7, 2, 8], [11])])
+    output = model.generate(canvas, decoding_order=torch.tensor([[2, 3, 1, 5, 4]]), logits_processor=wishes, **how)
+    assert output.sequences.tolist() == [[5, 11, 7, 2, 0, 0]]
+    assert output.decoding_order.tolist() == [[2, 3, 1]] and output.decoding_steps.tolist() == [[0, 0, 1]]
+    canvases = {"generation_mask": blanks, "attention_mask": torch.ones_like(canvas)}
+    torch.testing.assert_close(output.logprobs, replay(model, canvases, output, in_groups=True), atol=1e-5, rtol=0)
+
+
+@any_order_variants
+def test_no_end_of_sentence_to_the_left_of_a_token_of_the_same_pass(variant):
+    model = tiny_model(variant, eos_token_id=2, pad_token_id=0)
+    canvas = torch.tensor([[5, 9, 9, 9]])
+    blanks = torch.tensor([[False, True, True, True]])
+    wishes = LogitsProcessorList([Wish([7, 2, 2])])
+    filled = model.generate(
+        canvas,
+        generation_mask=blanks,
+        decoding_order=torch.tensor([[2, 1, 3]]),
+        tokens_per_step=3,
+        logits_processor=wishes,
+    )
+    assert filled[0, 1] != 2 and filled[0, 2:].tolist() == [7, 2]
+
+
+@any_order_variants
+def test_all_blanks_in_one_pass_are_the_models_independent_guesses(variant):
+    model = tiny_model(variant)
+    canvases = example_of(ragged_canvases("right"), 0)
+    output = model.generate(
+        **canvases, decoding_order="random", tokens_per_step=9, do_sample=False, return_dict_in_generate=True
+    )
+    check_filling(canvases, output)
+    given = (~canvases["generation_mask"][0]).nonzero().flatten()
+    for column in output.decoding_order[0]:
+        answer = conditional(model, canvases["input_ids"][0, given], given, column)
+        assert output.sequences[0, column] == answer.argmax()

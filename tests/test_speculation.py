@@ -1,0 +1,272 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Law 6: samples of speculative decoding follow the enumerated one-by-one distribution of their order."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+from canvases import conditional
+from scipy.stats import chisquare
+from variants import any_order_variants, tiny_model
+
+from modeling_aoarm import decoding_aoarm
+
+
+SAMPLES = 20_000
+BLANKS = 5
+END = 2
+
+
+@functools.cache
+def trained_model(variant):
+    """A model of strings of three symbols in which neighbours depend on each other, trained in random orders."""
+    model = tiny_model(variant, vocab_size=3, initializer_range=0.1, num_hidden_layers=2, pad_token_id=0)
+    model.generation_config.eos_token_id = None
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(200):
+        strings = torch.zeros(64, 1 + BLANKS, dtype=torch.int64)
+        for column in range(1, 1 + BLANKS):
+            noise = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 64, True, generator=generator)
+            strings[:, column] = (strings[:, column - 1] * 2 + 1 + noise) % 3
+        order = torch.stack([torch.randperm(BLANKS, generator=generator) + 1 for _ in range(64)])
+        order = torch.cat([torch.zeros(64, 1, dtype=torch.int64), order], dim=1)
+        rows = strings.gather(1, order)
+        loss = model(rows, position_ids=order, labels=rows).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def enumerated(model, canvas, order, temperature=1.0, end=None):
+    """The probability of every filled canvas, by asking for one blank at a time in every branch: a dictionary.
+
+    With `end`, that token is not written to the left of another one, and closes the blanks to its right.
+    """
+    given = [column for column in range(len(canvas)) if column not in order]
+    results = {}
+
+    def branch(canvas, rows, left, probability):
+        if not left:
+            results[tuple(canvas.tolist())] = results.get(tuple(canvas.tolist()), 0.0) + probability
+            return
+        column, *later = left
+        log_probs = conditional(model, canvas[rows], torch.tensor(rows), column).double() / temperature
+        if end is not None and column < max(rows):
+            log_probs[end] = -torch.inf
+        for token, share in enumerate(log_probs.softmax(-1).tolist()):
+            filled = canvas.clone()
+            filled[column] = token
+            if token == end:
+                filled[[other for other in later if other > column]] = 0
+                branch(filled, [*rows, column], [other for other in later if other < column], probability * share)
+            elif share > 0:
+                branch(filled, [*rows, column], later, probability * share)
+
+    branch(canvas, given, list(order), 1.0)
+    return results
+
+
+def fits(samples, expected):
+    """The p-value of int64 samples `[samples, columns]` under a dictionary of probabilities; rare strings are pooled."""
+    counts = dict.fromkeys(expected, 0)
+    for canvas in samples.tolist():
+        counts[tuple(canvas)] += 1
+    strings = sorted(expected, key=expected.get)
+    observed, wanted = [0], [0.0]
+    for string in strings:
+        if wanted[-1] >= 10:
+            observed.append(0)
+            wanted.append(0.0)
+        observed[-1] += counts[string]
+        wanted[-1] += expected[string] * len(samples)
+    return chisquare(observed, torch.tensor(wanted, dtype=torch.float64) * sum(observed) / sum(wanted)).pvalue
+
+
+def sample(model, canvases, order, **how):
+    return model.generate(
+        canvases["input_ids"],
+        generation_mask=canvases["generation_mask"],
+        decoding_order=order,
+        do_sample=True,
+        **{"top_k": 0, **how},
+        return_dict_in_generate=True,
+    )
+
+
+def canvases_of(*blanks):
+    """One canvas of six columns for each list of blank columns."""
+    canvas = torch.tensor([[0, 1, 0, 2, 1, 0]]).repeat(len(blanks), 1)
+    mask = torch.zeros(len(blanks), 6, dtype=torch.bool)
+    for row, columns in enumerate(blanks):
+        mask[row, columns] = True
+    return {"input_ids": canvas, "generation_mask": mask}
+
+
+ORDERS = {"left_to_right": [1, 2, 3, 4, 5], "mixed": [4, 2, 5, 1, 3]}
+
+
+@any_order_variants
+@pytest.mark.parametrize("order", list(ORDERS))
+@pytest.mark.parametrize("draft_length", [1, 2, 3, 4, 5])
+def test_samples_follow_the_one_by_one_distribution(variant, order, draft_length):
+    model, order = trained_model(variant), ORDERS[order]
+    canvases = canvases_of(order)
+    torch.manual_seed(draft_length)
+    output = sample(model, canvases, torch.tensor([order]), draft_length=draft_length, num_return_sequences=SAMPLES)
+    expected = enumerated(model, canvases["input_ids"][0], order)
+    assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
+    assert fits(output.sequences, expected) > 1e-3
+    # Of the drafts some are accepted and some are not, and no example takes more passes than one by one.
+    passes = (output.decoding_steps.amax(1) + 1).double()
+    assert passes.max() <= BLANKS and 1 < passes.mean() < BLANKS
+    if draft_length > 1:
+        assert passes.unique().numel() > 2
+
+
+@any_order_variants
+def test_the_test_can_tell_distributions_apart(variant):
+    """Samples of one order do not fit another order's distribution, or another temperature's."""
+    model = trained_model(variant)
+    canvases = canvases_of(ORDERS["mixed"])
+    torch.manual_seed(0)
+    output = sample(model, canvases, torch.tensor([ORDERS["mixed"]]), draft_length=3, num_return_sequences=SAMPLES)
+    assert fits(output.sequences, enumerated(model, canvases["input_ids"][0], ORDERS["left_to_right"])) < 1e-3
+    assert fits(output.sequences, enumerated(model, canvases["input_ids"][0], ORDERS["mixed"], 0.9)) < 1e-3
+
+
+BIASED = {
+    "all drafts": lambda p, q, uniforms: torch.ones_like(p, dtype=torch.bool),
+    "likely drafts": lambda p, q, uniforms: p >= q,
+    "too many": lambda p, q, uniforms: uniforms * q < 1.3 * p,
+    "too few": lambda p, q, uniforms: uniforms * q < 0.8 * p,
+}
+
+
+@any_order_variants
+@pytest.mark.parametrize("rule", list(BIASED))
+def test_a_biased_acceptance_rule_is_found_out(variant, rule, monkeypatch):
+    monkeypatch.setattr(decoding_aoarm, "accepts", BIASED[rule])
+    model, order = trained_model(variant), ORDERS["mixed"]
+    canvases = canvases_of(order)
+    torch.manual_seed(1)
+    output = sample(model, canvases, torch.tensor([order]), draft_length=3, num_return_sequences=SAMPLES)
+    assert fits(output.sequences, enumerated(model, canvases["input_ids"][0], order)) < 1e-3
+
+
+@any_order_variants
+@pytest.mark.parametrize("draft_length", [1, 3])
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}], ids=str)
+def test_ragged_batches_follow_the_distributions_of_their_canvases(variant, draft_length, cache):
+    """Three kinds of canvases in one batch, with other blanks and other numbers of them, and padding."""
+    model = trained_model(variant)
+    kinds = ([4, 1, 5, 2, 3], [5, 3], [3, 1, 2])
+    canvases = canvases_of(*kinds)
+    order = torch.full((3, 5), -1)
+    for row, columns in enumerate(kinds):
+        order[row, : len(columns)] = torch.tensor(columns)
+    repeated = {name: value.repeat(SAMPLES, 1) for name, value in canvases.items()}
+    attention_mask = torch.ones(3, 6, dtype=torch.int64)
+    attention_mask[2, 4:] = 0
+    torch.manual_seed(draft_length)
+    output = model.generate(
+        **repeated,
+        attention_mask=attention_mask.repeat(SAMPLES, 1),
+        decoding_order=order.repeat(SAMPLES, 1),
+        draft_length=draft_length,
+        do_sample=True,
+        top_k=0,
+        **cache,
+    )
+    for row, columns in enumerate(kinds):
+        length = int(attention_mask[row].sum())
+        expected = enumerated(model, canvases["input_ids"][row, :length], columns)
+        assert fits(output[row::3, :length], expected) > 1e-3
+
+
+@any_order_variants
+@pytest.mark.parametrize("draft_length", [1, 2, 5])
+def test_sentence_ends_follow_the_distribution_too(variant, draft_length):
+    """With an end of sentence that closes blanks, also among those that were drafted already."""
+    model, order = trained_model(variant), [2, 3, 1, 5, 4]
+    canvases = canvases_of(order)
+    torch.manual_seed(draft_length)
+    output = sample(
+        model,
+        canvases,
+        torch.tensor([order]),
+        draft_length=draft_length,
+        num_return_sequences=SAMPLES,
+        eos_token_id=END,
+    )
+    expected = enumerated(model, canvases["input_ids"][0], order, end=END)
+    assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
+    assert fits(output.sequences, expected) > 1e-3
+    closed = (output.decoding_order < 0).sum(1)
+    assert closed.unique().numel() > 2
+    steps = output.decoding_steps.amax(1) + 1
+    assert (steps <= BLANKS - closed).all()
+
+
+@any_order_variants
+def test_processed_distributions_are_the_ones_that_are_followed(variant):
+    """Temperature and a nucleus that leaves tokens out, which drafts may fall into and verification not."""
+    model, order = trained_model(variant), ORDERS["mixed"]
+    canvases = canvases_of(order)
+    expected = enumerated(model, canvases["input_ids"][0], order, temperature=0.7)
+    torch.manual_seed(0)
+    how = {"draft_length": 3, "num_return_sequences": SAMPLES}
+    output = sample(model, canvases, torch.tensor([order]), temperature=0.7, **how)
+    assert fits(output.sequences, expected) > 1e-3
+    nucleus = [
+        sample(model, canvases, torch.tensor([order]), top_p=0.8, **{**how, "draft_length": n}) for n in (3, None)
+    ]
+    shares = {}
+    for canvas in nucleus[1].sequences.tolist():
+        shares[tuple(canvas)] = shares.get(tuple(canvas), 0) + 1
+    kept = [canvas for canvas in nucleus[0].sequences.tolist() if shares.get(tuple(canvas), 0) < 30]
+    # Both are samples: strings that are rare in one are rare in the other, the frequent ones are compared.
+    assert len(kept) < 0.05 * SAMPLES
+    for string, count in shares.items():
+        if count >= 200:
+            mine = (nucleus[0].sequences == torch.tensor(string)).all(1).sum()
+            assert abs(int(mine) - count) < 4.5 * (2 * count) ** 0.5
+
+
+@any_order_variants
+@pytest.mark.parametrize("draft_length", [1, 2, 8])
+def test_greedy_drafts_change_nothing(variant, draft_length):
+    for model in (tiny_model(variant), trained_model(variant)):
+        canvases = canvases_of([1, 2, 3, 4, 5], [5, 3], [2])
+        for order in ("left_to_right", "random"):
+            torch.manual_seed(2)
+            plain = model.generate(**canvases, decoding_order=order, return_dict_in_generate=True)
+            torch.manual_seed(2)
+            drafted = model.generate(
+                **canvases, decoding_order=order, draft_length=draft_length, return_dict_in_generate=True
+            )
+            assert torch.equal(drafted.sequences, plain.sequences)
+            assert torch.equal(drafted.decoding_order, plain.decoding_order)
+            assert drafted.forward_passes <= plain.forward_passes
+
+
+@any_order_variants
+def test_never_more_passes_than_one_by_one(variant):
+    """Also for models that draft badly, in every example and every order."""
+    model = tiny_model(variant, vocab_size=3)
+    canvases = canvases_of(*(list(blanks) for n in range(1, 6) for blanks in itertools.combinations(range(1, 6), n)))
+    for draft_length in (1, 2, 4):
+        torch.manual_seed(draft_length)
+        output = model.generate(
+            **canvases,
+            decoding_order="random",
+            draft_length=draft_length,
+            do_sample=True,
+            return_dict_in_generate=True,
+        )
+        blanks = canvases["generation_mask"].sum(1)
+        assert (output.decoding_steps.amax(1) + 1 <= blanks).all()
+        assert output.forward_passes <= 5
+        assert (output.tokens_per_forward >= 1).all()
