@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from .cache_aoarm import CanvasCache
 from .canvas import ADAPTIVE_ORDERS, CanvasRows, check_canvas, check_generators, resolve_order
 from .decoding_aoarm import CanvasFilling, DecodingPlan
-from .generation_config_aoarm import DECODING_ORDERS, AOARMGenerationConfig, check_steps, step_sizes
+from .generation_config_aoarm import DECODING_ORDERS, check_steps, step_sizes
 from .reading_aoarm import RowReader, check_backend
 from .sampling_aoarm import TokenSampler, check_order_free
 

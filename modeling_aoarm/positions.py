@@ -102,7 +102,8 @@ class RowPositions:
         if starts is not None:
             is_last = is_last | starts[:, 1:]
         following = torch.where(is_last, content[:, :-1] + 1, content[:, 1:])
-        return cls(content, torch.cat([following, content[:, -1:] + 1], dim=1), real, places, starts, False, is_prepared)
+        targets = torch.cat([following, content[:, -1:] + 1], dim=1)
+        return cls(content, targets, real, places, starts, False, is_prepared)
 
     def check(self, config: PreTrainedConfig, past_key_values: Cache | None) -> None:
         """Refuses positions that the model cannot take, or whose targets cannot be what is meant.

@@ -44,16 +44,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 folder, rows = sys.argv[1], torch.load(sys.argv[2])
 trust = {"trust_remote_code": True} if sys.argv[3] == "without" else {}
-config = AutoConfig.from_pretrained(folder, **trust)
+AutoConfig.from_pretrained(folder, **trust)
 model = AutoModelForCausalLM.from_pretrained(folder, **trust)
 body = AutoModel.from_pretrained(folder, **trust)
 inputs = {name: rows[name] for name in ("input_ids", "position_ids", "target_position_ids")}
 with torch.no_grad():
     logits = model(**inputs).logits
     same_body = torch.equal(model.lm_head(body(**inputs).last_hidden_state), logits)
-torch.manual_seed(3)
-how = {"decoding_order": "random", "do_sample": True} if config.attention_variant != "causal" else {}
-filled = model.generate(rows["input_ids"], generation_mask=rows["generation_mask"], **how)
+filled = []
+for way in rows["ways"]:
+    torch.manual_seed(3)
+    filled.append(model.generate(rows["input_ids"], generation_mask=rows["generation_mask"], **way))
 torch.save({"logits": logits, "filled": filled}, sys.argv[2] + ".out")
 print(json.dumps({"module": type(model).__module__, "same_body": same_body}))
 """
@@ -67,6 +68,17 @@ def test_a_fresh_process_computes_and_fills_the_same(variant, package, tmp_path)
     model.save_pretrained(tmp_path / "model")
     rows = random_rows(variant, 2, 6)
     rows["generation_mask"] = torch.tensor([[False, False, True, True, True, True]] * 2)
+    rows["ways"] = [{"do_sample": True}]
+    if variant != "causal":
+        rows["ways"] = [
+            {"do_sample": True, **way}
+            for way in (
+                {"decoding_order": "random"},
+                {"decoding_order": "confidence"},
+                {"decoding_order": "random", "tokens_per_step": "cosine(3)"},
+                {"decoding_order": "random", "draft_length": 2},
+            )
+        ]
     torch.save(rows, tmp_path / "rows")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     process = subprocess.run(
@@ -82,13 +94,12 @@ def test_a_fresh_process_computes_and_fills_the_same(variant, package, tmp_path)
     assert report["module"].startswith("transformers_modules." if package == "without" else "modeling_aoarm.")
     assert report["same_body"]
     results = torch.load(tmp_path / "rows.out")
-    generation_mask = rows.pop("generation_mask")
+    generation_mask, ways = rows.pop("generation_mask"), rows.pop("ways")
     with torch.no_grad():
         torch.testing.assert_close(results["logits"], model(**rows).logits, atol=1e-6, rtol=0)
-    torch.manual_seed(3)
-    how = {"decoding_order": "random", "do_sample": True} if variant != "causal" else {}
-    filled = model.generate(rows["input_ids"], generation_mask=generation_mask, **how)
-    assert torch.equal(results["filled"], filled)
+    for way, filled in zip(ways, results["filled"], strict=True):
+        torch.manual_seed(3)
+        assert torch.equal(filled, model.generate(rows["input_ids"], generation_mask=generation_mask, **way))
 
 
 @all_variants
@@ -128,17 +139,6 @@ def test_missing_weights_are_drawn_anew_and_reported(tmp_path):
     model, report = AOARMForCausalLM.from_pretrained(tmp_path, config=config, output_loading_info=True)
     assert set(report["missing_keys"]) == {"model.query_embedding.weight"}
     assert 0.005 < model.model.query_embedding.weight.std() < 0.05
-
-
-@all_variants
-def test_a_default_decoding_order_is_saved_with_the_model(variant, tmp_path):
-    model = tiny_model(variant, eos_token_id=2, pad_token_id=1)
-    model.generation_config.decoding_order = "random"
-    for generation in range(2):
-        model.save_pretrained(tmp_path / str(generation))
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / str(generation))
-        assert model.generation_config.decoding_order == "random"
-        assert model.generation_config.eos_token_id == 2 and model.generation_config.pad_token_id == 1
 
 
 @all_variants
