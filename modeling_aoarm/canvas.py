@@ -158,9 +158,7 @@ def resolve_order(
     return order[:, :width]
 
 
-def _random_keys(
-    mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
-) -> torch.Tensor:
+def _random_keys(mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> torch.Tensor:
     """A uniform random number for each marked column: `[batch, columns]`; what stands elsewhere is of no use."""
     if generator is None or isinstance(generator, torch.Generator):
         device = mask.device if generator is None else generator.device

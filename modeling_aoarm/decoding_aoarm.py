@@ -197,8 +197,7 @@ class CanvasFilling:
         if adaptive:
             answers = self.bring_surest_forward(answers, count, most)
         columns = self.next_columns(most)
-        scores = self.sampler.forbid_early_end(answers, self.is_early(columns))
-        scores = self.sampler.process(scores, self.rows_before(most))
+        scores = self.sampler.process(self.without_early_ends(answers, columns), self.rows_before(most))
         tokens = self.sampler.draw(scores, self.sampler.uniforms(self.examples)[:, :most])
         was_decided = self.decided
         self.commit(tokens, log_probs_of(answers, tokens), count)
@@ -225,7 +224,7 @@ class CanvasFilling:
             The answers about the rows that now come next, `[active, most, vocab]`.
         """
         columns = self.next_columns(answers.shape[1])
-        allowed = self.sampler.forbid_early_end(answers, columns < self.rightmost[:, None])
+        allowed = self.sampler.forbid_end(answers, columns < self.rightmost[:, None])
         sure = certainty(allowed, self.plan.adaptive).masked_fill(columns < 0, -torch.inf)
         # The first is the leftmost of the surest.
         ranks = sure.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -252,7 +251,7 @@ class CanvasFilling:
 
         columns = self.next_columns(1 + drafts)
         logits = answers[:, :, 0]
-        scores = self.sampler.forbid_early_end(logits, self.is_early(columns))
+        scores = self.without_early_ends(logits, columns)
         p = self.sampler.distribution(self.sampler.process(scores, self.rows_before(1 + drafts, follows_drafts=True)))
         tokens = self.canvas.gather(1, self.place_of(columns))
         accepted = torch.zeros_like(self.decided)
@@ -278,7 +277,7 @@ class CanvasFilling:
         self.drafted = torch.zeros_like(self.decided)
         if further:
             columns = self.next_columns(further)
-            scores = self.sampler.forbid_early_end(answers[examples, accepted, 1:], self.is_early(columns))
+            scores = self.without_early_ends(answers[examples, accepted, 1:], columns)
             scores = self.sampler.process(scores, self.rows_before(further))
             drawn = self.sampler.draw(scores, uniforms[:, length + 1 : length + 1 + further])
             self.draft_weights = self.sampler.distribution(scores)
@@ -326,13 +325,17 @@ class CanvasFilling:
         """Where in the canvas columns are, with the place that is read by nobody for -1."""
         return columns.where(columns >= 0, self.canvas.shape[1] - 1)
 
-    def is_early(self, columns: torch.Tensor) -> torch.Tensor:
-        """Where a sentence must not end, bool `[active, places]`: left of a token that is there or is filled before.
+    def without_early_ends(self, logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Logits of blanks that are filled one after the other, without sentence ends left of a token that is there.
 
         Args:
-            columns: int64 `[active, places]`, the next blanks, one filled after the other, -1 for none.
+            logits: float32 `[active, places, vocab]`.
+            columns: int64 `[active, places]`, the blanks, -1 for none.
         """
-        return columns < torch.cat([self.rightmost[:, None], columns[:, :-1]], dim=1).cummax(1).values
+        if self.sampler.eos_token_ids is None:
+            return logits
+        before = torch.cat([self.rightmost[:, None], columns[:, :-1]], dim=1).cummax(1).values
+        return self.sampler.forbid_end(logits, columns < before)
 
     def rows_before(self, places: int, follows_drafts: bool = False) -> torch.Tensor | None:
         """The tokens of the rows before each of the next places, for processors: int64 `[active, places, rows]`.
@@ -374,10 +377,10 @@ class CanvasFilling:
         self.canvas.scatter_(1, self.place_of(columns), tokens)
         self.logprobs.scatter_(1, rows, logprobs)
         self.steps.scatter_(1, rows, self.reader.passes - 1)
-        self.rightmost = torch.maximum(self.rightmost, columns.amax(1))
         self.decided = self.decided + count
         if ends is None:
             return torch.zeros_like(is_taken[:, 0])
+        self.rightmost = torch.maximum(self.rightmost, columns.amax(1))
         self.close_blanks(columns.gather(1, (count - 1).clamp(min=0)[:, None]).masked_fill(~ended[:, None], 1 << 60))
         return ended
 

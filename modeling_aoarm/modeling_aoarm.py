@@ -83,10 +83,13 @@ class AOARMCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 class AOARMAttention(LlamaAttention):
-    """Llama's attention, in which all streams are query heads over the content stream's keys and values.
+    """Llama's attention, in which all streams ask the content stream's keys and values in one call.
 
-    Query heads are laid out key/value head by key/value head, and within one stream by stream, so that the attention
-    interface, which gives query head h the key/value head h // groups, serves every stream the same keys and values.
+    Streams are further query heads, laid out key/value head by key/value head and within one stream by stream, so that
+    the attention interface, which gives query head h the key/value head h // groups, serves every stream the same keys
+    and values. Where there is a mask tensor they are further query rows instead: with masks the library copies keys and
+    values for every query head, and a mask for another stream is smaller. So they are, without a mask, where there is
+    one row, which sees all keys.
     """
 
     def __init__(self, config: AOARMConfig, layer_idx: int):
@@ -111,8 +114,8 @@ class AOARMAttention(LlamaAttention):
         Args:
             queries: `[streams, batch, rows, hidden]`, the streams that ask.
             content: `[batch, rows, hidden]`, the stream that is read.
-            query_rotation: cosine and sine, each `[streams, batch, rows, head_dim]`.
-            key_rotation: cosine and sine, each `[batch, rows, head_dim]`.
+            query_rotation: cosine and sine, each `[streams, batch, rows, 1, head_dim]`.
+            key_rotation: cosine and sine, each `[batch, rows, 1, head_dim]`.
 
         Returns:
             The output `[streams, batch, rows, hidden]`, and from eager attention the weights
@@ -128,7 +131,17 @@ class AOARMAttention(LlamaAttention):
 
         # Head counts come from the tensors: under tensor parallelism each process holds a share of them.
         key_heads = key.shape[1]
-        query = query.unflatten(3, (key_heads, -1)).permute(1, 3, 0, 4, 2, 5).flatten(1, 3)
+        is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
+        sees_all = rows == 1 and attention_mask is None
+        as_rows = streams == 1 or is_masked or sees_all
+        if as_rows:
+            query = query.permute(1, 3, 0, 2, 4).flatten(2, 3)
+            if streams > 1 and is_masked:
+                attention_mask = attention_mask.repeat(1, 1, streams, 1)
+            if streams > 1 and sees_all:
+                kwargs["is_causal"] = False
+        else:
+            query = query.unflatten(3, (key_heads, -1)).permute(1, 3, 0, 4, 2, 5).flatten(1, 3)
         self.num_key_value_groups = query.shape[1] // key_heads
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attention(
@@ -141,9 +154,13 @@ class AOARMAttention(LlamaAttention):
             scaling=self.scaling,
             **kwargs,
         )
-        output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3).contiguous()
-        if weights is not None:
-            weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
+        if as_rows:
+            output = output.unflatten(1, (streams, rows)).transpose(0, 1).flatten(3)
+            weights = None if weights is None else weights.unflatten(2, (streams, rows)).movedim(2, 0)
+        else:
+            output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3).contiguous()
+            if weights is not None:
+                weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
         return self.o_proj(output), weights
 
 
@@ -313,8 +330,12 @@ class AOARMModel(AOARMPreTrainedModel):
 
         targets = positions.targets if several_targets else positions.targets[..., None]
         streams = self.initial_streams(inputs_embeds, targets.shape[-1])
-        query_rotation = self.rotary_emb(streams, self.query_positions(positions.content, targets))
-        key_rotation = self.rotary_emb(streams, positions.content)
+        slots = self.query_positions(positions.content, targets)
+        # One rotation serves all heads.
+        cos, sin = (
+            part.unsqueeze(-2) for part in self.rotary_emb(streams, torch.cat([positions.content[None], slots]))
+        )
+        key_rotation, query_rotation = (cos[0], sin[0]), (cos[1:], sin[1:])
         if positions.starts is None:
             causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
         else:
@@ -370,8 +391,8 @@ class AOARMModel(AOARMPreTrainedModel):
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates heads `[..., rows, heads, head_dim]` by the angles of `cos` and `sin`, each `[..., rows, head_dim]`."""
-    return heads * cos.unsqueeze(-2) + rotate_half(heads) * sin.unsqueeze(-2)
+    """Rotates heads `[..., rows, heads, head_dim]` by angles whose `cos` and `sin` are `[..., rows, 1, head_dim]`."""
+    return heads * cos + rotate_half(heads) * sin
 
 
 class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationMixin, GenerationMixin):

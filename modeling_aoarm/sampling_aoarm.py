@@ -96,12 +96,13 @@ class TokenSampler:
             drawn[row, :count] = torch.rand(count, generator=own, dtype=dtype, device=own.device).to(device)
         return drawn
 
-    def forbid_early_end(self, logits: torch.Tensor, is_early: torch.Tensor) -> torch.Tensor:
-        """`logits` `[..., vocab]` without sentence ends where `is_early` `[...]`: a token stands further right."""
+    def forbid_end(self, logits: torch.Tensor, is_forbidden: torch.Tensor) -> torch.Tensor:
+        """`logits` `[..., vocab]` without the tokens that end a sentence where `is_forbidden` `[...]`."""
         if self.eos_token_ids is None:
             return logits
         scores = logits.clone()
-        scores[..., self.eos_token_ids] = scores[..., self.eos_token_ids].masked_fill(is_early[..., None], -torch.inf)
+        ends = scores[..., self.eos_token_ids].masked_fill(is_forbidden[..., None], -torch.inf)
+        scores[..., self.eos_token_ids] = ends
         return scores
 
     def process(self, scores: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

@@ -130,9 +130,7 @@ class AOARMScoringMixin:
             )
         if isinstance(decoding_order, torch.Tensor) and decoding_order.ndim == 3:
             return torch.stack([resolve_order("decoding_order", order, generation_mask) for order in decoding_order])
-        drawn = (
-            resolve_order("decoding_order", decoding_order, generation_mask, generator) for _ in range(num_orders)
-        )
+        drawn = (resolve_order("decoding_order", decoding_order, generation_mask, generator) for _ in range(num_orders))
         return torch.stack(list(drawn))
 
     def _score_order(
