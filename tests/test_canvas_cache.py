@@ -32,6 +32,12 @@ def known_order(output, canvases):
     return torch.nn.utils.rnn.pad_sequence(orders, batch_first=True, padding_value=-1)
 
 
+def behind(first, second):
+    """Two orders one behind the other, each filled with -1 on the right."""
+    order = torch.cat([first, second], dim=1)
+    return order.gather(1, (order < 0).long().argsort(dim=1, stable=True))
+
+
 @any_order_variants
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -52,8 +58,7 @@ def test_a_returned_cache_continues_as_starting_over_would(variant, way, kind):
         torch.testing.assert_close(reused.logprobs, again.logprobs, atol=1e-5, rtol=0)
     # And on: a cache that has been continued is like one from a single call.
     once_more = continued(reused, longer, 2)
-    order = torch.cat([known_order(first, canvases), reused.decoding_order], dim=1)
-    order = order.gather(1, (order < 0).long().argsort(dim=1, stable=True))
+    order = behind(known_order(first, canvases), reused.decoding_order)
     expected = model.generate(**once_more, context_order=order, return_dict_in_generate=True)
     actual = model.generate(**once_more, past_key_values=reused.past_key_values, return_dict_in_generate=True)
     assert torch.equal(actual.sequences, expected.sequences)
@@ -82,9 +87,7 @@ def test_new_given_tokens_are_read_behind_those_that_the_cache_knows(variant):
     first = model.generate(**canvases, decoding_order="random", return_dict_in_generate=True)
     longer = continued(first, canvases, 5)
     longer["generation_mask"][:, -5:-2] = False
-    added = torch.arange(9, 12).expand(4, -1)
-    order = torch.cat([known_order(first, canvases), added], dim=1)
-    order = order.gather(1, (order < 0).long().argsort(dim=1, stable=True))
+    order = behind(known_order(first, canvases), torch.arange(9, 12).expand(4, -1))
     expected = model.generate(**longer, context_order=order, return_dict_in_generate=True)
     actual = model.generate(**longer, past_key_values=first.past_key_values, return_dict_in_generate=True)
     assert torch.equal(actual.sequences, expected.sequences)
