@@ -29,11 +29,11 @@ class CanvasCacheLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         batch, heads = key_states.shape[:2]
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.device = key_states.device
         self.examples = torch.arange(batch, device=self.device)[:, None]
+        # Under autocast keys and values differ in dtype.
         self.keys, self.values = (
-            torch.zeros(batch, self.capacity + 1, heads, states.shape[-1], dtype=self.dtype, device=self.device)
-            for states in (key_states, value_states)
+            states.new_zeros(batch, self.capacity + 1, heads, states.shape[-1]) for states in (key_states, value_states)
         )
         self.is_initialized = True
 
@@ -41,6 +41,10 @@ class CanvasCacheLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes states `[batch, heads, rows, head_dim]` to the slots of this call; returns what its rows may see."""
+        if self.slots is None:
+            raise ValueError(
+                "The cache of canvases must be given to `generate`, which places rows in it; got a call of the model."
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         slots = self.slots.to(self.device)
@@ -72,15 +76,20 @@ class CanvasCache(Cache):
         fixed: see [`CanvasCacheLayer`].
 
     Attributes, set when `generate` returns the cache:
+        attention_variant: the model's.
         columns: int64 `[batch, rows]`, the canvas columns of an example's rows in generation order, -1 on the right.
         tokens: int64 `[batch, rows]`, their tokens.
         positions: int64 `[batch, rows]`, their content positions.
         lengths: int64 `[batch]`, how many of the rows, the first ones, are in the cache.
     """
 
+    # By this, not by its class, a cache is known that another copy of this code has made (remote code).
+    holds_canvases = True
+
     def __init__(self, layers: int, capacity: int, fixed: bool = False):
         super().__init__(layers=[CanvasCacheLayer(capacity, fixed) for _ in range(layers)])
         self.capacity, self.fixed = capacity, fixed
+        self.attention_variant: str | None = None
         self.columns: torch.Tensor | None = None
         self.tokens: torch.Tensor | None = None
         self.positions: torch.Tensor | None = None
@@ -98,6 +107,13 @@ class CanvasCache(Cache):
             layer.slots, layer.visible = slots, visible
             layer.past = 0 if visible is None else visible - slots.shape[1]
 
+    def keep(self, examples: torch.Tensor) -> None:
+        """Drops all examples but these, int64 `[examples]`."""
+        for layer in self.layers:
+            index = examples.to(layer.device)
+            layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
+            layer.examples = layer.examples[: len(index)]
+
     def take(self, examples: torch.Tensor, capacity: int | None = None, fixed: bool | None = None) -> "CanvasCache":
         """A cache of its own for some of the examples, int64 `[examples]`, perhaps with other capacity."""
         capacity = self.capacity if capacity is None else capacity
@@ -105,25 +121,25 @@ class CanvasCache(Cache):
         kept = min(capacity, self.capacity)
         for old, new in zip(self.layers, taken.layers, strict=True):
             index = examples.to(old.device)
-            new.lazy_initialization(old.keys[:0].transpose(1, 2), old.values[:0].transpose(1, 2))
-            new.examples = torch.arange(len(index), device=old.device)[:, None]
-            for name in ("keys", "values"):
-                source = getattr(old, name)
-                if capacity == self.capacity:
-                    states = source.index_select(0, index)
-                else:
-                    states = source.new_zeros(len(index), capacity + 1, *source.shape[2:])
-                    states[:, :kept] = source[index, :kept]
-                setattr(new, name, states)
+            # States as the model makes them, of no row.
+            empty = (states[index, :0].transpose(1, 2) for states in (old.keys, old.values))
+            new.lazy_initialization(*empty)
+            new.keys[:, :kept], new.values[:, :kept] = old.keys[index, :kept], old.values[index, :kept]
         return taken
 
     def describe(
-        self, columns: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, lengths: torch.Tensor
+        self,
+        attention_variant: str,
+        columns: torch.Tensor,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        lengths: torch.Tensor,
     ) -> None:
         """Takes down whose keys and values these are, see the attributes."""
+        self.attention_variant = attention_variant
         self.columns, self.tokens, self.positions, self.lengths = columns, tokens, positions, lengths
         for layer in self.layers:
-            layer.past = int(lengths.max())
+            layer.slots, layer.past = None, int(lengths.max())
 
     def put(self, examples: torch.Tensor, other: "CanvasCache") -> None:
         """Writes another cache's examples over those of the given numbers, int64 `[examples]`."""

@@ -8,6 +8,7 @@ order unless the caller says otherwise, then the blanks in decoding order.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -42,8 +43,11 @@ def check_canvas(
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or 0 in input_ids.shape:
         got = list(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
         raise ValueError(f"`input_ids` must be a tensor of shape [batch, columns], both at least 1; got {got}.")
-    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
         raise ValueError(f"`input_ids` must hold integers, got {input_ids.dtype}.")
+    for name, mask in (("generation_mask", generation_mask), ("attention_mask", attention_mask)):
+        if isinstance(mask, torch.Tensor) and mask.device != input_ids.device:
+            raise ValueError(f"`{name}` must be on the device of `input_ids`, {input_ids.device}; got {mask.device}.")
     if not isinstance(generation_mask, torch.Tensor) or generation_mask.dtype != torch.bool:
         got = getattr(generation_mask, "dtype", type(generation_mask).__name__)
         raise ValueError(f"`generation_mask` must be a bool tensor, True for blanks; got {got}.")
@@ -169,6 +173,13 @@ def _random_keys(mask: torch.Tensor, generator: torch.Generator | Sequence[torch
     return keys
 
 
+def check_count(name: str, value: Any) -> int:
+    """`value`, or a ValueError unless it is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    return value
+
+
 def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, batch: int) -> None:
     """Raises a ValueError unless there are no generators, one, or one for each of `batch` examples."""
     if generator is None or isinstance(generator, torch.Generator):
@@ -274,4 +285,12 @@ class RowBlock:
         return cls(numbers, real, canvas.gather(1, columns), position_ids, target_position_ids)
 
 
-__all__ = ["ADAPTIVE_ORDERS", "CanvasRows", "RowBlock", "check_canvas", "check_generators", "resolve_order"]
+__all__ = [
+    "ADAPTIVE_ORDERS",
+    "CanvasRows",
+    "RowBlock",
+    "check_canvas",
+    "check_count",
+    "check_generators",
+    "resolve_order",
+]

@@ -14,6 +14,7 @@ in how many rows ask, for how many targets, and in which answers are kept:
 | speculation              | the last decided one and the drafts  | the next, to verify; more, to draft  |
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class DecodingPlan:
     sizes: list[list[int]]
     draft_length: int
 
-    @property
+    @functools.cached_property
     def most(self) -> int:
         """The most blanks that a pass fills by plan."""
         return max(max(sizes, default=0) for sizes in self.sizes)
@@ -142,12 +143,14 @@ class CanvasFilling:
         # Known on the host too, so that no pass waits for the device to know its shapes.
         self.numbers = list(range(batch))
         self.left = (self.total - self.decided).tolist()
+        self.lengths, read = self.decided.tolist(), self.cached.tolist()
         self.most_blanks = max(self.left)
-        sizes = list(zip(self.decided.tolist(), self.cached.tolist(), strict=True))
-        if not keeps_batch:
-            sizes = [size for size, left in zip(sizes, self.left, strict=True) if left]
-        self.most_decided = max((decided for decided, _ in sizes), default=0)
-        self.most_unread = max((decided - cached for decided, cached in sizes), default=0)
+        sizes = [
+            (decided, decided - cached)
+            for decided, cached, left in zip(self.lengths, read, self.left, strict=True)
+            if left or keeps_batch
+        ]
+        self.most_unread = max((unread for _, unread in sizes), default=0)
         self.most_drafted = 0
         # Whether all examples have equally many rows, so that there is no padding.
         self.is_in_step = len(set(sizes)) == 1
@@ -159,17 +162,22 @@ class CanvasFilling:
     def rows(self) -> CanvasRows:
         return CanvasRows(self.columns, self.places, self.given)
 
+    @property
+    def most_decided(self) -> int:
+        """A bound of `decided` that is known on the host."""
+        return max(self.lengths)
+
     def run(self) -> None:
         """Fills all blanks."""
         step = self.speculate if self.plan.draft_length else self.fill
         self.leave()
-        while any(self.left):
-            step()
-            self.rounds += 1
-            self.show()
-            self.leave()
+        with self.bar:
+            while any(self.left):
+                step()
+                self.rounds += 1
+                self.show()
+                self.leave()
         self.store()
-        self.bar.close()
 
     # Ways of decoding
 
@@ -204,13 +212,16 @@ class CanvasFilling:
         if self.reader.cache is not None:
             # The last row has a target once the next blank is chosen, so it is read again where none was filled.
             self.cached = torch.minimum(was_decided - again, self.decided - 1)
-        self.most_decided += most
+        if self.sampler.eos_token_ids is None:
+            left, lengths = (
+                [each + sign * filled for each, filled in zip(known, wanted, strict=True)]
+                for known, sign in ((self.left, -1), (self.lengths, 1))
+            )
+        else:
+            left, lengths = torch.stack([self.total - self.decided, self.decided]).tolist()
+        self.note(left, lengths)
         self.most_unread = most + again if self.reader.cache is not None else self.most_decided
         self.is_in_step &= most == 1
-        if self.sampler.eos_token_ids is None:
-            self.note_left([left - filled for left, filled in zip(self.left, wanted, strict=True)])
-        else:
-            self.note_left((self.total - self.decided).tolist())
 
     def bring_surest_forward(self, answers: torch.Tensor, count: torch.Tensor, most: int) -> torch.Tensor:
         """Puts the blanks that the model is surest about next; the others stay in sentence order behind them.
@@ -242,9 +253,10 @@ class CanvasFilling:
         drafts are a little worse than those of a pass of their own, and cost none.
         """
         length, is_fixed = self.plan.draft_length, self.reader.is_fixed
-        drafts = 0 if self.rounds == 0 else length if is_fixed else self.most_drafted
+        most = min(length, (self.most_blanks if is_fixed else max(self.left)) - 1)
+        drafts = 0 if self.rounds == 0 else most if is_fixed else self.most_drafted
         # The first pass reads the context, where further targets would be asked for by every row.
-        further = 0 if self.rounds == 0 else length if is_fixed else min(length, max(self.left) - 1)
+        further = 0 if self.rounds == 0 else most
         answers = self.ask(self.most_unread + drafts, 1 + drafts, 1 + further, ahead=drafts)
         examples = torch.arange(len(answers), device=answers.device)
         uniforms = self.sampler.uniforms(self.examples)
@@ -271,6 +283,7 @@ class CanvasFilling:
         new = draw_from(weights, uniforms[:, length]) if self.sampler.do_sample else weights.argmax(-1)
         tokens = tokens.scatter(1, accepted[:, None], new[:, None])
         ended = self.commit(tokens, log_probs_of(logits, tokens), accepted + 1)
+        self.lengths = [length + 1 + drafts for length in self.lengths]
 
         if self.reader.cache is not None:
             self.cached = self.decided - 1
@@ -285,11 +298,11 @@ class CanvasFilling:
             self.drafted = (columns >= 0).sum(1).masked_fill(ended, 0)
             is_draft = torch.arange(further, device=drawn.device) < self.drafted[:, None]
             self.canvas.scatter_(1, self.place_of(columns.masked_fill(~is_draft, -1)), drawn)
-        known = torch.stack([self.total - self.decided, self.decided, self.drafted]).tolist()
-        self.most_decided, self.most_drafted = max(known[1]), max(known[2])
+        left, lengths, drafted = torch.stack([self.total - self.decided, self.decided, self.drafted]).tolist()
+        self.note(left, lengths)
+        self.most_drafted = max(drafted)
         self.most_unread = 1 if self.reader.cache is not None else self.most_decided
         self.is_in_step = len(self.left) == 1
-        self.note_left(known[0])
 
     # Rows
 
@@ -346,7 +359,7 @@ class CanvasFilling:
             return None
         ahead = torch.arange(places if follows_drafts else 1, device=self.decided.device)
         stop = (self.decided[:, None] + ahead).expand(-1, places)
-        width = self.most_decided + int(ahead[-1]) if follows_drafts else self.most_decided
+        width = self.most_decided + len(ahead) - 1
         rows = (stop[..., None] + torch.arange(-width, 0, device=stop.device)).clamp(min=0)
         # Behind the last draft there is nothing to read.
         rows = rows.where(rows < (self.decided + self.drafted)[:, None, None], 0)
@@ -396,10 +409,10 @@ class CanvasFilling:
 
     # The batch
 
-    def note_left(self, left: list[int]) -> None:
-        """Takes down how many blanks of each example are left."""
+    def note(self, left: list[int], lengths: list[int]) -> None:
+        """Takes down how many blanks of each example are left, and how many of its rows are decided."""
         self.bar.update(sum(self.left) - sum(left))
-        self.left = left
+        self.left, self.lengths = left, lengths
 
     def store(self) -> None:
         """Writes what is known of the active examples to the results of the whole batch."""
@@ -422,12 +435,14 @@ class CanvasFilling:
         if self.reader.is_read:
             if self.keeps_cache:
                 self.left_caches.append((self.examples[leaves], cache.take(leaves)))
-            self.reader.cache = cache.take(stays)
+            cache.keep(stays)
         for name in self.STATE:
             setattr(self, name, getattr(self, name)[stays])
         if self.draft_weights is not None:
             self.draft_weights = self.draft_weights[stays]
-        self.numbers, self.left = ([each[index] for index in stays.tolist()] for each in (self.numbers, self.left))
+        self.numbers, self.left, self.lengths = (
+            [each[index] for index in stays.tolist()] for each in (self.numbers, self.left, self.lengths)
+        )
 
     def whole_cache(self) -> CanvasCache | None:
         """The cache of all examples, those that have left included; `None` if nothing was read."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Generation in any order, on a key-value cache: a mixin that goes before the library's `GenerationMixin`."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ from transformers.generation import GenerationConfig, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from .cache_aoarm import CanvasCache
-from .canvas import ADAPTIVE_ORDERS, CanvasRows, check_canvas, check_generators, resolve_order
+from .canvas import ADAPTIVE_ORDERS, CanvasRows, check_canvas, check_count, check_generators, resolve_order
 from .decoding_aoarm import CanvasFilling, DecodingPlan
-from .generation_config_aoarm import DECODING_ORDERS, check_steps, step_sizes
+from .generation_config_aoarm import DECODING_ORDERS, check_steps, choose_ways, step_sizes
 from .reading_aoarm import RowReader, check_backend
 from .sampling_aoarm import TokenSampler, check_order_free
 
@@ -107,8 +108,9 @@ class AOARMGenerationMixin:
             generation_config, logits_processor, **kwargs: as in the library: `do_sample`, `temperature`, `top_k`,
                 `top_p` and the other warpers that do not depend on order, `num_return_sequences`, `use_cache`,
                 `cache_implementation` (`"dynamic"` or `"static"`, whose passes have equal shapes and are compiled where
-                the library compiles), `return_dict_in_generate`, ... Custom processors are given the rows so far in
-                generation order.
+                the library compiles), `return_dict_in_generate`, ... Processors get the rows so far in generation
+                order, one entry for each place that is asked about: where a pass fills one blank these are the
+                examples of the batch, otherwise places follow each other example by example.
             streamer: its `put` gets the canvases as they are given and as they are in the end, its `put_draft`, where
                 it has one, the canvases after each pass (see [`~modeling_aoarm.streaming.CanvasStreamer`]).
             generation_mask: bool `[batch, columns]`, True for blanks. Examples may have different numbers of them.
@@ -119,7 +121,8 @@ class AOARMGenerationMixin:
             tokens_per_step: how many blanks one pass fills, see [`AOARMGenerationConfig`]. Tokens of one pass do not
                 see each other: above 1 this is fast and approximate.
             draft_length: how many drafts one pass verifies in any-subset speculative decoding (2504.20456), for orders
-                that are known before. The samples follow the one-by-one distribution of that order exactly.
+                that are known before. The samples follow the one-by-one distribution of that order exactly. Of these
+                three, what the call says wins over the generation config, also where one excludes the other.
             context_order: the order of the given tokens, which are the rows before all blanks: `"left_to_right"`, or
                 int64 `[batch, given]`, columns, -1 on the right. Results depend on it.
             generator: the source of all random numbers: one generator, or one for each canvas, of which its filling is
@@ -152,30 +155,40 @@ class AOARMGenerationMixin:
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "custom_generate": custom_generate,
         }
-        is_left_to_right = isinstance(decoding_order, str) and decoding_order == "left_to_right"
-        asks_for_more = (
-            (decoding_order is not None and not is_left_to_right)
-            or tokens_per_step not in (None, 1)
-            or draft_length is not None
+        called = {
+            "decoding_order": decoding_order,
+            "tokens_per_step": tokens_per_step,
+            "draft_length": draft_length,
+        }
+        check_steps(**called)
+        cache = kwargs.get("past_key_values")
+        holds_canvases = getattr(cache, "holds_canvases", False)
+        is_left_to_right = (
+            decoding_order is None or isinstance(decoding_order, str) and decoding_order == "left_to_right"
         )
-        if generation_mask is None and not asks_for_more:
+        is_plain = is_left_to_right and tokens_per_step in (None, 1) and draft_length is None
+        if generation_mask is None and is_plain and not holds_canvases:
+            own = {"generator": generator, "progress_bar": progress_bar or None}
+            own["context_order"] = None if isinstance(context_order, str) and context_order == "left_to_right" else 1
+            for name, value in own.items():
+                if value is not None:
+                    raise ValueError(f"`{name}` needs blanks, which `generation_mask` marks; got it without a mask.")
             return super().generate(
                 inputs, generation_config, logits_processor, streamer=streamer, **library_arguments, **kwargs
             )
-        for name, value in library_arguments.items():
-            if value is not None and value is not False:
-                raise ValueError(f"`{name}` cannot be combined with `generation_mask`: it needs left-to-right text.")
-        for name in ("min_new_tokens", "max_length", "min_length"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"`{name}` cannot be combined with `generation_mask`: the canvas has its own length.")
-        if inputs is not None and kwargs.get("input_ids") is not None:
-            raise ValueError("`inputs` and `input_ids` name the same argument; give one of them.")
-        max_new_tokens = kwargs.pop("max_new_tokens", None)
+        self._check_canvas_call(inputs, generation_config, logits_processor, streamer, library_arguments, kwargs)
+        max_new_tokens, copies = kwargs.pop("max_new_tokens", None), kwargs.pop("num_return_sequences", None)
         canvas = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        configs = [each for each in (generation_config, self.generation_config) if each is not None]
+        if generation_config is not None:
+            # The library would mix the ways of the two configs, of which one may exclude the other's.
+            generation_config = copy.copy(generation_config)
+            for name in called:
+                setattr(generation_config, name, None)
         generation_config, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
         self._validate_model_kwargs(model_kwargs.copy())
         attention_mask = model_kwargs.pop("attention_mask", None)
-        past_key_values = model_kwargs.pop("past_key_values", None)
+        model_kwargs.pop("past_key_values", None)
         for name, value in model_kwargs.items():
             if value is not None and not name.startswith("output_"):
                 raise ValueError(f"`{name}` cannot be combined with `generation_mask`: rows and cache are made here.")
@@ -184,60 +197,56 @@ class AOARMGenerationMixin:
                 raise ValueError(f"`{name}` has no meaning together with `generation_mask`, got {value}.")
 
         if generation_mask is None and max_new_tokens is None:
-            order = "a tensor" if isinstance(decoding_order, torch.Tensor) else repr(decoding_order)
+            called["decoding_order"] = "a tensor" if isinstance(decoding_order, torch.Tensor) else decoding_order
             raise ValueError(
-                "`decoding_order`, `tokens_per_step` and `draft_length` need blanks: `generation_mask`, which says "
-                f"where they are, or `max_new_tokens`. Got neither, with decoding_order={order}, "
-                f"tokens_per_step={tokens_per_step!r} and draft_length={draft_length}."
+                "`decoding_order`, `tokens_per_step`, `draft_length` and the cache of canvases need blanks: "
+                f"`generation_mask`, which says where they are, or `max_new_tokens`. Got neither, with {called}."
             )
         canvas, generation_mask, real = self._canvas(canvas, generation_mask, attention_mask, max_new_tokens)
-        copies = generation_config.num_return_sequences or 1
+        copies = check_count("num_return_sequences", copies or generation_config.num_return_sequences or 1)
         check_generators(generator, len(canvas) * copies)
+        ways = choose_ways(called, *({name: getattr(config, name, None) for name in called} for config in configs))
         if decoding_order is None:
-            decoding_order = getattr(generation_config, "decoding_order", None) or "left_to_right"
-        # What the call says wins over what the generation config says, also where one excludes the other.
-        if tokens_per_step is None and draft_length is None:
-            tokens_per_step = getattr(generation_config, "tokens_per_step", None)
-            draft_length = getattr(generation_config, "draft_length", None)
-        check_steps(decoding_order, tokens_per_step, draft_length)
+            decoding_order = ways["decoding_order"] or "left_to_right"
         if isinstance(decoding_order, torch.Tensor):
             order = resolve_order("decoding_order", decoding_order, generation_mask).repeat_interleave(copies, 0)
         positions = real.long().cumsum(1) - 1
-        context = self._context(context_order, canvas, positions, real & ~generation_mask, past_key_values)
+        context = self._context(context_order, canvas, positions, real & ~generation_mask, cache)
         canvas, generation_mask, real, context = (
             each.repeat_interleave(copies, 0) for each in (canvas, generation_mask, real, context)
         )
-        if not isinstance(decoding_order, torch.Tensor):
+        if isinstance(decoding_order, str):
             # Drawn for each sequence, so after the canvases are repeated.
             order = resolve_order("decoding_order", decoding_order, generation_mask, generator, DECODING_ORDERS)
         rows = CanvasRows.lay_out(real, context, order)
         plan = DecodingPlan(
             adaptive=decoding_order if isinstance(decoding_order, str) and decoding_order in ADAPTIVE_ORDERS else None,
-            sizes=[step_sizes(tokens_per_step, blanks) for blanks in generation_mask.sum(1).tolist()],
-            draft_length=draft_length or 0,
+            sizes=[step_sizes(ways["tokens_per_step"], blanks) for blanks in generation_mask.sum(1).tolist()],
+            # No canvas has more blanks than there are positions.
+            draft_length=min(ways["draft_length"] or 0, self.config.max_position_embeddings),
         )
         rows.check_order(self.config.attention_variant)
-        if plan.asks_ahead:
-            check_backend(self)
-            if self.config.attention_variant == "causal":
-                raise ValueError(
-                    "attention_variant='causal' knows no target but the next place: `tokens_per_step`, `draft_length` "
-                    f"and adaptive orders need another variant. Got tokens_per_step={tokens_per_step!r}, "
-                    f"draft_length={draft_length} and decoding_order={plan.adaptive or 'a fixed order'!r}."
-                )
+        if plan.asks_ahead and self.config.attention_variant == "causal":
+            ways["decoding_order"] = plan.adaptive or "a fixed one"
+            raise ValueError(
+                "attention_variant='causal' knows no target but the next place: `tokens_per_step`, `draft_length` and "
+                f"adaptive orders need another variant. Got {ways}."
+            )
 
         self._prepare_special_tokens(generation_config, attention_mask is not None, device=canvas.device)
         processors = self._order_free_processors(generation_config, logits_processor, canvas)
-        reader, cached = self._reader(generation_config, rows, plan, past_key_values, copies)
-        sampler = TokenSampler(
-            processors, generation_config.do_sample, generation_config._eos_token_tensor, generator, plan.draws
-        )
+        reader, cached = self._reader(generation_config, rows, plan, cache, copies)
+        eos_token_ids = generation_config._eos_token_tensor
+        if eos_token_ids is not None:
+            # As in the library, an id that is no token (-1) never ends anything.
+            eos_token_ids = eos_token_ids[(eos_token_ids >= 0) & (eos_token_ids < self.config.vocab_size)]
+            eos_token_ids = eos_token_ids if len(eos_token_ids) else None
         filling = CanvasFilling(
             reader,
             canvas,
             rows,
             plan,
-            sampler,
+            TokenSampler(processors, generation_config.do_sample, eos_token_ids, generator, plan.draws),
             generation_config._pad_token_tensor,
             cached,
             # Processors of the caller's own may tell examples by their place in the batch.
@@ -259,6 +268,40 @@ class AOARMGenerationMixin:
             return filling.results["canvas"][:, :-1]
         return self._output(filling, rows)
 
+    def _check_canvas_call(
+        self,
+        inputs: Any,
+        generation_config: Any,
+        logits_processor: Any,
+        streamer: Any,
+        library_arguments: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Raises a ValueError for arguments of the library's `generate` that have no meaning for canvases."""
+        for name, value in library_arguments.items():
+            if value is not None and value is not False:
+                raise ValueError(f"`{name}` cannot be combined with `generation_mask`: it needs left-to-right text.")
+        for name in ("min_new_tokens", "max_length", "min_length"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"`{name}` cannot be combined with `generation_mask`: the canvas has its own length.")
+        if inputs is not None and kwargs.get("input_ids") is not None:
+            raise ValueError("`inputs` and `input_ids` name the same argument; give one of them.")
+        if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+            raise ValueError(f"`generation_config` must be a GenerationConfig, got {type(generation_config).__name__}.")
+        if logits_processor is not None and not isinstance(logits_processor, list):
+            raise ValueError(
+                f"`logits_processor` must be a LogitsProcessorList, got {type(logits_processor).__name__}."
+            )
+        if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+            raise ValueError(f"`streamer` must have the methods `put` and `end`, got {type(streamer).__name__}.")
+        # PEFT replaces this method by one of the wrapped model's, which puts virtual tokens in front of a prompt.
+        wrapper = getattr(self.prepare_inputs_for_generation, "__self__", self)
+        if getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError(
+                "Prompt learning puts tokens without positions in front of the rows, which canvases cannot have; use "
+                f"LoRA or another method that changes weights. Got {wrapper.active_peft_config.peft_type}."
+            )
+
     def _canvas(
         self,
         canvas: torch.Tensor,
@@ -267,9 +310,7 @@ class AOARMGenerationMixin:
         max_new_tokens: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The canvas with the blanks that are appended, its blanks, and which of its columns are not padding."""
-        if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
-            raise ValueError(f"`max_new_tokens` must be an integer of at least 1, got {max_new_tokens!r}.")
-        appended = max_new_tokens or 0
+        appended = 0 if max_new_tokens is None else check_count("max_new_tokens", max_new_tokens)
         if generation_mask is None and isinstance(canvas, torch.Tensor):
             generation_mask = torch.zeros(canvas.shape, dtype=torch.bool, device=canvas.device)
         limits = self.config.vocab_size, self.config.max_position_embeddings
@@ -280,8 +321,8 @@ class AOARMGenerationMixin:
         # What stands in blanks is not read, but streamers show it.
         return canvas.masked_fill(generation_mask, self.config.mask_token_id or 0), generation_mask, real
 
-    @staticmethod
     def _context(
+        self,
         context_order: str | torch.Tensor,
         canvas: torch.Tensor,
         positions: torch.Tensor,
@@ -291,13 +332,19 @@ class AOARMGenerationMixin:
         """The given columns in the order of their rows, int64 `[batch, given]`: those that the cache knows first."""
         if cache is None:
             return resolve_order("context_order", context_order, given, names=("left_to_right",))
-        if not isinstance(cache, CanvasCache) or cache.columns is None:
+        if not getattr(cache, "holds_canvases", False) or cache.columns is None:
             raise ValueError(
                 "`past_key_values` must be what `generate` returned for canvases together with `generation_mask`, got "
                 f"{type(cache).__name__}."
             )
         if not isinstance(context_order, str) or context_order != "left_to_right":
             raise ValueError("`context_order` cannot be given together with `past_key_values`, which has an order.")
+        mine = self.config.attention_variant, self.config.num_hidden_layers
+        if (cache.attention_variant, len(cache.layers)) != mine:
+            raise ValueError(
+                f"`past_key_values` must come from a model of the same variant and depth, here {mine}; got "
+                f"{(cache.attention_variant, len(cache.layers))}."
+            )
         known, is_row = cache.columns.clamp(min=0), cache.columns >= 0
         if len(known) != len(canvas) or int(known.max()) >= canvas.shape[1]:
             raise ValueError(
@@ -343,11 +390,14 @@ class AOARMGenerationMixin:
                 f"{implementation!r}."
             )
         is_fixed = implementation == "static"
-        capacity = rows.columns.shape[1] + plan.draft_length
-        if self.config.attention_variant != "two_stream":
-            # Room for the copies of rows that ask for several targets.
-            targets = int((rows.columns >= 0).sum(1).sub(rows.given).max()) if plan.adaptive else plan.most
-            capacity += (1 + plan.draft_length) * plan.draft_length if plan.draft_length else max(targets - 1, 0)
+        if plan.asks_ahead or is_fixed or cache is not None:
+            check_backend(self)
+        most_blanks = int((rows.columns >= 0).sum(1).sub(rows.given).max())
+        drafts = min(plan.draft_length, max(most_blanks - 1, 0))
+        # Rows, drafts, and the copies of rows that ask for several targets.
+        copies_of_drafts = 0 if self.config.attention_variant == "two_stream" else (1 + drafts) * drafts
+        targets = most_blanks if plan.adaptive else plan.most
+        capacity = rows.columns.shape[1] + drafts + max(copies_of_drafts, targets - 1, 0)
         if is_fixed:
             capacity = max(capacity, generation_config.max_cache_len or 0)
         if cache is None:
@@ -361,8 +411,7 @@ class AOARMGenerationMixin:
             reader.compiled_call = self.get_compiled_call(generation_config.compile_config)
         return reader, cached
 
-    @staticmethod
-    def _output(filling: CanvasFilling, rows: CanvasRows) -> AOARMGenerateOutput:
+    def _output(self, filling: CanvasFilling, rows: CanvasRows) -> AOARMGenerateOutput:
         """The results in the form that callers get."""
         results, given = filling.results, rows.given
         filled = results["decided"] - given
@@ -376,7 +425,8 @@ class AOARMGenerationMixin:
         if cache is not None:
             columns = results["columns"][:, :-1]
             read = columns.clamp(min=0)
-            cache.describe(columns, canvas.gather(1, read), rows.places.gather(1, read), results["cached"])
+            tokens, positions = canvas.gather(1, read), rows.places.gather(1, read)
+            cache.describe(self.config.attention_variant, columns, tokens, positions, results["cached"])
         return AOARMGenerateOutput(
             sequences=canvas,
             decoding_order=order.masked_fill(~is_blank, -1),

@@ -10,7 +10,7 @@ from .canvas import ADAPTIVE_ORDERS
 
 
 DECODING_ORDERS = ("left_to_right", "random", *ADAPTIVE_ORDERS)
-SCHEDULE = re.compile(r"(linear|cosine)\((\d+)\)")
+SCHEDULE = re.compile(r"(linear|cosine)\((\d{1,9})\)")
 
 
 class AOARMGenerationConfig(GenerationConfig):
@@ -22,7 +22,7 @@ class AOARMGenerationConfig(GenerationConfig):
         decoding_order: `"left_to_right"` (used when `None`), `"random"`, `"confidence"`, `"entropy"` or `"margin"`.
         tokens_per_step: how many blanks one forward pass fills: a number (1 when `None`), or `"linear(n)"` or
             `"cosine(n)"`, which fill each canvas in n passes, with equally many blanks or with few at first (MaskGIT,
-            2202.04200).
+            2202.04200); a sentence end that cuts a pass short can make it more.
         draft_length: how many drafts one forward pass verifies in speculative decoding; `None` for none.
         **kwargs: the library's own.
 
@@ -86,6 +86,33 @@ def check_steps(decoding_order: object, tokens_per_step: int | str | None, draft
             "`draft_length` and `tokens_per_step` above 1 exclude each other: drafts keep the one-by-one distribution, "
             f"several tokens a step do not. Got draft_length={draft_length} and tokens_per_step={tokens_per_step!r}."
         )
+
+
+def choose_ways(*levels: dict[str, object]) -> dict[str, object]:
+    """How to decode, from what the call says, the generation config of the call, and the model's.
+
+    What comes first wins, also over a later setting that it excludes: a call with drafts does not use a config's
+    adaptive order or tokens per step, nor one with `tokens_per_step` (1 among them) a config's drafts.
+
+    Args:
+        *levels: `decoding_order`, `tokens_per_step` and `draft_length`, `None` for what is left open.
+
+    Raises:
+        ValueError: see [`check_steps`].
+    """
+    chosen: dict[str, object] = {"decoding_order": None, "tokens_per_step": None, "draft_length": None}
+    for level in levels:
+        check_steps(**level)
+        excluded = set()
+        if chosen["draft_length"] is not None:
+            excluded = {"tokens_per_step"}
+            if isinstance(level["decoding_order"], str) and level["decoding_order"] in ADAPTIVE_ORDERS:
+                excluded |= {"decoding_order"}
+        order = chosen["decoding_order"]
+        if chosen["tokens_per_step"] is not None or (isinstance(order, str) and order in ADAPTIVE_ORDERS):
+            excluded |= {"draft_length"}
+        chosen |= {name: value for name, value in level.items() if chosen[name] is None and name not in excluded}
+    return chosen
 
 
 def step_sizes(tokens_per_step: int | str | None, blanks: int) -> list[int]:

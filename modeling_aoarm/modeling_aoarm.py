@@ -40,7 +40,6 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_aoarm import CanvasCache
 from .configuration_aoarm import AOARMConfig
 from .generation_aoarm import AOARMGenerationMixin
 from .generation_config_aoarm import AOARMGenerationConfig
@@ -325,7 +324,8 @@ class AOARMModel(AOARMPreTrainedModel):
                 f"stream has one target per row. Got attention_variant={self.config.attention_variant!r}."
             )
         # `generate` has checked the rows of its own cache.
-        if is_given and not torch.compiler.is_compiling() and not isinstance(past_key_values, CanvasCache):
+        is_checked = getattr(past_key_values, "holds_canvases", False)
+        if is_given and not is_checked and not torch.compiler.is_compiling():
             positions.check(self.config, past_key_values)
 
         targets = positions.targets if several_targets else positions.targets[..., None]

@@ -4,6 +4,7 @@
 In `two_stream` a row asks for several targets by further query streams, and its keys depend on none of them. In a
 single stream it does so by copies, which see what the row sees and are not kept. The row itself asks for its first
 target, to which its cached key then belongs; where an adaptive order goes elsewhere the row has to be read once more.
+Copies serve two streams too where only the last of several rows asks: query streams are streams of all rows.
 """
 
 from typing import Any
@@ -13,6 +14,10 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .cache_aoarm import CanvasCache
 from .canvas import CanvasRows, RowBlock
+
+
+# Added to attention scores that are not to count: weight 0 in every dtype, and finite, as autocast may round.
+HIDDEN = -3e4
 
 
 class RowReader:
@@ -66,8 +71,9 @@ class RowReader:
         """
         block = RowBlock.cut(canvas, rows, first, stop, end, width, targets)
         input_ids, position_ids, target_position_ids = block.input_ids, block.position_ids, block.target_position_ids
-        copies = 0 if self.is_two_stream else asking * (targets - 1)
-        if targets == 1 or not self.is_two_stream:
+        by_streams = self.is_two_stream and asking == width and targets > 1
+        copies = 0 if by_streams else asking * (targets - 1)
+        if not by_streams:
             target_position_ids = target_position_ids[..., 0]
         if copies:
             input_ids, position_ids = (
@@ -88,8 +94,8 @@ class RowReader:
             logits_to_keep=asking + copies,
         ).logits.float()
         self.passes += 1
-        if self.is_two_stream:
-            return logits if targets > 1 else logits[:, :, None]
+        if by_streams:
+            return logits
         own, copied = logits[:, :asking, None], logits[:, asking:]
         return torch.cat([own, copied.unflatten(1, (asking, -1))], dim=2) if copies else own
 
@@ -137,16 +143,16 @@ class RowReader:
             sees = sees & is_key[:, None]
         if copies:
             sees[:, width:] |= index == copy_keys[..., None]
-        dtype = self.model.dtype
-        return torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+        return torch.zeros(sees.shape, dtype=self.model.dtype, device=device).masked_fill(~sees, HIDDEN)[:, None]
 
 
 def check_backend(model: Any) -> None:
-    """Raises a ValueError for attention kernels without masks, which several targets of a row or drafts need."""
+    """Raises a ValueError for attention kernels without masks."""
     if is_flash_attention_requested(model.config):
         raise ValueError(
-            "`tokens_per_step`, `draft_length` and adaptive orders need an attention implementation that takes masks; "
-            f"load the model with attn_implementation='sdpa'. Got {model.config._attn_implementation!r}."
+            "`tokens_per_step`, `draft_length`, adaptive orders, static and continued caches need an attention "
+            "implementation that takes masks; load the model with attn_implementation='sdpa'. Got "
+            f"{model.config._attn_implementation!r}."
         )
 
 

@@ -112,10 +112,15 @@ class TokenSampler:
             scores: float32 `[examples, places, vocab]`.
             rows: int64 `[examples, places, rows]`, the tokens before each place; `None` if there are no processors.
         """
-        if not self.processors:
-            return scores
-        processed = self.processors(rows.flatten(0, 1), scores.flatten(0, 1))
-        return processed.view(scores.shape)
+        if self.processors:
+            scores = self.processors(rows.flatten(0, 1), scores.flatten(0, 1)).view(scores.shape)
+        # Elsewhere looking would wait for the device.
+        if scores.device.type == "cpu" and not scores.amax(-1).isfinite().all():
+            raise ValueError(
+                "`generate` must be left at least one token for each blank, but logits processors, `temperature` and "
+                "`eos_token_id` leave none, or none that is finite."
+            )
+        return scores
 
     def draw(self, scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         """Tokens int64 `[...]` from processed scores `[..., vocab]` and uniform numbers `[...]`."""

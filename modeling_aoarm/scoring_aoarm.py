@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
-from .canvas import CanvasRows, RowBlock, check_canvas, check_generators, resolve_order
+from .canvas import CanvasRows, RowBlock, check_canvas, check_count, check_generators, resolve_order
 
 
 @dataclass
@@ -122,13 +122,14 @@ class AOARMScoringMixin:
     ) -> torch.Tensor:
         """The orders, int64 `[orders, batch, blanks]`."""
         is_drawn = isinstance(decoding_order, str) and decoding_order == "random"
-        if num_orders < 1 or (num_orders > 1 and not is_drawn):
+        if check_count("num_orders", num_orders) > 1 and not is_drawn:
             order = decoding_order if isinstance(decoding_order, str) else "a tensor"
             raise ValueError(
-                "`num_orders` must be at least 1, and 1 for orders that are not drawn, got "
-                f"{num_orders} with decoding_order={order!r}."
+                f"`num_orders` must be 1 for orders that are not drawn, got {num_orders} with decoding_order={order!r}."
             )
         if isinstance(decoding_order, torch.Tensor) and decoding_order.ndim == 3:
+            if len(decoding_order) == 0:
+                raise ValueError("`decoding_order` must have at least one order, got shape [0, batch, blanks].")
             return torch.stack([resolve_order("decoding_order", order, generation_mask) for order in decoding_order])
         drawn = (resolve_order("decoding_order", decoding_order, generation_mask, generator) for _ in range(num_orders))
         return torch.stack(list(drawn))

@@ -6,8 +6,8 @@ import contextlib
 import pytest
 import torch
 from canvases import ONE_BY_ONE, WAYS, example_of, ragged_canvases
-from transformers import CompileConfig, DynamicCache
-from variants import any_order_variants, tiny_model
+from transformers import CompileConfig, DynamicCache, LogitsProcessorList
+from variants import any_order_variants, tiny_model, two_stream_variants
 
 from modeling_aoarm import AOARMForCausalLM
 
@@ -40,12 +40,15 @@ def behind(first, second):
 
 @any_order_variants
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", ["dynamic", "static", "kept"])
 def test_a_returned_cache_continues_as_starting_over_would(variant, way, kind):
     model = tiny_model(variant)
     canvases = ragged_canvases("left")
     torch.manual_seed(1)
-    first = model.generate(**canvases, **way, do_sample=True, cache_implementation=kind, return_dict_in_generate=True)
+    # With a processor of the caller's own, canvases that are done stay in the batch.
+    kept = {"logits_processor": LogitsProcessorList([lambda rows, scores: scores])}
+    how = kept if kind == "kept" else {"cache_implementation": kind}
+    first = model.generate(**canvases, **way, **how, do_sample=True, return_dict_in_generate=True)
     longer = continued(first, canvases, 3)
     for second_way in ({}, {"decoding_order": "random", "tokens_per_step": 2}, {"draft_length": 2}, way):
         how = {**second_way, "do_sample": True, "return_dict_in_generate": True}
@@ -63,6 +66,22 @@ def test_a_returned_cache_continues_as_starting_over_would(variant, way, kind):
     actual = model.generate(**once_more, past_key_values=reused.past_key_values, return_dict_in_generate=True)
     assert torch.equal(actual.sequences, expected.sequences)
     torch.testing.assert_close(actual.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+
+
+@any_order_variants
+def test_appended_blanks_continue_a_cache_without_a_mask(variant):
+    """The way to write on: the library's own `generate` would take the cached rows for a left-to-right prefix."""
+    model = tiny_model(variant)
+    canvases = ragged_canvases("left")
+    first = model.generate(**canvases, decoding_order="random", return_dict_in_generate=True)
+    expected = model.generate(**continued(first, canvases, 3), past_key_values=first.past_key_values)
+    actual = model.generate(
+        first.sequences,
+        attention_mask=canvases["attention_mask"],
+        max_new_tokens=3,
+        past_key_values=first.past_key_values,
+    )
+    assert torch.equal(actual, expected)
 
 
 @any_order_variants
@@ -120,6 +139,13 @@ def test_caches_that_do_not_fit_are_refused(variant):
         model.generate(**longer, past_key_values=cache, context_order=known_order(first, canvases))
     with pytest.raises(ValueError, match="past_key_values.*use_cache=False"):
         model.generate(**longer, past_key_values=cache, use_cache=False)
+    tiny = tiny_model(variant, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="past_key_values.*variant and depth.*2.*3"):
+        tiny.generate(**longer, past_key_values=cache)
+    with pytest.raises(ValueError, match="cache of canvases.*generate"):
+        model(longer["input_ids"][:, -1:], past_key_values=cache)
+    with pytest.raises(ValueError, match="cache of canvases.*neither"):
+        model.generate(longer["input_ids"], past_key_values=cache)
     # It is as it was.
     expected = model.generate(**longer, context_order=known_order(first, canvases))
     assert torch.equal(model.generate(**longer, past_key_values=cache), expected)
@@ -184,6 +210,17 @@ def test_adaptive_orders_ask_only_about_blanks_that_are_left(variant, monkeypatc
     else:
         # One row is read once more with the target that was chosen; the others are copies that ask.
         assert targets == [(1, 4), (1, 4), (1, 4), (1, 3), (1, 2)]
+
+
+@two_stream_variants
+def test_several_tokens_a_pass_do_not_multiply_rows_by_targets(variant, monkeypatch):
+    """Of the rows filled in the pass before only the last one asks: 3 rows, and 5, 2 more copies for 6, 3 blanks."""
+    canvases = example_of(ragged_canvases("left"), 3)
+    canvases = {name: torch.nn.functional.pad(value, (0, 3), value=1) for name, value in canvases.items()}
+    canvases["generation_mask"] = canvases["generation_mask"].bool()
+    with watched_passes(monkeypatch) as shapes:
+        tiny_model(variant).generate(**canvases, decoding_order="confidence", tokens_per_step=3)
+    assert shapes == [(1, 1), (1, 3 + 5), (1, 3 + 2)]
 
 
 @any_order_variants

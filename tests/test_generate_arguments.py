@@ -5,11 +5,18 @@ import json
 
 import pytest
 import torch
-from canvases import check_filling, conditional, ragged_canvases
-from transformers import AutoModelForCausalLM, GenerationConfig, TextDiffusionStreamer
+from canvases import WAYS, check_filling, conditional, ragged_canvases, replay
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TextDiffusionStreamer,
+)
 from variants import all_variants, any_order_variants, tiny_model
 
 from modeling_aoarm import AOARMGenerationConfig
+from modeling_aoarm.generation_config_aoarm import choose_ways
 from modeling_aoarm.tokenization import character_tokenizer
 
 
@@ -255,15 +262,50 @@ def test_the_call_wins_over_the_generation_config_and_that_over_the_models(varia
     for config in (AOARMGenerationConfig(tokens_per_step=1), plain):
         assert passes(generation_config=config) == one_by_one
         assert passes(generation_config=config, tokens_per_step=9) == all_at_once
-    # What excludes the config's choice replaces it.
+    # What the call says also replaces what it excludes.
     drafted = model.generate(**canvases, draft_length=3, return_dict_in_generate=True)
     one = model.generate(**canvases, tokens_per_step=1, return_dict_in_generate=True)
     assert torch.equal(drafted.sequences, one.sequences)
     model.generation_config.tokens_per_step = None
     model.generation_config.decoding_order = "confidence"
-    with pytest.raises(ValueError, match="draft_length.*confidence"):
-        passes(draft_length=2)
-    assert passes(draft_length=2, decoding_order="left_to_right") <= one_by_one
+    assert torch.equal(model.generate(**canvases, draft_length=2), one.sequences)
+    assert not torch.equal(model.generate(**canvases), one.sequences)
+
+
+def test_ways_of_decoding_are_chosen_level_by_level():
+    def level(order=None, tokens=None, drafts=None):
+        return {"decoding_order": order, "tokens_per_step": tokens, "draft_length": drafts}
+
+    for levels, expected in (
+        ([level(), level()], level()),
+        ([level(), level("entropy", 2)], level("entropy", 2)),
+        ([level("random"), level("entropy", 2)], level("random", 2)),
+        ([level("entropy"), level(drafts=3)], level("entropy")),
+        ([level(drafts=3), level("entropy", 2)], level(drafts=3)),
+        ([level(drafts=3), level("random", 2)], level("random", drafts=3)),
+        ([level(tokens=1), level("random", drafts=3)], level("random", 1)),
+        ([level(), level(drafts=2), level("random", tokens=3)], level("random", drafts=2)),
+        ([level(), level(tokens=2), level("random", drafts=3)], level("random", 2)),
+    ):
+        assert choose_ways(*levels) == expected
+    with pytest.raises(ValueError, match="draft_length.*entropy"):
+        choose_ways(level(), level("entropy", drafts=2))
+
+
+def test_a_call_with_its_own_config_uses_the_configs_drafts():
+    model = tiny_model("two_stream")
+    model.generation_config.tokens_per_step = 3
+    canvases = ragged_canvases()
+    expected = model.generate(**canvases, draft_length=2, return_dict_in_generate=True)
+    for config in (
+        AOARMGenerationConfig(draft_length=2),
+        AOARMGenerationConfig(draft_length=2, decoding_order="random"),
+    ):
+        torch.manual_seed(0)
+        output = model.generate(
+            **canvases, generation_config=config, decoding_order="left_to_right", return_dict_in_generate=True
+        )
+        assert torch.equal(output.decoding_steps, expected.decoding_steps)
 
 
 @all_variants
@@ -325,3 +367,109 @@ def test_ways_of_decoding_need_blanks(way):
 def test_generators_are_checked(generator, message):
     with pytest.raises(ValueError, match=message):
         tiny_model("two_stream").generate(**ragged_canvases(), generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens_per_step": torch.tensor([2, 3])}, "tokens_per_step.*tensor"),
+        ({"tokens_per_step": "linear(" + "9" * 5000 + ")"}, "tokens_per_step.*linear"),
+        ({"num_return_sequences": -1}, "num_return_sequences.*-1"),
+        ({"num_return_sequences": 2.5}, "num_return_sequences.*2.5"),
+        ({"max_new_tokens": True}, "max_new_tokens.*True"),
+        ({"generation_config": {"do_sample": True}}, "generation_config.*dict"),
+        ({"logits_processor": lambda ids, scores: scores}, "logits_processor.*function"),
+        ({"streamer": object()}, "streamer.*object"),
+        ({"generation_mask": torch.zeros(4, 9, dtype=torch.bool, device="meta")}, "generation_mask.*device.*meta"),
+        ({"attention_mask": torch.ones(4, 9, device="meta")}, "attention_mask.*device.*meta"),
+        ({"input_ids": torch.zeros(4, 9, dtype=torch.complex64)}, "input_ids.*complex64"),
+        ({"do_sample": True, "suppress_tokens": list(range(23))}, "at least one token"),
+        ({"suppress_tokens": list(range(23))}, "at least one token"),
+        ({"do_sample": True, "temperature": 1e-40}, "at least one token.*temperature"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        tiny_model("two_stream").generate(**{**ragged_canvases(), **arguments})
+
+
+@pytest.mark.parametrize("name", ["generator", "context_order", "progress_bar"])
+def test_what_is_for_blanks_is_refused_without_them(name):
+    value = {"generator": torch.Generator(), "context_order": torch.tensor([[1, 0]]), "progress_bar": True}[name]
+    with pytest.raises(ValueError, match=f"{name}.*generation_mask"):
+        tiny_model("two_stream").generate(torch.tensor([[3, 4]]), max_new_tokens=2, **{name: value})
+
+
+@any_order_variants
+@pytest.mark.parametrize("way", [{}, {"draft_length": 10**12}, {"tokens_per_step": 10**12}], ids=str)
+def test_more_than_there_are_blanks_is_all_of_them(variant, way):
+    """Memory is that of the blanks, too: a cache for a million drafts could not be made."""
+    model = tiny_model(variant)
+    filled = model.generate(**ragged_canvases(), **way, cache_implementation="static")
+    assert torch.equal(filled, model.generate(**ragged_canvases(), **{name: 9 for name in way}))
+
+
+@any_order_variants
+def test_ids_that_are_no_tokens_end_nothing(variant):
+    """-1 is a custom for "no end of sentence"."""
+    model = tiny_model(variant)
+    expected = model.generate(**ragged_canvases(), eos_token_id=None)
+    for eos in (-1, 99, [-1, 99]):
+        assert torch.equal(model.generate(**ragged_canvases(), eos_token_id=eos, pad_token_id=0), expected)
+
+
+@any_order_variants
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_mixed_precision_fills_blanks(variant, way):
+    model = tiny_model(variant)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model.generate(**ragged_canvases(), **way, return_dict_in_generate=True)
+    check_filling(ragged_canvases(), output)
+    expected = replay(model, ragged_canvases(), output, in_groups="tokens_per_step" in way)
+    torch.testing.assert_close(output.logprobs, expected, atol=0.3, rtol=0)
+
+
+@any_order_variants
+def test_several_random_orders_of_greedy_fillings(variant):
+    """The library refuses several greedy sequences, which are equal left to right; in random orders they are not."""
+    output = tiny_model(variant).generate(
+        **ragged_canvases(), decoding_order="random", num_return_sequences=4, return_dict_in_generate=True
+    )
+    assert len({tuple(order) for order in output.decoding_order[-4:].tolist()}) > 1
+
+
+@any_order_variants
+@pytest.mark.parametrize("places", [1, 2, 4])
+def test_processors_see_all_rows_before_each_place(variant, places):
+    """Given tokens first, then what was filled or drafted; the drafts of a pass see those before them."""
+    seen = []
+
+    class Watch(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            seen.append(input_ids.tolist())
+            return scores
+
+    canvas = torch.tensor([[3, 4, 5, 0, 0, 0, 0, 0]])
+    blanks = torch.tensor([[False] * 3 + [True] * 5])
+    how = {"generation_mask": blanks, "logits_processor": LogitsProcessorList([Watch()])}
+    filled = tiny_model(variant).generate(canvas, **how, **({"draft_length": places} if places > 1 else {}))[0].tolist()
+    assert [3, 4, 5] in seen[0] and len({len(rows[0]) for rows in seen}) > 1
+    for call in seen:
+        for rows in call:
+            start = next(index for index in range(len(rows)) if rows[index : index + 3] == [3, 4, 5])
+            # Shorter rows repeat the first one in front.
+            assert set(rows[:start]) <= {3}
+            assert places > 1 or rows == filled[: len(rows)]
+
+
+@any_order_variants
+def test_prompt_learning_is_refused_and_lora_is_not(variant):
+    peft = pytest.importorskip("peft")
+    canvases = ragged_canvases()
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="Prompt learning.*LoRA.*PROMPT_TUNING"):
+        peft.get_peft_model(tiny_model(variant), config).generate(**canvases)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+    model = peft.get_peft_model(tiny_model(variant), lora)
+    for way in ({"decoding_order": "confidence"}, {"draft_length": 2}):
+        assert torch.equal(model.generate(**canvases, **way), tiny_model(variant).generate(**canvases, **way))

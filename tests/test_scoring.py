@@ -139,6 +139,8 @@ BLANKS = torch.tensor([[False, True, True, False], [False, False, True, True]])
         ({"observed_mask": BLANKS}, "observed_mask.*at least one given"),
         ({"generation_mask": None, "attention_mask": [[1] * 4] * 2}, "attention_mask.*list"),
         ({"num_orders": 0}, "num_orders.*0"),
+        ({"num_orders": 1.5}, "num_orders.*1.5"),
+        ({"decoding_order": torch.zeros(0, 2, 2, dtype=torch.int64)}, "decoding_order.*at least one order"),
         ({"num_orders": 2, "decoding_order": "left_to_right"}, "num_orders.*2.*left_to_right"),
         ({"decoding_order": "confidence"}, "decoding_order.*confidence"),
         ({"decoding_order": torch.tensor([[[1, 2], [2, 2]]])}, "decoding_order.*exactly once"),
