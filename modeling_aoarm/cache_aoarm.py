@@ -23,7 +23,7 @@ class CanvasCacheLayer(CacheLayerMixin):
         super().__init__()
         self.capacity = capacity
         self.is_compileable = fixed
-        self.slots: torch.Tensor | None = None
+        self.slots: torch.Tensor | slice | None = None
         self.visible: int | None = None
         self.past = 0
 
@@ -47,9 +47,12 @@ class CanvasCacheLayer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        slots = self.slots.to(self.device)
-        self.keys[self.examples, slots] = key_states.transpose(1, 2)
-        self.values[self.examples, slots] = value_states.transpose(1, 2)
+        if isinstance(self.slots, slice):
+            place = (slice(None), self.slots)
+        else:
+            place = (self.examples, self.slots.to(self.device))
+        self.keys[place] = key_states.transpose(1, 2)
+        self.values[place] = value_states.transpose(1, 2)
         if self.visible is None:
             return key_states, value_states
         return self.keys[:, : self.visible].transpose(1, 2), self.values[:, : self.visible].transpose(1, 2)
@@ -95,17 +98,18 @@ class CanvasCache(Cache):
         self.positions: torch.Tensor | None = None
         self.lengths: torch.Tensor | None = None
 
-    def place(self, slots: torch.Tensor, visible: int | None) -> None:
+    def place(self, slots: torch.Tensor | slice, rows: int, visible: int | None) -> None:
         """Says where the next call's rows go.
 
         Args:
-            slots: int64 `[batch, rows]`; `capacity` means nowhere.
+            slots: int64 `[batch, rows]`, of which `capacity` means nowhere; or the same slots for every example.
+            rows: how many there are.
             visible: how many slots, the first ones, the rows may see; `None` means that they see each other only, as
                 the first rows of a canvas do.
         """
         for layer in self.layers:
             layer.slots, layer.visible = slots, visible
-            layer.past = 0 if visible is None else visible - slots.shape[1]
+            layer.past = 0 if visible is None else visible - rows
 
     def keep(self, examples: torch.Tensor) -> None:
         """Drops all examples but these, int64 `[examples]`."""

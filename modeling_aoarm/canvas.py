@@ -251,6 +251,18 @@ class RowBlock:
     target_position_ids: torch.Tensor
 
     @classmethod
+    def same(cls, canvas: torch.Tensor, rows: CanvasRows, number: int) -> "RowBlock":
+        """Row `number` of every example, none of which is padding or the last; as `cut`, with less work."""
+        columns, following = rows.columns[:, number : number + 1], rows.columns[:, number + 1 : number + 2]
+        return cls(
+            torch.full_like(columns, number),
+            torch.ones_like(columns, dtype=torch.bool),
+            canvas.gather(1, columns),
+            rows.places.gather(1, columns),
+            rows.places.gather(1, following)[..., None],
+        )
+
+    @classmethod
     def cut(
         cls,
         canvas: torch.Tensor,

@@ -204,8 +204,7 @@ class CanvasFilling:
         count = torch.tensor(wanted, device=answers.device)
         if adaptive:
             answers = self.bring_surest_forward(answers, count, most)
-        columns = self.next_columns(most)
-        scores = self.sampler.process(self.without_early_ends(answers, columns), self.rows_before(most))
+        scores = self.sampler.process(self.without_early_ends(answers), self.rows_before(most))
         tokens = self.sampler.draw(scores, self.sampler.uniforms(self.examples)[:, :most])
         was_decided = self.decided
         self.commit(tokens, log_probs_of(answers, tokens), count)
@@ -261,11 +260,10 @@ class CanvasFilling:
         examples = torch.arange(len(answers), device=answers.device)
         uniforms = self.sampler.uniforms(self.examples)
 
-        columns = self.next_columns(1 + drafts)
         logits = answers[:, :, 0]
-        scores = self.without_early_ends(logits, columns)
+        scores = self.without_early_ends(logits)
         p = self.sampler.distribution(self.sampler.process(scores, self.rows_before(1 + drafts, follows_drafts=True)))
-        tokens = self.canvas.gather(1, self.place_of(columns))
+        tokens = self.canvas.gather(1, self.place_of(self.next_columns(1 + drafts)))
         accepted = torch.zeros_like(self.decided)
         weights = p[:, 0]
         if drafts:
@@ -290,7 +288,7 @@ class CanvasFilling:
         self.drafted = torch.zeros_like(self.decided)
         if further:
             columns = self.next_columns(further)
-            scores = self.without_early_ends(answers[examples, accepted, 1:], columns)
+            scores = self.without_early_ends(answers[examples, accepted, 1:])
             scores = self.sampler.process(scores, self.rows_before(further))
             drawn = self.sampler.draw(scores, uniforms[:, length + 1 : length + 1 + further])
             self.draft_weights = self.sampler.distribution(scores)
@@ -338,15 +336,14 @@ class CanvasFilling:
         """Where in the canvas columns are, with the place that is read by nobody for -1."""
         return columns.where(columns >= 0, self.canvas.shape[1] - 1)
 
-    def without_early_ends(self, logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Logits of blanks that are filled one after the other, without sentence ends left of a token that is there.
+    def without_early_ends(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits of the next blanks, `[active, places, vocab]`, without sentence ends left of a token that is there.
 
-        Args:
-            logits: float32 `[active, places, vocab]`.
-            columns: int64 `[active, places]`, the blanks, -1 for none.
+        The blanks are filled one after the other, so those that come before are there too.
         """
         if self.sampler.eos_token_ids is None:
             return logits
+        columns = self.next_columns(logits.shape[1])
         before = torch.cat([self.rightmost[:, None], columns[:, :-1]], dim=1).cummax(1).values
         return self.sampler.forbid_end(logits, columns < before)
 
@@ -376,6 +373,8 @@ class CanvasFilling:
         Returns:
             In which examples a sentence ended, bool `[active]`.
         """
+        if self.is_in_step and tokens.shape[1] == 1 and self.sampler.eos_token_ids is None:
+            return self.commit_in_step(tokens, logprobs)
         places = torch.arange(tokens.shape[1], device=tokens.device)
         count = torch.minimum(count, self.total - self.decided)
         ends = self.sampler.eos_token_ids
@@ -396,6 +395,14 @@ class CanvasFilling:
         self.rightmost = torch.maximum(self.rightmost, columns.amax(1))
         self.close_blanks(columns.gather(1, (count - 1).clamp(min=0)[:, None]).masked_fill(~ended[:, None], 1 << 60))
         return ended
+
+    def commit_in_step(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+        """`commit` of one token of each example, all of which have equally many rows; with less work."""
+        row = slice(self.most_decided, self.most_decided + 1)
+        self.canvas.scatter_(1, self.columns[:, row], tokens)
+        self.logprobs[:, row], self.steps[:, row] = logprobs, self.reader.passes - 1
+        self.decided = self.decided + 1
+        return torch.zeros_like(self.decided, dtype=torch.bool)
 
     def close_blanks(self, end: torch.Tensor) -> None:
         """Takes the blanks to the right of column `end` `[active, 1]` out of the order, and pads them."""

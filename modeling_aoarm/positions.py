@@ -22,7 +22,7 @@ class RowPositions:
     Args:
         content: int64 `[batch, rows]`.
         targets: int64 `[batch, rows]`, or `[batch, rows, targets]` where several were given.
-        real: bool `[batch, rows]`, which rows are not padding.
+        real: bool `[batch, rows]`, which rows are not padding. What is needed for checks only may be left out.
         places: int64 `[batch, rows]`, how many real rows of its example come before each row, those in the cache
             included: the content positions of left-to-right text.
         starts: bool `[batch, rows]`, the first rows of packed segments (and of runs of padding); `None` if not packed.
@@ -32,11 +32,11 @@ class RowPositions:
 
     content: torch.Tensor
     targets: torch.Tensor
-    real: torch.Tensor
-    places: torch.Tensor
-    starts: torch.Tensor | None
-    targets_given: bool
-    is_prepared: bool
+    real: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    starts: torch.Tensor | None = None
+    targets_given: bool = False
+    is_prepared: bool = False
 
     @classmethod
     def resolve(

@@ -69,7 +69,10 @@ class RowReader:
         Returns:
             The answers, float32 `[batch, asking, targets, vocab]`.
         """
-        block = RowBlock.cut(canvas, rows, first, stop, end, width, targets)
+        if is_in_step and width == targets == 1:
+            block = RowBlock.same(canvas, rows, longest - 1)
+        else:
+            block = RowBlock.cut(canvas, rows, first, stop, end, width, targets)
         input_ids, position_ids, target_position_ids = block.input_ids, block.position_ids, block.target_position_ids
         by_streams = self.is_two_stream and asking == width and targets > 1
         copies = 0 if by_streams else asking * (targets - 1)
@@ -109,6 +112,9 @@ class RowReader:
             leave padding out besides; a prepared additive mask `[batch, 1, rows + copies, keys]` for anything else.
         """
         width, device = block.real.shape[1], block.real.device
+        if is_in_step and width == 1 and not copies and not self.is_fixed and self.is_read:
+            self.cache.place(slice(longest - 1, longest), 1, longest)
+            return None
         copy_numbers = torch.arange(copies, device=device).expand(len(end), -1)
         if self.is_read:
             # A row is the key in its slot; rows of padding go to the slot behind the last, which nobody sees.
@@ -116,9 +122,9 @@ class RowReader:
             copy_keys = end[:, None] + copy_numbers
             visible = self.cache.capacity if self.is_fixed else longest + copies
             is_key = None
-            self.cache.place(torch.cat([keys, copy_keys], dim=1), visible)
+            self.cache.place(torch.cat([keys, copy_keys], dim=1), width + copies, visible)
             if width == 1 and not copies and not self.is_fixed:
-                return None if is_in_step else (torch.arange(visible, device=device) <= keys).long()
+                return (torch.arange(visible, device=device) <= keys).long()
         else:
             # The rows of this call see each other only: row i is key i.
             keys = torch.arange(width, device=device).expand_as(block.real)
@@ -129,7 +135,7 @@ class RowReader:
                 slots = torch.nn.functional.pad(
                     block.numbers.where(block.real, self.cache.capacity), (0, copies), value=self.cache.capacity
                 )
-                self.cache.place(slots, None)
+                self.cache.place(slots, width + copies, None)
                 self.is_read = True
             if not copies:
                 return None if is_in_step else block.real.long()

@@ -114,8 +114,9 @@ class TokenSampler:
         """
         if self.processors:
             scores = self.processors(rows.flatten(0, 1), scores.flatten(0, 1)).view(scores.shape)
+        can_be_empty = bool(self.processors) or self.eos_token_ids is not None
         # Elsewhere looking would wait for the device.
-        if scores.device.type == "cpu" and not scores.amax(-1).isfinite().all():
+        if can_be_empty and scores.device.type == "cpu" and not scores.amax(-1).isfinite().all():
             raise ValueError(
                 "`generate` must be left at least one token for each blank, but logits processors, `temperature` and "
                 "`eos_token_id` leave none, or none that is finite."

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The benchmarks run as they stand, and what they report follows from what they counted. No timing is judged."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -18,16 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DECODING = ROOT / "examples" / "benchmarks" / "decoding.py"
 
 
-def run(*flags):
-    return subprocess.run(
-        [sys.executable, str(DECODING), "--quick", "--threads", "1", *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The report of a quick run on two untrained models, the folder that it wrote to, and what it printed."""
@@ -41,7 +32,14 @@ def finished(tmp_path_factory):
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
     (models[0] / "results.json").write_text(json.dumps({"any_order": {"bits_per_character": 2.5}}), encoding="utf-8")
-    process = run("--model", *models, "--repetitions", 2, "--output_dir", folder / "figures")
+    flags = ["--quick", "--threads", "1", "--repetitions", "2", "--output_dir", folder / "figures"]
+    process = subprocess.run(
+        [sys.executable, DECODING, *flags, "--model", *models],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert process.returncode == 0, process.stderr
     report = json.loads((folder / "figures" / "decoding_benchmark.json").read_text(encoding="utf-8"))
     return report, folder / "figures", process.stdout
@@ -109,7 +107,11 @@ def test_times_over_length_follow_from_the_raw_numbers(finished):
         assert entry["to_bare_loop"] == pytest.approx(median(ratios))
 
 
-def test_a_missing_model_is_named(tmp_path):
-    process = run("--model", tmp_path / "nothing", "--output_dir", tmp_path)
-    assert process.returncode == 2
-    assert "make pretrain" in process.stderr and str(tmp_path / "nothing") in process.stderr
+def test_a_missing_model_is_named(tmp_path, capsys):
+    specification = importlib.util.spec_from_file_location("decoding_benchmark", DECODING)
+    benchmark = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(benchmark)
+    with pytest.raises(SystemExit):
+        benchmark.main(["--model", str(tmp_path / "nothing")])
+    error = capsys.readouterr().err
+    assert "make pretrain" in error and str(tmp_path / "nothing") in error

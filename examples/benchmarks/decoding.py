@@ -13,7 +13,7 @@ Measure decoding: what speculation saves in a trained model, and what a token co
    stands beside them: a bare loop over its `forward` with a `DynamicCache`, and its `generate`.
 
 All ways are measured in turn, over and over: ratios of times are medians over repetitions of ratios within one
-repetition, so that other work on the machine cancels. Runs on the CPU; about 5 minutes on 2 cores for one model.
+repetition, so that other work on the machine cancels. Runs on the CPU; about 8 minutes on 2 cores for one model.
 Writes `decoding_benchmark.json` (every number, raw and derived) and `decoding_benchmark.png` to `--output_dir`.
 """
 
@@ -54,22 +54,9 @@ from modeling_aoarm.text_data import cut_into_blocks, load_texts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-QUICK = {
-    "repetitions": 1,
-    "canvases": 2,
-    "batch_sizes": [1, 2],
-    "draft_lengths": [1, 4],
-    "block_size": 12,
-    "lengths": [8, 16],
-    "max_uncached": 8,
-}
-SIZES = {
-    "vocab_size": 256,
-    "hidden_size": 256,
-    "intermediate_size": 688,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-}
+SIZES = dict(vocab_size=256, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4)
+QUICK = dict(repetitions=1, canvases=2, batch_sizes=[1, 2], draft_lengths=[1, 4], block_size=12)
+QUICK |= dict(lengths=[8, 16], max_uncached=8)
 LOOP, GENERATE = "Llama, bare loop", "Llama, generate"
 
 
@@ -85,7 +72,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--variants", nargs="+", choices=variants, default=variants, help="for time over length")
     add("--lengths", nargs="+", type=int, default=[64, 128, 256, 512, 1024], help="for time over length: tokens")
     add("--max_uncached", type=int, default=256, help="for time over length: most tokens without a cache")
-    add("--repetitions", type=int, default=3, help="of every measurement")
+    add("--repetitions", type=int, default=5, help="of every measurement")
     add("--threads", type=int, help="torch threads (default: torch's)")
     add("--seed", type=int, default=0)
     add("--output_dir", type=Path, default=REPOSITORY / "examples" / "figures")
@@ -255,28 +242,28 @@ def measure_lengths(arguments: argparse.Namespace) -> list[dict]:
     }
     options = {"do_sample": False, "pad_token_id": 0}
     token = torch.ones(1, 1, dtype=torch.int64)
-    entries = []
+    # All lengths take turns too: load that comes and goes should not bend the curves.
+    ways = {}
     for length in arguments.lengths:
         canvas = torch.nn.functional.pad(token, (0, length))
         order = draw_blanks(canvas.shape, "all", "random", arguments.seed)
         mask = torch.zeros_like(canvas, dtype=torch.bool).scatter(1, order, True)
         first = {"attention_mask": torch.ones_like(token), "max_new_tokens": length}
-        ways = {
-            LOOP: functools.partial(bare_loop, llama, token, length),
-            GENERATE: functools.partial(llama.generate, token, **first, **options),
-        }
+        ways[length, LOOP] = functools.partial(bare_loop, llama, token, length)
+        ways[length, GENERATE] = functools.partial(llama.generate, token, **first, **options)
         for variant, model in models.items():
             fill = functools.partial(model.generate, canvas, generation_mask=mask, decoding_order=order, **options)
-            ways[f"{variant}, cached"] = fill
+            ways[length, f"{variant}, cached"] = fill
             if length <= arguments.max_uncached:
-                ways[f"{variant}, uncached"] = functools.partial(fill, use_cache=False)
-        turns = {name: lambda _, way=way: way() for name, way in ways.items()}
-        measured = take_turns(turns, arguments.repetitions, f"{length} tokens")
-        for way, (seconds, _) in measured.items():
-            entry = {"way": way, "length": length, "seconds": seconds}
-            entry["milliseconds_per_token"] = 1000 * median(seconds) / length
-            entry["to_bare_loop"] = median_ratio(seconds, measured[LOOP][0])
-            entries.append(entry)
+                ways[length, f"{variant}, uncached"] = functools.partial(fill, use_cache=False)
+    turns = {name: lambda _, way=way: way() for name, way in ways.items()}
+    measured = take_turns(turns, arguments.repetitions, "time over length")
+    entries = []
+    for (length, way), (seconds, _) in measured.items():
+        entry = {"way": way, "length": length, "seconds": seconds}
+        entry["milliseconds_per_token"] = 1000 * median(seconds) / length
+        entry["to_bare_loop"] = median_ratio(seconds, measured[length, LOOP][0])
+        entries.append(entry)
     return entries
 
 
@@ -359,7 +346,8 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    started = time.time()
+    # Files may change while this runs.
+    started, commit = time.time(), git_commit()
     # What examples/pretrain.py holds out by default.
     texts = load_texts(validation_fraction=0.06)["validation"]
     speculation = [measure_speculation(folder, texts, arguments) for folder in arguments.model]
@@ -383,7 +371,7 @@ def main(argv: list[str]) -> None:
             "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         },
         "versions": versions(),
-        "git_commit": git_commit(),
+        "git_commit": commit,
     }
     write_json(arguments.output_dir / "decoding_benchmark.json", report)
     draw(arguments.output_dir / "decoding_benchmark.png", lengths, threads)
