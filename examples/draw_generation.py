@@ -3,7 +3,7 @@
 Draw how a model fills blanks: in which order, how sure it was, and the text as it grows.
 
     python examples/draw_generation.py [--model outputs/pretrain] [--text "The <blank:9> statement."]
-                                       [--decoding_order random] [--output_dir examples/figures]
+                                       [--decoding_order confidence] [--output_dir examples/figures]
 
 Takes a few seconds on a CPU, with the model that `make pretrain` leaves behind. It shows the canvas filling in the
 terminal and writes generation.png (which blank was filled when; the numbers go beside it as JSON), generation.gif and
@@ -11,13 +11,13 @@ generation.html.
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 import modeling_aoarm  # noqa: F401  (registers the models)
+from modeling_aoarm.blanks import TextTemplate
 from modeling_aoarm.pictures import animate_generation, plot_decoding_order
 from modeling_aoarm.streaming import CanvasStreamer
 
@@ -26,21 +26,19 @@ TEXT = "The <blank:9> statement is used to <blank:6> a function. If the <blank:1
 
 
 def make_canvas(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A canvas, int64 `[1, columns]`, and which of its columns are blank; `<blank:n>` is a blank of n tokens."""
-    ids, blanks = [tokenizer.bos_token_id], [False]
-    for place, piece in enumerate(re.split(r"<blank:(\d+)>", text)):
-        # What stands in a blank is not read.
-        tokens = [0] * int(piece) if place % 2 else tokenizer.encode(piece, add_special_tokens=False)
-        ids += tokens
-        blanks += [place % 2 == 1] * len(tokens)
-    return torch.tensor([ids]), torch.tensor([blanks])
+    """A canvas, int64 `[1, columns]`, and which of its columns are blank."""
+    ids, blanks = next(TextTemplate.from_text(tokenizer, text).canvases(max_candidates=1)).columns()
+    is_blank = torch.zeros(1, len(ids), dtype=torch.bool)
+    for blank in blanks:
+        is_blank[0, list(blank)] = True
+    return torch.tensor([ids]), is_blank
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("outputs/pretrain"), help="a saved model's folder")
     parser.add_argument("--text", default=TEXT, help="with blanks, written <blank:n> for n tokens")
-    parser.add_argument("--decoding_order", default="random", help="a name that generate takes")
+    parser.add_argument("--decoding_order", default="confidence", help="a name that generate takes")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--colour_by", choices=("age", "confidence"), default="age", help="colours of the animations")
     parser.add_argument("--seed", type=int, default=3)

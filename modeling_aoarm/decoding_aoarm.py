@@ -320,7 +320,7 @@ class CanvasFilling:
             asking=asking,
             targets=targets,
             longest=self.most_decided + ahead,
-            is_in_step=self.is_in_step and ahead <= 0,
+            is_in_step=self.is_in_step,
         )
 
     def next_rows(self, count: int) -> torch.Tensor:
