@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_aoarm import AOARMConfig
+from .conversion import convert_causal_lm
 from .data_collator import DataCollatorForAnyOrderLM, with_example_index
 from .generation_aoarm import AOARMGenerateOutput
 from .generation_config_aoarm import AOARMGenerationConfig
@@ -26,6 +27,7 @@ __all__ = [
     "Infilling",
     "OrderCurriculum",
     "OrderMixture",
+    "convert_causal_lm",
     "infill",
     "sample_orders",
     "with_example_index",

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
+from .conversion import convert_causal_lm, replacing_folder
 from .infilling import Infilling, infill
 
 
@@ -36,6 +37,21 @@ examples:
   python -m modeling_aoarm infill outputs/pretrain --file texts.txt --do-sample --top-p 0.9 --json
 
 Exit status: 0, or 2 with one line on stderr.
+"""
+
+CONVERT_DESCRIPTION = """\
+Make an any-order model of a left-to-right checkpoint: Llama, Mistral, Qwen2, Qwen3, SmolLM.
+
+From left to right the result computes what the checkpoint computes. In other orders it needs training first.
+What no variant equals exactly (sliding windows, dynamic RoPE, layers without RoPE, quantised weights) is refused.
+"""
+
+CONVERT_EXAMPLES = """\
+examples:
+  python -m modeling_aoarm convert Qwen/Qwen3-0.6B outputs/qwen3-any-order
+  python -m modeling_aoarm convert checkpoints/llama outputs/two-stream --attention-variant two_stream --dtype bfloat16
+
+Exit status: 0, or 2 with one line on stderr. DST appears when it is complete.
 """
 
 
@@ -148,6 +164,69 @@ def run_infill(arguments: argparse.Namespace) -> None:
                 print(f"{each.log_probability:10.3f}", ",".join(map(str, each.blank_lengths)), each.text, sep="\t")
 
 
+def add_convert_command(subparsers) -> None:
+    """Declares `convert` among argparse's `subparsers`."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="make an any-order model of a left-to-right one",
+        description=CONVERT_DESCRIPTION,
+        epilog=CONVERT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run_convert)
+    parser.add_argument("source", metavar="SRC", help="folder of a checkpoint and its tokenizer, or a name on the Hub")
+    parser.add_argument("destination", metavar="DST", help="a new or empty folder for the any-order model")
+    parser.add_argument(
+        "--attention-variant",
+        choices=("decoupled_rope", "two_stream", "causal"),
+        default="decoupled_rope",
+        help="what the model becomes (%(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of weights; auto keeps what the checkpoint has (%(default)s)",
+    )
+    parser.add_argument(
+        "--ignore-field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a config field unknown here that changes nothing that the model computes; may be repeated",
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with SRC's tokenizer")
+
+
+def run_convert(arguments: argparse.Namespace) -> None:
+    """Writes the converted model and its tokenizer, and prints one line about them.
+
+    Raises:
+        OSError: for a source that is not there, and a destination that is.
+        ValueError: as in [`convert_causal_lm`].
+    """
+    _check_is_there("SRC", arguments.source)
+    _keep_quiet()
+    with replacing_folder(arguments.destination) as folder:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(arguments.source, trust_remote_code=arguments.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"The tokenizer of SRC {arguments.source} cannot be loaded: {error}") from error
+        model = convert_causal_lm(
+            arguments.source,
+            arguments.attention_variant,
+            dtype=arguments.dtype,
+            mask_token_id=tokenizer.mask_token_id,
+            ignored_fields=arguments.ignore_field,
+        )
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    print(
+        f"{arguments.destination}: {arguments.attention_variant} of {arguments.source}, "
+        f"{model.num_parameters():,} parameters in {str(model.dtype).removeprefix('torch.')}"
+    )
+
+
 def load(
     name: str, device: str | None, dtype: str, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -163,17 +242,14 @@ def load(
         OSError: there is no such model or tokenizer.
         ValueError: for a device that is not there, and a model that is none of this package's.
     """
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"MODEL must be a folder or a name on the Hub; there is no folder {name}.")
+    _check_is_there("MODEL", name)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"--device must be a name that torch knows, got {device!r}.") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device must be there; CUDA is not available here, got {device}.")
-    # Progress bars and advice do not belong between results.
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    _keep_quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -182,6 +258,18 @@ def load(
     if not hasattr(model, "score"):
         raise ValueError(f"MODEL must be an any-order model with `generate` for canvases and `score`, got {name}.")
     return model.to(place).eval(), tokenizer
+
+
+def _check_is_there(argument: str, name: str) -> None:
+    """Refuses what is no name on the Hub and no folder either, before the Hub is asked."""
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(f"{argument} must be a folder or a name on the Hub; there is no folder {name}.")
+
+
+def _keep_quiet() -> None:
+    """Progress bars and advice do not belong between results."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _streamer(tokenizer: PreTrainedTokenizerBase):
@@ -217,6 +305,6 @@ def _as_json(text: str, infilling: Infilling, with_candidates: bool) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
-COMMANDS = (add_infill_command,)
+COMMANDS = (add_infill_command, add_convert_command)
 
-__all__ = ["COMMANDS", "add_infill_command", "load", "run_infill"]
+__all__ = ["COMMANDS", "add_convert_command", "add_infill_command", "load", "run_convert", "run_infill"]

@@ -1,0 +1,351 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Any-order models from causal checkpoints of the library: Llama, Mistral, Qwen2, Qwen3, SmolLM (Llama) and SmolLM3.
+
+Parameter names are the same, so weights are taken over as they are. What a model computes lies in its config's fields
+too: `FAMILIES` says for each field of each model type what becomes of it, and a field that it does not name is refused.
+The tables were read off the modeling files of transformers 5.23.
+"""
+
+import contextlib
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
+)
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from .configuration_aoarm import STATIC_ROPE_TYPES, AOARMConfig
+from .generation_config_aoarm import AOARMGenerationConfig
+from .modeling_aoarm import AOARMForCausalLM
+
+
+# Fields that all families share with us, in name and meaning.
+COPIED = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "hidden_act max_position_embeddings initializer_range rms_norm_eps use_cache tie_word_embeddings rope_parameters "
+    "attention_dropout pad_token_id bos_token_id eos_token_id"
+).split()
+
+# Fields that no left-to-right logit depends on: names, formats, what calls return, other heads' labels; and those that
+# the library has moved into `rope_parameters`.
+UNREAD = (
+    "add_cross_attention architectures chunk_size_feed_forward dtype finetuning_task id2label is_decoder "
+    "is_llama_config label2id model_type output_hidden_states pretraining_tp problem_type return_dict "
+    "task_specific_params tokenizer_class transformers.js_config transformers_version "
+    "ignore_keys_at_rope_validation original_max_position_embeddings"
+).split()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the value of a field must be for the conversion to be exact.
+
+    Args:
+        text: the rule in words, which go on after "must".
+        holds: whether a value is right, given the whole config.
+    """
+
+    text: str
+    holds: Callable[[Any, PreTrainedConfig], bool]
+
+
+def equal_to(value: Any) -> Rule:
+    return Rule(f"be {value!r}", lambda given, _: given == value)
+
+
+# A field that is None or not there breaks no rule. The library's Llama reads no softcapping and no multipliers: a
+# checkpoint with them is another model than the one that would be loaded here.
+RULES = {
+    **dict.fromkeys(("attention_bias", "is_encoder_decoder", "mlp_bias", "rope_interleaved"), equal_to(False)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "quantization_config"), equal_to(None)),
+    **dict.fromkeys(("embedding_multiplier", "logits_scaling", "logit_scale", "residual_multiplier"), equal_to(1.0)),
+    "attention_multiplier": equal_to(None),
+    "auto_map": Rule(
+        "name no model code (the checkpoint computes with code of its own)",
+        lambda names, _: not any(name.startswith("AutoModel") for name in names),
+    ),
+    "hidden_act": Rule("be an activation that the library knows", lambda name, _: name in ACT2FN),
+    "is_causal": equal_to(True),
+    "layer_types": Rule("be 'full_attention' in every layer", lambda types, _: set(types) == {"full_attention"}),
+    "rope_parameters": Rule(
+        f"have one `rope_type` for all layers, among {', '.join(STATIC_ROPE_TYPES)}, and no `partial_rotary_factor` "
+        "but 1",
+        lambda rope, _: rope.get("rope_type") in STATIC_ROPE_TYPES and rope.get("partial_rotary_factor") in (None, 1.0),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the config of one model type of the library becomes ours, beyond `COPIED`, `UNREAD` and `RULES`.
+
+    Args:
+        model_class: the library's class, which computes what is converted.
+        renamed: our fields for a field of the source.
+        constant: our fields for what the library's class has built in.
+        rules: further fields that must have a value at which they change nothing.
+        unread: further fields that change nothing where the rules hold.
+    """
+
+    model_class: type[PreTrainedModel]
+    renamed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    constant: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Rule] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+
+ALL_PROJECTIONS = {"attention_bias": ("attention_bias", "attention_output_bias")}
+# They decide which `layer_types` a config gets, and other layers than those without a window are refused.
+WINDOW_FIELDS = ("use_sliding_window", "sliding_window", "max_window_layers")
+
+FAMILIES = {
+    "llama": Family(LlamaForCausalLM, renamed={**ALL_PROJECTIONS, "mlp_bias": ("mlp_bias",)}),
+    "mistral": Family(
+        MistralForCausalLM,
+        rules={
+            "sliding_window": Rule(
+                "be None or at least `max_position_embeddings` (no sliding window in use)",
+                lambda window, config: window >= config.max_position_embeddings,
+            )
+        },
+    ),
+    "qwen2": Family(
+        Qwen2ForCausalLM,
+        constant={"attention_bias": True},
+        rules={"attention_bias": equal_to(True)},
+        unread=WINDOW_FIELDS,
+    ),
+    "qwen3": Family(Qwen3ForCausalLM, renamed=ALL_PROJECTIONS, constant={"qk_norm": True}, unread=WINDOW_FIELDS),
+    "smollm3": Family(
+        SmolLM3ForCausalLM,
+        renamed={**ALL_PROJECTIONS, "mlp_bias": ("mlp_bias",)},
+        rules={"no_rope_layers": Rule("be 1 in every layer (no layer without RoPE)", lambda layers, _: all(layers))},
+        unread=(*WINDOW_FIELDS, "no_rope_layer_interval"),
+    ),
+}
+
+
+def convert_causal_lm(
+    model_or_path: PreTrainedModel | str | os.PathLike,
+    attention_variant: str = "decoupled_rope",
+    *,
+    dtype: torch.dtype | str = "auto",
+    mask_token_id: int | None = None,
+    ignored_fields: Sequence[str] = (),
+    **kwargs,
+) -> AOARMForCausalLM:
+    """Makes an any-order model of a left-to-right one.
+
+    Exact in the identity order: called without positions, or left to right, the result gives the source's logits (up to
+    rounding) and the source's generated text. Nothing is promised for other orders: the weights have never seen a
+    target that is not the next position, so fillings in other orders need training first.
+
+    Args:
+        model_or_path: a model of the library, or a folder or Hub name of its checkpoint. A model is not changed, and no
+            memory is shared with it: its weights are copied. A checkpoint is held in memory once.
+        attention_variant: `"decoupled_rope"`, `"two_stream"` (with `query_stream_init="content"`, the exact one) or
+            `"causal"`.
+        dtype: of the weights. `"auto"` leaves those of a model as they are, and loads a checkpoint in its own.
+        mask_token_id: goes into the config, for tokenizers that have a mask token. The vocabulary stays as it is.
+        ignored_fields: config fields unknown here that the caller knows to change nothing.
+        **kwargs: how a checkpoint is loaded, as in `from_pretrained`: `revision`, `token`, `attn_implementation`, ...
+
+    Returns:
+        The model in evaluation mode, on the source's device, with its special tokens and generation config.
+        `config.converted_from` names the source. RoPE frequencies are float32, as in a loaded checkpoint, also where a
+        cast has rounded those of the model given.
+
+    Raises:
+        OSError: there is no such checkpoint.
+        ValueError: for a model that none of the variants equals exactly (the message names the field, the rule and the
+            value), a checkpoint with weights missing, left over or of another shape, and weights that are not there to
+            be copied (offloaded) or are no floating-point numbers (quantised).
+    """
+    if dtype != "auto":
+        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"`dtype` must be 'auto' or a floating-point dtype of torch, got {dtype!r}.")
+    if isinstance(model_or_path, PreTrainedModel):
+        if kwargs:
+            raise ValueError(f"Arguments for loading need a folder or a Hub name, got a model and {sorted(kwargs)}.")
+        source, is_owned = model_or_path, False
+        name = str(source.config.name_or_path or "")
+    else:
+        source, is_owned = _load(os.fspath(model_or_path), attention_variant, dtype, ignored_fields, kwargs), True
+        name = os.fspath(model_or_path)
+    config = convert_config(
+        source.config, attention_variant, mask_token_id=mask_token_id, ignored_fields=ignored_fields
+    )
+    expected = FAMILIES[source.config.model_type].model_class
+    if type(source) is not expected:
+        raise ValueError(f"`model_or_path` must be a {expected.__name__} itself, got {type(source).__name__}.")
+    # Where a folder lies on this machine is nobody's business.
+    is_place = name != "" and (Path(name).is_absolute() or Path(name).is_dir())
+    config.converted_from = {
+        "model_type": source.config.model_type,
+        "name": Path(name).resolve().name if is_place else name,
+    }
+    # Checkpoints with two different tables load untied, whatever their config says.
+    config.tie_word_embeddings = source.lm_head.weight is source.model.embed_tokens.weight
+
+    weights = {}
+    for key, tensor in source.state_dict().items():
+        if tensor.is_meta or not tensor.is_floating_point():
+            state = "offloaded" if tensor.is_meta else tensor.dtype
+            raise ValueError(f"Weights must be floating-point numbers in memory, got {key} {state}.")
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            weights[key] = weights["model.embed_tokens.weight"]
+        else:
+            weights[key] = tensor if is_owned else tensor.to(tensor.dtype if dtype == "auto" else dtype, copy=True)
+    with torch.device("meta"):
+        model = AOARMForCausalLM(config)
+    try:
+        model.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"The weights of the model are not those of its config: {error}") from error
+    model.tie_weights()
+    # The only tensors that are not among the weights.
+    model.model.rotary_emb = _same_rotary_embedding(config, source)
+    model.generation_config = _generation_config(source)
+    return model.eval()
+
+
+def convert_config(
+    source: PreTrainedConfig,
+    attention_variant: str = "decoupled_rope",
+    *,
+    mask_token_id: int | None = None,
+    ignored_fields: Sequence[str] = (),
+) -> AOARMConfig:
+    """Our config for what a config of the library describes; arguments as in [`convert_causal_lm`].
+
+    Raises:
+        ValueError: for a model type or a field that is unknown, and for values that cannot be converted exactly.
+    """
+    family = FAMILIES.get(source.model_type)
+    if family is None or type(source) is not family.model_class.config_class:
+        raise ValueError(
+            f"`model_type` must be one of {', '.join(FAMILIES)}, with the library's own classes; got "
+            f"{source.model_type!r} ({type(source).__name__})."
+        )
+    if source.is_heterogeneous:
+        raise ValueError("`per_layer_config` must not be given: all layers must be alike, got one.")
+    rules = {name: rule for name, rule in RULES.items() if name not in family.renamed} | family.rules
+    known = {*COPIED, *family.renamed, *rules, *family.unread, *UNREAD, *ignored_fields}
+    for name, value in vars(source).items():
+        # Without a value a field says nothing, and private ones are the library's own.
+        if value is None or name.startswith("_"):
+            continue
+        if name in rules and not rules[name].holds(value, source):
+            raise ValueError(f"`{name}` must {rules[name].text} to convert a {source.model_type} model, got {value!r}.")
+        if name not in known:
+            raise ValueError(
+                f"`{name}` must be a config field whose meaning in {source.model_type} models is known here, got "
+                f"{value!r}. If it changes nothing that the model computes, name it in `ignored_fields`."
+            )
+    fields = {name: copy.deepcopy(getattr(source, name, None)) for name in COPIED}
+    for name, ours in family.renamed.items():
+        fields |= dict.fromkeys(ours, getattr(source, name))
+    try:
+        return AOARMConfig(
+            attention_variant=attention_variant,
+            query_stream_init="content" if attention_variant == "two_stream" else "learned",
+            mask_token_id=mask_token_id,
+            attn_implementation=source._attn_implementation,
+            **fields,
+            **family.constant,
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"The config cannot be converted: {error}") from error
+
+
+def _load(
+    name: str, attention_variant: str, dtype: torch.dtype | str, ignored_fields: Sequence[str], kwargs: dict
+) -> PreTrainedModel:
+    """The checkpoint as a model of the library, whole and with nothing left over."""
+    try:
+        source_config = AutoConfig.from_pretrained(name, **kwargs)
+        # What cannot be converted is refused before its weights are read, or fetched.
+        convert_config(source_config, attention_variant, ignored_fields=ignored_fields)
+        model_class = FAMILIES[source_config.model_type].model_class
+        # With this the report names the tensors of another shape, and the error below does.
+        kwargs = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        source, report = model_class.from_pretrained(name, config=source_config, dtype=dtype, **kwargs)
+    except (KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        # KeyError: an incomplete `rope_parameters`.
+        raise ValueError(f"The checkpoint {name} cannot be loaded: {error}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise ValueError(
+                f"A checkpoint must hold the weights of a {model_class.__name__} and no others; {name} has "
+                f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, report[kind])))}."
+            )
+    return source
+
+
+def _same_rotary_embedding(config: AOARMConfig, source: PreTrainedModel) -> LlamaRotaryEmbedding:
+    """Our rotations, after a look whether they are the source's, as both read `rope_parameters` for themselves."""
+    rotary, theirs = LlamaRotaryEmbedding(config).to(source.device), source.model.rotary_emb
+    frequencies = rotary.inv_freq.to(theirs.inv_freq.dtype)
+    tolerance = 4 * torch.finfo(frequencies.dtype).eps
+    if (
+        frequencies.shape != theirs.inv_freq.shape
+        or not torch.allclose(frequencies, theirs.inv_freq, rtol=tolerance, atol=0)
+        or rotary.attention_scaling != theirs.attention_scaling
+    ):
+        raise ValueError(
+            "`rope_parameters` must give the rotations that the model has, got other frequencies or another scaling "
+            f"from {config.rope_parameters}."
+        )
+    return rotary
+
+
+def _generation_config(source: PreTrainedModel) -> AOARMGenerationConfig:
+    """The source's way to generate, with room for ours."""
+    theirs = source.generation_config
+    values = theirs.to_dict()
+    values.pop("_from_model_config", None)
+    ours = AOARMGenerationConfig.from_dict(values)
+    # As in the library: what was published may be saved again, even where it would refuse the like from us.
+    if getattr(theirs, "_original_object_hash", None) == hash(theirs):
+        ours._original_object_hash = hash(ours)
+    return ours
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder next to `path`; it becomes `path` when the block ends well and is removed when not.
+
+    Raises:
+        FileExistsError: `path` exists and is not an empty folder.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"The destination must be a new or an empty folder, got {path}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+__all__ = ["convert_causal_lm", "convert_config", "replacing_folder"]
