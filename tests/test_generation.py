@@ -33,6 +33,26 @@ def test_replaying_the_realised_order_gives_the_same_log_probabilities(variant, 
 
 
 @any_order_variants
+@pytest.mark.parametrize("way", [*WAYS, {"decoding_order": "left_to_right", "tokens_per_step": "linear(3)"}], ids=str)
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+def test_examples_that_start_in_step_may_fall_out_of_it(variant, way, cache):
+    """Equally many given tokens, and other numbers of blanks: schedules and drafts part them."""
+    model = tiny_model(variant)
+    canvas = torch.randint(0, 23, (4, 8), generator=torch.Generator().manual_seed(1))
+    blanks = torch.zeros(4, 8, dtype=torch.bool)
+    for row, columns in enumerate(([1, 2, 4, 6], [1, 3, 5, 7], [0, 2, 4], [3])):
+        blanks[row, columns] = True
+    attention_mask = torch.ones(4, 8, dtype=torch.int64)
+    attention_mask[2, 7], attention_mask[3, 5:] = 0, 0
+    canvases = {"input_ids": canvas, "generation_mask": blanks, "attention_mask": attention_mask}
+    torch.manual_seed(0)
+    output = model.generate(**canvases, **way, **cache, do_sample=True, return_dict_in_generate=True)
+    check_filling(canvases, output)
+    expected = replay(model, canvases, output, in_groups="tokens_per_step" in way)
+    torch.testing.assert_close(output.logprobs, expected, atol=1e-5, rtol=0)
+
+
+@any_order_variants
 @pytest.mark.parametrize("way", [{}, {"tokens_per_step": 2}, {"draft_length": 3}], ids=str)
 def test_a_given_order_is_the_order_that_is_realised(variant, way):
     model = tiny_model(variant)
@@ -341,3 +361,54 @@ def test_random_canvases_are_filled_completely_and_nowhere_else(variant, data):
     check_filling(canvases, output)
     expected = replay(model, canvases, output, in_groups="tokens_per_step" in way)
     torch.testing.assert_close(output.logprobs, expected, atol=1e-5, rtol=0)
+
+
+def check_filling_with_ends(canvases, output, ends):
+    """`check_filling` where sentence ends close blanks: what is in no order stands right of an end and is padding."""
+    given = canvases["attention_mask"].bool() & ~canvases["generation_mask"]
+    assert torch.equal(output.sequences[given], canvases["input_ids"][given])
+    for row, order in enumerate(output.decoding_order):
+        blanks = canvases["generation_mask"][row].nonzero().flatten().tolist()
+        filled = order[order >= 0].tolist()
+        closed = sorted(set(blanks) - set(filled))
+        assert len(set(filled)) == len(filled) and set(filled) <= set(blanks)
+        written = [column for column in filled if output.sequences[row, column] in ends]
+        before = given[row].nonzero().flatten().tolist()
+        for column in filled:
+            if column in written:
+                # Nothing stood to the right of it when it was written.
+                assert column > max(before)
+            before.append(column)
+        assert all(column > min(written) for column in closed) if closed else True
+        if written:
+            assert all(column < min(written) for column in blanks if column in filled and column not in written)
+        assert all(output.sequences[row, column] == 0 for column in closed)
+
+
+@any_order_variants
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_canvases_with_sentence_ends(variant, data):
+    """Every blank is filled once or closed, in every way of decoding, and greedy fillings ignore their neighbours."""
+    model = tiny_model(variant, vocab_size=5, pad_token_id=0)
+    batch, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 8))
+    kind = st.sampled_from(["given", "blank", "blank", "padding"])
+    rows = st.lists(kind, min_size=columns, max_size=columns).filter(lambda row: "given" in row)
+    kinds = data.draw(st.lists(rows, min_size=batch, max_size=batch))
+    canvases = {
+        "input_ids": torch.randint(0, 5, (batch, columns)),
+        "generation_mask": torch.tensor([[each == "blank" for each in row] for row in kinds]),
+        "attention_mask": torch.tensor([[int(each != "padding") for each in row] for row in kinds]),
+    }
+    ends = data.draw(st.sampled_from([[2], [2, 3], [0]]))
+    way = data.draw(st.sampled_from(WAYS))
+    how = {**way, **data.draw(st.sampled_from(CACHES)), "eos_token_id": ends, "return_dict_in_generate": True}
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    check_filling_with_ends(canvases, model.generate(**canvases, **how, do_sample=True), ends)
+    if way["decoding_order"] != "random":
+        together = model.generate(**canvases, **how)
+        check_filling_with_ends(canvases, together, ends)
+        for row in range(batch):
+            alone = model.generate(**example_of(canvases, row), **how)
+            real = canvases["attention_mask"][row].bool()
+            assert torch.equal(alone.sequences[0], together.sequences[row, real])

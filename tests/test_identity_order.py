@@ -117,6 +117,23 @@ def test_stock_generate_equals_the_librarys(variant, how):
 
 
 @identical_variants
+def test_other_decoders_of_the_library_keep_working(variant):
+    """An assistant model (which must change nothing in greedy search), and a decoding loop of the caller's own."""
+    model, ours = peer("llama")
+    copy = as_variant(variant, model, ours)
+    prompt = torch.randint(3, SIZES["vocab_size"], (1, 6), generator=torch.Generator().manual_seed(0))
+    how = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(prompt, **how)
+    assert torch.equal(copy.generate(prompt, **how, assistant_model=tiny_model(variant, seed=5)), expected)
+
+    def last_token_again(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        return torch.cat([input_ids, input_ids[:, -1:]], dim=1)
+
+    looped = copy.generate(prompt, **how, custom_generate=last_token_again)
+    assert looped.tolist() == [[*prompt[0].tolist(), prompt[0, -1].item()]]
+
+
+@identical_variants
 def test_left_to_right_text_may_be_longer_than_the_table_as_in_llama(variant):
     model, ours = peer("llama", max_position_embeddings=8)
     copy = as_variant(variant, model, ours)
