@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from transformers.utils import logging
 from variants import tiny_model
 
 from modeling_aoarm import infill
@@ -34,12 +33,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def restored_logging():
-    verbosity = logging.get_verbosity()
-    yield
-    logging.set_verbosity(verbosity)
-    logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def run(*arguments, stdin=""):

@@ -3,18 +3,13 @@
 
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_saving import CLEAN_PROCESS
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -29,13 +24,10 @@ from transformers import (
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
-from transformers.utils import logging
 from variants import SIZES, random_rows
 
 from modeling_aoarm import AOARMConfig, AOARMForCausalLM
-from modeling_aoarm.__main__ import main
-from modeling_aoarm.conversion import convert_causal_lm, convert_config, replacing_folder
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.conversion import convert_causal_lm, convert_config
 
 
 # Nothing at the value that our config has by default.
@@ -98,13 +90,7 @@ SCALINGS = {
 }
 VARIANTS = ["decoupled_rope", "two_stream", "causal"]
 
-
-@pytest.fixture(autouse=True)
-def restored_logging():
-    verbosity = logging.get_verbosity()
-    yield
-    logging.set_verbosity(verbosity)
-    logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def source_config(kind, **changes):
@@ -471,124 +457,3 @@ def test_two_tables_stay_two_whatever_the_config_says(tmp_path):
     converted = convert_causal_lm(tmp_path)
     assert not converted.config.tie_word_embeddings
     assert_computes_the_same(converted, source)
-
-
-# The command
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "source"
-    tokenizer = character_tokenizer(["the cat sat on the mat"])
-    tokenizer.chat_template = "{{ messages }}"
-    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    model = source_model("qwen3", vocab_size=len(tokenizer), **ends).to(torch.bfloat16)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("variant", ["decoupled_rope", "two_stream"])
-def test_the_command_writes_a_model_that_loads_everywhere(checkpoint, variant, tmp_path):
-    destination = tmp_path / "new" / "converted"
-    command = [sys.executable, "-m", "modeling_aoarm", "convert", checkpoint, destination]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    process = subprocess.run(
-        [*map(str, command), "--attention-variant", variant, "--dtype", "float32"],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert process.returncode == 0 and process.stderr == "", process.stderr
-    source = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32")
-    assert process.stdout == (
-        f"{destination}: {variant} of {checkpoint}, {source.num_parameters():,} parameters in float32\n"
-    )
-    assert os.listdir(tmp_path / "new") == ["converted"]
-    assert not (destination / "conversion.py").exists() and (destination / "modeling_aoarm.py").exists()
-    model = AutoModelForCausalLM.from_pretrained(destination)
-    torch.testing.assert_close(
-        logits_of(model, tokens(8) % model.config.vocab_size),
-        logits_of(source, tokens(8) % model.config.vocab_size),
-        atol=1e-5,
-        rtol=0,
-    )
-    tokenizer, original = (AutoTokenizer.from_pretrained(folder) for folder in (destination, checkpoint))
-    assert tokenizer("the cat").input_ids == original("the cat").input_ids
-    assert tokenizer.get_vocab() == original.get_vocab() and tokenizer.chat_template == original.chat_template
-    assert model.config.mask_token_id == tokenizer.mask_token_id is not None
-
-    rows = random_rows(variant, 2, 6, vocab_size=model.config.vocab_size)
-    rows["generation_mask"] = torch.tensor([[False, False, True, True, True, True]] * 2)
-    rows["ways"] = [{"do_sample": False, "decoding_order": "random"}]
-    torch.save(rows, tmp_path / "rows")
-    process = subprocess.run(
-        [sys.executable, "-c", CLEAN_PROCESS, str(destination), str(tmp_path / "rows"), "without"],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout.splitlines()[-1])["module"].startswith("transformers_modules.")
-    inputs = {name: rows[name] for name in ("input_ids", "position_ids", "target_position_ids")}
-    with torch.no_grad():
-        torch.testing.assert_close(torch.load(tmp_path / "rows.out")["logits"], model(**inputs).logits)
-
-
-def test_the_command_keeps_the_dtype_and_fills_an_empty_folder(checkpoint, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    assert main(["convert", str(checkpoint), str(tmp_path / "empty")]) == 0
-    assert capsys.readouterr().out.endswith("parameters in bfloat16\n")
-    config = json.loads((tmp_path / "empty" / "config.json").read_text())
-    assert (config["dtype"], config["attention_variant"]) == ("bfloat16", "decoupled_rope")
-    assert main(["infill", str(tmp_path / "empty"), "the <blank:3> sat", "--device", "cpu"]) == 0
-
-
-def test_wrong_input_is_one_line_status_2_and_leaves_nothing(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").write_text("mine")
-    (tmp_path / "file").write_text("mine")
-    broken = tmp_path / "broken"
-    source_model("qwen3").save_pretrained(broken)
-    bare = tmp_path / "bare"
-    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(broken)
-    source_model("llama").save_pretrained(bare)
-    values = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps(values | {"novel_trick": 3}))
-    before = sorted(tmp_path.rglob("*"))
-    capsys.readouterr()
-    for source, destination, message in (
-        (checkpoint, "full", "empty folder, got .*full"),
-        (checkpoint, "file", "empty folder, got .*file"),
-        (tmp_path / "nowhere", "new", "SRC must be a folder.*nowhere"),
-        ("nobody/nothing", "new", "nobody/nothing"),
-        (broken, "new", "`novel_trick`.*got 3"),
-        (bare, "new", "tokenizer of SRC .*bare"),
-    ):
-        assert main(["convert", str(source), str(tmp_path / destination)]) == 2
-        captured = capsys.readouterr()
-        assert captured.out == "" and captured.err.count("\n") == 1, captured.err
-        assert captured.err.startswith("python -m modeling_aoarm convert: error: ")
-        assert re.search(message, captured.err)
-        assert sorted(tmp_path.rglob("*")) == before
-    assert main(["convert", str(broken), str(tmp_path / "new"), "--ignore-field", "novel_trick"]) == 0
-
-
-def test_a_folder_appears_when_it_is_complete(tmp_path):
-    with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "folder") as folder:
-        (folder / "half").write_text("half")
-        assert not (tmp_path / "folder").exists()
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-    with replacing_folder(tmp_path / "folder") as folder:
-        (folder / "whole").write_text("whole")
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "whole"]
-
-
-def test_help_names_the_variants(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["convert", "--help"])
-    assert stop.value.code == 0 and "two_stream" in capsys.readouterr().out
