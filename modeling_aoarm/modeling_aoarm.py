@@ -308,21 +308,22 @@ class AOARMModel(AOARMPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        if getattr(past_key_values, "holds_canvases", False) and position_ids is not None:
-            # `generate` gives and has checked the positions of its own cache's rows.
+        # `generate` gives and has checked the positions of its own cache's rows.
+        is_checked = getattr(past_key_values, "holds_canvases", False) and position_ids is not None
+        if is_checked:
             positions = RowPositions(position_ids, target_position_ids, targets_given=True)
         else:
-            shape, device = (batch, rows), inputs_embeds.device
             given = position_ids, target_position_ids, attention_mask, segment_ids, past_key_values
-            positions = RowPositions.resolve(*given, shape, device)
-            if is_given and not torch.compiler.is_compiling():
-                positions.check(self.config, past_key_values)
+            positions = RowPositions.resolve(*given, (batch, rows), inputs_embeds.device)
         several_targets = positions.targets.ndim == 3
         if several_targets and self.config.attention_variant != "two_stream":
             raise ValueError(
                 "`target_position_ids` of shape [batch, rows, targets] needs attention_variant='two_stream': a single "
                 f"stream has one target per row. Got attention_variant={self.config.attention_variant!r}."
             )
+        if is_given and not is_checked and not torch.compiler.is_compiling():
+            positions.check(self.config, past_key_values)
+
         targets = positions.targets if several_targets else positions.targets[..., None]
         streams = self.initial_streams(inputs_embeds, targets.shape[-1])
         slots = self.query_positions(positions.content, targets)

@@ -323,7 +323,8 @@ def test_the_example_draws_a_saved_model(tmp_path, monkeypatch, capsys):
     numbers = json.loads((figures / "generation.json").read_text())
     assert sorted(numbers["decoding_order"]) == [3, 4, 5, 8, 9]
     assert numbers["tokens"][:3] + numbers["tokens"][6:8] == ["<s>", "a", " ", " ", "b"]
-    assert Image.open(figures / "generation.gif").n_frames == 6
+    # The canvas as given, the pass that reads the context, and one for each blank.
+    assert Image.open(figures / "generation.gif").n_frames == 1 + 1 + 5
     assert "given: a ___ b__" in capsys.readouterr().out
 
 
