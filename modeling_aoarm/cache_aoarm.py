@@ -35,6 +35,10 @@ class CanvasCacheLayer(CacheLayerMixin):
         self.keys, self.values = (
             states.new_zeros(batch, self.capacity + 1, heads, states.shape[-1]) for states in (key_states, value_states)
         )
+        if self.is_compileable and not torch.compiler.is_compiling():
+            # Graphs of the device are replayed on the same memory.
+            torch._dynamo.mark_static_address(self.keys)
+            torch._dynamo.mark_static_address(self.values)
         self.is_initialized = True
 
     def update(

@@ -48,8 +48,10 @@ class AOARMGenerateOutput(ModelOutput):
             token, aligned with `decoding_order`, 0 where that is -1. Where each pass fills one blank, and in
             speculation, a token's is given the context and all tokens before it, and a row's sum is the log-probability
             of its filling; tokens of the same pass do not see each other.
-        decoding_steps: int64 `[batch, blanks]`, the number (from 0) of the forward pass in which each was filled.
-        forward_passes: how many times the model ran.
+        decoding_steps: int64 `[batch, blanks]`, the number (from 0) of the forward pass in which each was filled, -1 on
+            the right.
+        forward_passes: how many times the model ran. Where the first blanks are several or have to be chosen, a pass of
+            its own reads the context before.
         tokens_per_forward: float32 `[batch]`, an example's filled blanks divided by the passes up to its last one.
         past_key_values: what the model has read, for a call that continues the canvases; `None` without a cache.
     """
@@ -125,8 +127,8 @@ class AOARMGenerationMixin:
                 three, what the call says wins over the generation config, also where one excludes the other.
             context_order: the order of the given tokens, which are the rows before all blanks: `"left_to_right"`, or
                 int64 `[batch, given]`, columns, -1 on the right. Results depend on it.
-            generator: the source of all random numbers: one generator, or one for each canvas, of which its filling is
-                then a function whatever the batch is. Default: the global random numbers.
+            generator: the source of all random numbers: one generator, or one for each sequence, which is then a
+                function of its generator whatever the batch is. Default: the global random numbers.
             progress_bar: whether to show one.
             attention_mask (in `kwargs`): `[batch, columns]`, 0 for padding, on either side. It defines the positions.
             max_new_tokens (in `kwargs`): appends so many blanks to each canvas, in new columns on the right. Only the
