@@ -272,3 +272,40 @@ def test_never_more_passes_than_one_by_one(variant):
         assert (output.decoding_steps.amax(1) + 1 <= blanks).all()
         assert output.forward_passes <= 5
         assert (output.tokens_per_forward >= 1).all()
+
+
+@any_order_variants
+@pytest.mark.parametrize("end", [None, END])
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+def test_drafts_come_from_the_last_row_whose_successor_is_decided(variant, end, cache, monkeypatch):
+    """Any proposal is exact; good ones are those of the places they are for, given all rows but the newest."""
+    model, order = trained_model(variant), [2, 3, 1, 5, 4]
+    looked_at, speculate = [], decoding_aoarm.CanvasFilling.speculate
+
+    def look(filling):
+        # As the pass that verifies finds them, after examples that are done have left.
+        for row in range(len(filling.examples)):
+            columns, decided = filling.columns[row], int(filling.decided[row])
+            known = columns[: decided - 1]
+            for place in range(int(filling.drafted[row])):
+                column = columns[decided + place]
+                expected = conditional(model, filling.canvas[row, known], known, column)
+                if end is not None and column < columns[: decided + place].max():
+                    expected[end] = -torch.inf
+                weights = filling.draft_weights[row, place]
+                torch.testing.assert_close(weights, expected.softmax(-1), atol=1e-5, rtol=0)
+                looked_at.append(place)
+        speculate(filling)
+
+    monkeypatch.setattr(decoding_aoarm.CanvasFilling, "speculate", look)
+    torch.manual_seed(0)
+    sample(
+        model,
+        canvases_of(order),
+        torch.tensor([order]),
+        draft_length=3,
+        num_return_sequences=20,
+        eos_token_id=end,
+        **cache,
+    )
+    assert set(looked_at) == {0, 1, 2}
