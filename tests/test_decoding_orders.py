@@ -11,6 +11,7 @@ from variants import any_order_variants, tiny_model
 
 from modeling_aoarm.decoding_aoarm import certainty
 from modeling_aoarm.generation_config_aoarm import step_sizes
+from modeling_aoarm.sampling_aoarm import draw_from
 
 
 def how_sure(log_probs, rule):
@@ -86,6 +87,13 @@ def test_how_sure_a_model_is():
     }
     for rule, values in expected.items():
         assert certainty(logits, rule).tolist() == pytest.approx([round(value, 3) for value in values], abs=1e-6)
+
+
+def test_tokens_are_drawn_by_inversion():
+    """Each uniform number has its token; those of weight 0 have none, not even at the ends."""
+    weights = torch.tensor([0.0, 0.5, 0.0, 1.5, 0.0])
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
+    assert draw_from(weights.expand(5, -1), uniforms).tolist() == [1, 1, 3, 3, 3]
 
 
 @pytest.mark.parametrize(
