@@ -94,6 +94,11 @@ def _some(values: torch.Tensor, most: int = 8) -> str:
 ADAPTIVE_ORDERS = ("confidence", "entropy", "margin")
 
 
+def is_named(order: Any, *names: str) -> bool:
+    """Whether an order is one of these names; a tensor of columns is none."""
+    return isinstance(order, str) and order in names
+
+
 def resolve_order(
     name: str,
     order: str | torch.Tensor,
@@ -304,5 +309,6 @@ __all__ = [
     "check_canvas",
     "check_count",
     "check_generators",
+    "is_named",
     "resolve_order",
 ]

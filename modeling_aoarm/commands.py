@@ -8,6 +8,7 @@ A command is a function that takes the parsed arguments, and an `add_..._command
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -55,16 +56,29 @@ Exit status: 0, or 2 with one line on stderr. DST appears when it is complete.
 """
 
 
-def add_infill_command(subparsers) -> None:
-    """Declares `infill` among argparse's `subparsers`."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _add_command(
+    subparsers, name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """A command's parser, whose arguments `run` takes; texts keep their line breaks."""
     parser = subparsers.add_parser(
-        "infill",
-        help="fill the blanks of texts",
-        description=INFILL_DESCRIPTION,
-        epilog=INFILL_EXAMPLES,
+        name,
+        help=summary,
+        description=description,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run_infill)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_infill_command(subparsers) -> None:
+    """Declares `infill` among argparse's `subparsers`."""
+    parser = _add_command(
+        subparsers, "infill", run_infill, "fill the blanks of texts", INFILL_DESCRIPTION, INFILL_EXAMPLES
+    )
     parser.add_argument(
         "model", metavar="MODEL", help="folder of a saved model and its tokenizer, or a name on the Hub"
     )
@@ -117,9 +131,7 @@ def add_infill_command(subparsers) -> None:
     running.add_argument("--stream", action="store_true", help="show the texts on stderr while they are filled")
     running.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts filled at once (%(default)s)")
     running.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")
-    running.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of weights"
-    )
+    running.add_argument("--dtype", choices=DTYPES, default="auto", help="of weights")
     running.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with MODEL")
 
 
@@ -166,14 +178,14 @@ def run_infill(arguments: argparse.Namespace) -> None:
 
 def add_convert_command(subparsers) -> None:
     """Declares `convert` among argparse's `subparsers`."""
-    parser = subparsers.add_parser(
+    parser = _add_command(
+        subparsers,
         "convert",
-        help="make an any-order model of a left-to-right one",
-        description=CONVERT_DESCRIPTION,
-        epilog=CONVERT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run_convert,
+        "make an any-order model of a left-to-right one",
+        CONVERT_DESCRIPTION,
+        CONVERT_EXAMPLES,
     )
-    parser.set_defaults(run=run_convert)
     parser.add_argument("source", metavar="SRC", help="folder of a checkpoint and its tokenizer, or a name on the Hub")
     parser.add_argument("destination", metavar="DST", help="a new or empty folder for the any-order model")
     parser.add_argument(
@@ -184,7 +196,7 @@ def add_convert_command(subparsers) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=DTYPES,
         default="auto",
         help="of weights; auto keeps what the checkpoint has (%(default)s)",
     )

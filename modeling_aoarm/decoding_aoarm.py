@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .cache_aoarm import CanvasCache
 from .canvas import CanvasRows
 from .reading_aoarm import RowReader
-from .sampling_aoarm import TokenSampler, draw_from
+from .sampling_aoarm import TokenSampler, draw_from, log_probs_of
 
 
 @dataclass
@@ -497,11 +497,6 @@ class CanvasFilling:
 def accepts(p: torch.Tensor, q: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Whether drafts are accepted, bool `[...]`: with probability min(1, p / q) of the draft's two probabilities."""
     return uniforms * q < p
-
-
-def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The log-probabilities (nats) of `tokens` `[...]` under `logits` `[..., vocab]`."""
-    return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
 __all__ = ["CanvasFilling", "DecodingPlan", "certainty"]

@@ -11,7 +11,15 @@ from transformers.generation import GenerationConfig, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from .cache_aoarm import CanvasCache
-from .canvas import ADAPTIVE_ORDERS, CanvasRows, check_canvas, check_count, check_generators, resolve_order
+from .canvas import (
+    ADAPTIVE_ORDERS,
+    CanvasRows,
+    check_canvas,
+    check_count,
+    check_generators,
+    is_named,
+    resolve_order,
+)
 from .decoding_aoarm import CanvasFilling, DecodingPlan
 from .generation_config_aoarm import DECODING_ORDERS, check_steps, choose_ways, step_sizes
 from .reading_aoarm import RowReader, check_backend
@@ -165,15 +173,15 @@ class AOARMGenerationMixin:
         check_steps(**called)
         cache = kwargs.get("past_key_values")
         holds_canvases = getattr(cache, "holds_canvases", False)
-        is_left_to_right = (
-            decoding_order is None or isinstance(decoding_order, str) and decoding_order == "left_to_right"
-        )
+        is_left_to_right = decoding_order is None or is_named(decoding_order, "left_to_right")
         is_plain = is_left_to_right and tokens_per_step in (None, 1) and draft_length is None
         if generation_mask is None and is_plain and not holds_canvases:
-            own = {"generator": generator, "progress_bar": progress_bar or None}
-            own["context_order"] = None if isinstance(context_order, str) and context_order == "left_to_right" else 1
-            for name, value in own.items():
-                if value is not None:
+            for name, is_given in (
+                ("generator", generator is not None),
+                ("context_order", not is_named(context_order, "left_to_right")),
+                ("progress_bar", progress_bar),
+            ):
+                if is_given:
                     raise ValueError(f"`{name}` needs blanks, which `generation_mask` marks; got it without a mask.")
             return super().generate(
                 inputs, generation_config, logits_processor, streamer=streamer, **library_arguments, **kwargs
@@ -222,7 +230,7 @@ class AOARMGenerationMixin:
             order = resolve_order("decoding_order", decoding_order, generation_mask, generator, DECODING_ORDERS)
         rows = CanvasRows.lay_out(real, context, order)
         plan = DecodingPlan(
-            adaptive=decoding_order if isinstance(decoding_order, str) and decoding_order in ADAPTIVE_ORDERS else None,
+            adaptive=decoding_order if is_named(decoding_order, *ADAPTIVE_ORDERS) else None,
             sizes=[step_sizes(ways["tokens_per_step"], blanks) for blanks in generation_mask.sum(1).tolist()],
             # No canvas has more blanks than there are positions.
             draft_length=min(ways["draft_length"] or 0, self.config.max_position_embeddings),
@@ -339,7 +347,7 @@ class AOARMGenerationMixin:
                 "`past_key_values` must be what `generate` returned for canvases together with `generation_mask`, got "
                 f"{type(cache).__name__}."
             )
-        if not isinstance(context_order, str) or context_order != "left_to_right":
+        if not is_named(context_order, "left_to_right"):
             raise ValueError("`context_order` cannot be given together with `past_key_values`, which has an order.")
         mine = self.config.attention_variant, self.config.num_hidden_layers
         if (cache.attention_variant, len(cache.layers)) != mine:

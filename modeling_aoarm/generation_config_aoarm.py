@@ -6,7 +6,7 @@ import re
 
 from transformers.generation import GenerationConfig
 
-from .canvas import ADAPTIVE_ORDERS
+from .canvas import ADAPTIVE_ORDERS, check_count, is_named
 
 
 DECODING_ORDERS = ("left_to_right", "random", *ADAPTIVE_ORDERS)
@@ -74,9 +74,8 @@ def check_steps(decoding_order: object, tokens_per_step: int | str | None, draft
         )
     if draft_length is None:
         return
-    if not isinstance(draft_length, int) or isinstance(draft_length, bool) or draft_length < 1:
-        raise ValueError(f"`draft_length` must be an integer of at least 1, got {draft_length!r}.")
-    if isinstance(decoding_order, str) and decoding_order in ADAPTIVE_ORDERS:
+    check_count("draft_length", draft_length)
+    if is_named(decoding_order, *ADAPTIVE_ORDERS):
         raise ValueError(
             f"`draft_length` needs an order that is known before, got decoding_order={decoding_order!r}, which depends "
             f"on the tokens, with draft_length={draft_length}."
@@ -106,10 +105,9 @@ def choose_ways(*levels: dict[str, object]) -> dict[str, object]:
         excluded = set()
         if chosen["draft_length"] is not None:
             excluded = {"tokens_per_step"}
-            if isinstance(level["decoding_order"], str) and level["decoding_order"] in ADAPTIVE_ORDERS:
+            if is_named(level["decoding_order"], *ADAPTIVE_ORDERS):
                 excluded |= {"decoding_order"}
-        order = chosen["decoding_order"]
-        if chosen["tokens_per_step"] is not None or (isinstance(order, str) and order in ADAPTIVE_ORDERS):
+        if chosen["tokens_per_step"] is not None or is_named(chosen["decoding_order"], *ADAPTIVE_ORDERS):
             excluded |= {"draft_length"}
         chosen |= {name: value for name, value in level.items() if chosen[name] is None and name not in excluded}
     return chosen

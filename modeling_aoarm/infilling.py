@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .blanks import TextCanvas, TextTemplate
+from .canvas import check_count
 
 
 @dataclass
@@ -120,8 +121,7 @@ def infill(
             f"{generate_kwargs['max_new_tokens']}."
         )
     for name, value in (("max_candidates", max_candidates), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+        check_count(name, value)
     if candidate_order not in ("left_to_right", "random"):
         raise ValueError(f"`candidate_order` must be 'left_to_right' or 'random', got {candidate_order!r}.")
     if score_end and tokenizer.eos_token_id is None:

@@ -4,37 +4,24 @@
 from collections.abc import Sequence
 
 import torch
-from transformers.generation import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
+from transformers import generation as library
+from transformers.generation import LogitsProcessorList
 
 
 # Processors whose meaning does not depend on where tokens stand. Others read the rows before as the text to the left.
 ORDER_FREE_PROCESSORS = (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
+    library.EpsilonLogitsWarper,
+    library.EtaLogitsWarper,
+    library.InfNanRemoveLogitsProcessor,
+    library.LogitNormalization,
+    library.MinPLogitsWarper,
+    library.RepetitionPenaltyLogitsProcessor,
+    library.SuppressTokensLogitsProcessor,
+    library.TemperatureLogitsWarper,
+    library.TopHLogitsWarper,
+    library.TopKLogitsWarper,
+    library.TopPLogitsWarper,
+    library.TypicalLogitsWarper,
 )
 
 
@@ -145,4 +132,9 @@ def draw_from(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulated, threshold, right=True)[..., 0]
 
 
-__all__ = ["ORDER_FREE_PROCESSORS", "TokenSampler", "check_order_free", "draw_from"]
+def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The log-probabilities (nats) of `tokens` `[...]` under `logits` `[..., vocab]`."""
+    return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+
+
+__all__ = ["TokenSampler", "check_order_free", "draw_from", "log_probs_of"]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
-from .canvas import CanvasRows, RowBlock, check_canvas, check_count, check_generators, resolve_order
+from .canvas import CanvasRows, check_canvas, check_count, check_generators, is_named, resolve_order
+from .reading_aoarm import RowReader
+from .sampling_aoarm import log_probs_of
 
 
 @dataclass
@@ -121,7 +123,7 @@ class AOARMScoringMixin:
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> torch.Tensor:
         """The orders, int64 `[orders, batch, blanks]`."""
-        is_drawn = isinstance(decoding_order, str) and decoding_order == "random"
+        is_drawn = is_named(decoding_order, "random")
         if check_count("num_orders", num_orders) > 1 and not is_drawn:
             order = decoding_order if isinstance(decoding_order, str) else "a tensor"
             raise ValueError(
@@ -145,24 +147,20 @@ class AOARMScoringMixin:
         rows = CanvasRows.lay_out(real, context, order)
         rows.check_order(self.config.attention_variant)
         # Blanks stand side by side at the right end. The last row's token predicts nothing any more.
-        block = RowBlock.cut(
+        width = context.shape[1] + blanks - 1
+        answers = RowReader(self, None, is_read=False).ask(
             canvas,
             rows,
             first=torch.zeros_like(rows.given),
             stop=(rows.columns >= 0).sum(1),
             end=rows.given + blanks - 1,
-            width=context.shape[1] + blanks - 1,
+            width=width,
+            asking=blanks,
+            targets=1,
+            longest=width,
+            is_in_step=False,
         )
-        logits = self(
-            input_ids=block.input_ids,
-            attention_mask=block.real.long(),
-            position_ids=block.position_ids,
-            target_position_ids=block.target_position_ids[..., 0],
-            use_cache=False,
-            logits_to_keep=blanks,
-        ).logits
-        tokens = canvas.gather(1, order.clamp(min=0))
-        log_probs = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        log_probs = log_probs_of(answers[:, :, 0], canvas.gather(1, order.clamp(min=0)))
         # Padding of the order adds nothing to column 0.
         return scores.scatter_add(1, order.clamp(min=0), log_probs.masked_fill(order < 0, 0.0))
 

@@ -38,6 +38,19 @@ def behind(first, second):
     return order.gather(1, (order < 0).long().argsort(dim=1, stable=True))
 
 
+def check_continuing(model, longer, order, cache, **how):
+    """Filling `longer` on a cache equals starting over with the context in `order`; returns the output on the cache."""
+    outputs = []
+    for rows in ({"context_order": order}, {"past_key_values": cache}):
+        torch.manual_seed(2)
+        outputs.append(model.generate(**longer, **rows, **how, return_dict_in_generate=True))
+    expected, actual = outputs
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert torch.equal(actual.decoding_order, expected.decoding_order)
+    torch.testing.assert_close(actual.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    return actual
+
+
 @any_order_variants
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("kind", ["dynamic", "static", "kept"])
@@ -51,21 +64,12 @@ def test_a_returned_cache_continues_as_starting_over_would(variant, way, kind):
     first = model.generate(**canvases, **way, **how, do_sample=True, return_dict_in_generate=True)
     longer = continued(first, canvases, 3)
     for second_way in ({}, {"decoding_order": "random", "tokens_per_step": 2}, {"draft_length": 2}, way):
-        how = {**second_way, "do_sample": True, "return_dict_in_generate": True}
-        torch.manual_seed(2)
-        again = model.generate(**longer, **how, context_order=known_order(first, canvases))
-        torch.manual_seed(2)
-        reused = model.generate(**longer, **how, past_key_values=first.past_key_values)
-        assert torch.equal(reused.sequences, again.sequences)
-        assert torch.equal(reused.decoding_order, again.decoding_order)
-        torch.testing.assert_close(reused.logprobs, again.logprobs, atol=1e-5, rtol=0)
+        how = {**second_way, "do_sample": True}
+        reused = check_continuing(model, longer, known_order(first, canvases), first.past_key_values, **how)
     # And on: a cache that has been continued is like one from a single call.
     once_more = continued(reused, longer, 2)
     order = behind(known_order(first, canvases), reused.decoding_order)
-    expected = model.generate(**once_more, context_order=order, return_dict_in_generate=True)
-    actual = model.generate(**once_more, past_key_values=reused.past_key_values, return_dict_in_generate=True)
-    assert torch.equal(actual.sequences, expected.sequences)
-    torch.testing.assert_close(actual.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    check_continuing(model, once_more, order, reused.past_key_values)
 
 
 @any_order_variants
@@ -90,12 +94,9 @@ def test_several_sequences_can_continue_one_canvas(variant):
     canvases = ragged_canvases("left")
     first = model.generate(**canvases, decoding_order="random", return_dict_in_generate=True)
     longer = continued(first, canvases, 4)
-    how = {"do_sample": True, "num_return_sequences": 3, "return_dict_in_generate": True}
-    torch.manual_seed(0)
-    expected = model.generate(**longer, **how, context_order=known_order(first, canvases))
-    torch.manual_seed(0)
-    actual = model.generate(**longer, **how, past_key_values=first.past_key_values)
-    assert torch.equal(actual.sequences, expected.sequences) and len(actual.sequences) == 12
+    how = {"do_sample": True, "num_return_sequences": 3}
+    output = check_continuing(model, longer, known_order(first, canvases), first.past_key_values, **how)
+    assert len(output.sequences) == 12
 
 
 @any_order_variants
@@ -107,10 +108,7 @@ def test_new_given_tokens_are_read_behind_those_that_the_cache_knows(variant):
     longer = continued(first, canvases, 5)
     longer["generation_mask"][:, -5:-2] = False
     order = behind(known_order(first, canvases), torch.arange(9, 12).expand(4, -1))
-    expected = model.generate(**longer, context_order=order, return_dict_in_generate=True)
-    actual = model.generate(**longer, past_key_values=first.past_key_values, return_dict_in_generate=True)
-    assert torch.equal(actual.sequences, expected.sequences)
-    torch.testing.assert_close(actual.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    check_continuing(model, longer, order, first.past_key_values)
 
 
 @any_order_variants

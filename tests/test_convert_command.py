@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from test_conversion import logits_of, source_model, tokens
-from test_saving import CLEAN_PROCESS
+from test_saving import run_clean_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from variants import random_rows
 
@@ -68,16 +68,8 @@ def test_the_command_writes_a_model_that_loads_everywhere(checkpoint, variant, t
     rows["generation_mask"] = torch.tensor([[False, False, True, True, True, True]] * 2)
     rows["ways"] = [{"do_sample": False, "decoding_order": "random"}]
     torch.save(rows, tmp_path / "rows")
-    process = subprocess.run(
-        [sys.executable, "-c", CLEAN_PROCESS, str(destination), str(tmp_path / "rows"), "without"],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout.splitlines()[-1])["module"].startswith("transformers_modules.")
+    report = run_clean_process(destination, tmp_path / "rows", "without")
+    assert report["module"].startswith("transformers_modules.")
     inputs = {name: rows[name] for name in ("input_ids", "position_ids", "target_position_ids")}
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "rows.out")["logits"], model(**inputs).logits)

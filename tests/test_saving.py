@@ -60,6 +60,21 @@ print(json.dumps({"module": type(model).__module__, "same_body": same_body}))
 """
 
 
+def run_clean_process(folder, rows, package):
+    """Runs `CLEAN_PROCESS` beside the file of rows, `"with"` the package or `"without"`; returns its report."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(rows.parent / "modules"), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(
+        [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(rows), package],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        cwd=rows.parent,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
 @all_variants
 @pytest.mark.parametrize("package", ["with", "without"])
 def test_a_fresh_process_computes_and_fills_the_same(variant, package, tmp_path):
@@ -80,17 +95,7 @@ def test_a_fresh_process_computes_and_fills_the_same(variant, package, tmp_path)
             )
         ]
     torch.save(rows, tmp_path / "rows")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, "-c", CLEAN_PROCESS, str(tmp_path / "model"), str(tmp_path / "rows"), package],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert process.returncode == 0, process.stderr
-    report = json.loads(process.stdout.splitlines()[-1])
+    report = run_clean_process(tmp_path / "model", tmp_path / "rows", package)
     assert report["module"].startswith("transformers_modules." if package == "without" else "modeling_aoarm.")
     assert report["same_body"]
     results = torch.load(tmp_path / "rows.out")
