@@ -21,8 +21,12 @@ Continue a run that was stopped (same arguments as before):
 
     accelerate launch examples/pretrain.py --resume_from_checkpoint true
 
+It goes on from the last complete checkpoint, whenever it was killed, and has the losses of a run that was not. Killed
+after the training, it only evaluates and saves.
+
 The output folder then holds the model and its tokenizer, `loss_curve.png` and `loss_curve.json`, `results.json`
-(held-out bits per character over several orders and left to right, and how they were got) and the last checkpoints.
+(held-out bits per character over several orders and left to right, and how they were got), a model card (`README.md`)
+and the last checkpoints.
 """
 
 import logging
@@ -51,16 +55,18 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_aoarm import infill
+from modeling_aoarm.checkpoints import exclusive, is_unused, resolve_checkpoint
 from modeling_aoarm.data_collator import DataCollatorForAnyOrderLM
-from modeling_aoarm.orders import OrderCurriculum, OrderMixture
+from modeling_aoarm.model_card import CardArguments
+from modeling_aoarm.orders import OrderCurriculum
 from modeling_aoarm.reporting import loss_curve, plot_loss_curve, versions, write_json
-from modeling_aoarm.text_data import cut_into_blocks, load_texts, unigram_bits
+from modeling_aoarm.text_data import TextArguments, cut_into_blocks, unigram_bits
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
-from modeling_aoarm.training import AnyOrderTrainer, EMACallback
+from modeling_aoarm.training import EMA_FILE, AnyOrderTrainer, EMACallback
 
 
 logger = logging.getLogger(__name__)
@@ -84,21 +90,9 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(TextArguments):
     """Which text, tokenizer and orders."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or a folder of one."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_file: str | None = field(
-        default=None,
-        metadata={"help": ".txt (a text per line), .json, .jsonl, .csv or .parquet, also as .xz, .gz, .bz2, .zst."},
-    )
-    validation_file: str | None = field(default=None, metadata={"help": "The same for held-out text."})
-    text_column: str = field(default="text", metadata={"help": "Name of the column with the text."})
-    validation_fraction: float = field(
-        default=0.06, metadata={"help": "Held-out share where the data has no validation part of its own."}
-    )
-    split_seed: int = field(default=0, metadata={"help": "Seed of the choice of held-out texts."})
     tokenizer: str = field(
         default="character",
         metadata={"help": "character, byte, bpe (trained on the data), or a folder or Hub name for AutoTokenizer."},
@@ -176,9 +170,11 @@ class PretrainingArguments(TrainingArguments):
     include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "no, all or non_padding."})
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, EvaluationArguments, PretrainingArguments]:
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, DataArguments, EvaluationArguments, PretrainingArguments, CardArguments]:
     """Reads flags; a first argument that ends in .yaml, .yml or .json is a recipe that the flags after it override."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, EvaluationArguments, PretrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, EvaluationArguments, PretrainingArguments, CardArguments))
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
         # YAML reads JSON as well.
         recipe = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8")) or {}
@@ -191,24 +187,15 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Eva
     return parser.parse_args_into_dataclasses(argv)
 
 
-def resolve_checkpoint(args: PretrainingArguments) -> tuple[str | None, int]:
+def starting_point(args: PretrainingArguments) -> tuple[str | None, int]:
     """The checkpoint to resume from and its step, or None and 0 for a new run, whose output folder has to be empty."""
     wanted = args.resume_from_checkpoint
     if wanted is not None and wanted.lower() != "false":
-        checkpoint = wanted
-        if wanted.lower() == "true":
-            checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-            if checkpoint is None:
-                raise ValueError(f"--resume_from_checkpoint true needs a checkpoint in {args.output_dir}, found none.")
-        state_file = Path(checkpoint) / TRAINER_STATE_NAME
-        if not state_file.is_file():
-            raise ValueError(f"--resume_from_checkpoint must be true or the folder of a checkpoint, got {wanted}.")
-        step = TrainerState.load_from_json(str(state_file)).global_step
-        # Trainer would go one step further.
-        if 0 < args.max_steps <= step:
-            raise ValueError(f"{checkpoint} is at step {step}, so nothing is left up to --max_steps {args.max_steps}.")
-        return checkpoint, step
-    if Path(args.output_dir).is_dir() and os.listdir(args.output_dir) and not args.overwrite_output_dir:
+        checkpoint = resolve_checkpoint(
+            args, True if wanted.lower() == "true" else wanted, [EMA_FILE] if args.ema_decay is not None else []
+        )
+        return checkpoint, TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
+    if not is_unused(args.output_dir) and not args.overwrite_output_dir:
         raise ValueError(
             f"--output_dir {args.output_dir} is not empty. Give another folder, continue the run in it with "
             "--resume_from_checkpoint true, or replace it with --overwrite_output_dir true."
@@ -268,12 +255,6 @@ def build_collator(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase,
     return DataCollatorForAnyOrderLM(tokenizer, order=order, seed=data_args.order_seed)
 
 
-def describe_orders(order: OrderMixture | OrderCurriculum) -> str:
-    if isinstance(order, OrderCurriculum):
-        return f"{order.start} to {order.end} until {order.until:g} of the training"
-    return str(order)
-
-
 def rows_of_prose(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
     """Up to `count` of the longest rows, spread over the text; no tables or code where there is something else."""
     longest = max(map(len, rows))
@@ -328,10 +309,10 @@ def print_summary(results: dict, samples: list[dict[str, str]]) -> None:
 
 def main(argv: list[str]) -> None:
     started = time.time()
-    model_args, data_args, eval_args, args = parse_arguments(argv)
+    model_args, data_args, eval_args, args, card_args = parse_arguments(argv)
     logging.basicConfig()
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
-    checkpoint, first_step = resolve_checkpoint(args)
+    checkpoint, first_step = starting_point(args)
     if args.device.type == "cpu":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(args.cpu_threads or max(1, cores // args.world_size))
@@ -339,15 +320,7 @@ def main(argv: list[str]) -> None:
 
     # The main process goes first, the others find its work in the cache of `datasets`.
     with args.main_process_first(desc="loading text"):
-        texts = load_texts(
-            data_args.dataset_name,
-            data_args.dataset_config_name,
-            data_args.train_file,
-            data_args.validation_file,
-            data_args.text_column,
-            data_args.validation_fraction,
-            data_args.split_seed,
-        )
+        texts = data_args.load()
     tokenizer = build_tokenizer(data_args, texts["train"]["text"]) if args.process_index == 0 else None
     [tokenizer] = broadcast_object_list([tokenizer])
     config = build_config(model_args, tokenizer, data_args.block_size + (tokenizer.bos_token_id is not None))
@@ -373,9 +346,8 @@ def main(argv: list[str]) -> None:
         callbacks=[EMACallback(args.ema_decay)] if args.ema_decay is not None else None,
     )
     # Nothing is written before everything that was asked for has been checked.
-    if args.process_index == 0:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        if checkpoint is None:
+    if args.process_index == 0 and checkpoint is None:
+        with exclusive(args.output_dir):
             for old in Path(args.output_dir).glob("checkpoint-*"):
                 shutil.rmtree(old)
     trainer.accelerator.wait_for_everyone()
@@ -389,6 +361,9 @@ def main(argv: list[str]) -> None:
 
     measured = trainer.evaluate_orders(blocks["validation"], eval_args.final_eval_draws)
     if args.process_index > 0:
+        if args.push_to_hub:
+            # All processes save together.
+            trainer.push_to_hub()
         return
     samples = []
     if eval_args.sample_rows > 0 and config.attention_variant != "causal":
@@ -402,7 +377,7 @@ def main(argv: list[str]) -> None:
         "parameters": parameters,
         "config": config.to_diff_dict(),
         "data": {
-            "source": data_args.dataset_name or data_args.train_file or "pydoc_data.topics",
+            "source": data_args.text_source,
             "tokenizer": data_args.tokenizer,
             "train_characters": sum(map(len, texts["train"]["text"])),
             "held_out_characters": sum(map(len, texts["validation"]["text"])),
@@ -410,7 +385,7 @@ def main(argv: list[str]) -> None:
             "block_size": data_args.block_size,
         },
         "training": {
-            "orders": describe_orders(collator.order),
+            "orders": str(collator.order),
             "steps": trainer.state.global_step,
             "tokens_seen": trainer.state.num_input_tokens_seen,
             "batch_rows": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -420,6 +395,7 @@ def main(argv: list[str]) -> None:
             "seed": args.seed,
             "ema_decay": args.ema_decay,
             "first_step": first_step,
+            "hyperparameters": extract_hyperparameters_from_trainer(trainer),
             "training_seconds": round(training_seconds, 1),
             "total_seconds": round(time.time() - started, 1),
         },
@@ -437,7 +413,11 @@ def main(argv: list[str]) -> None:
         unit="bits per character" if by_character else "bits per token",
         reference=("unigram entropy", results["unigram"]["unigram_entropy_all"]) if by_character else None,
     )
+    about = {"license": card_args.license, "language": card_args.language, "curve": "loss_curve.png"}
+    trainer.create_model_card(report=results, **about)
     write_json(Path(args.output_dir) / "results.json", results)
+    if args.push_to_hub:
+        trainer.push_to_hub(report=results, **about)
     print_summary(results, samples)
     print(f"Model, loss_curve.png and results.json are in {args.output_dir}.")
 

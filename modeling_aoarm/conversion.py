@@ -6,11 +6,9 @@ too: `FAMILIES` says for each field of each model type what becomes of it, and a
 The tables were read off the modeling files of transformers 5.23.
 """
 
-import contextlib
 import copy
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,13 +278,15 @@ def _load(
     name: str, attention_variant: str, dtype: torch.dtype | str, ignored_fields: Sequence[str], kwargs: dict
 ) -> PreTrainedModel:
     """The checkpoint as a model of the library, whole and with nothing left over."""
+    if kwargs.get("use_safetensors") is False:
+        raise ValueError("`use_safetensors` must not be False: weights are loaded from safetensors only.")
     try:
         source_config = AutoConfig.from_pretrained(name, **kwargs)
         # What cannot be converted is refused before its weights are read, or fetched.
         convert_config(source_config, attention_variant, ignored_fields=ignored_fields)
         model_class = FAMILIES[source_config.model_type].model_class
         # With this the report names the tensors of another shape, and the error below does.
-        kwargs = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        kwargs = {**kwargs, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         source, report = model_class.from_pretrained(name, config=source_config, dtype=dtype, **kwargs)
     except (KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         # KeyError: an incomplete `rope_parameters`.
@@ -329,23 +329,4 @@ def _generation_config(source: PreTrainedModel) -> AOARMGenerationConfig:
     return ours
 
 
-@contextlib.contextmanager
-def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder next to `path`; it becomes `path` when the block ends well and is removed when not.
-
-    Raises:
-        FileExistsError: `path` exists and is not an empty folder.
-    """
-    path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"The destination must be a new or an empty folder, got {path}.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-__all__ = ["convert_causal_lm", "convert_config", "replacing_folder"]
+__all__ = ["convert_causal_lm", "convert_config"]

@@ -77,6 +77,7 @@ class DataCollatorForAnyOrderLM:
             the order and in the loss, which teaches the model lengths.
         packing: the whole batch becomes one row `[1, rows]`, with `segment_ids` in place of the attention mask: 0, 1,
             ... for the examples, and a further segment for the padding that `pad_to_multiple_of` asks for.
+        vocab_size: the model's; larger ids are an error here rather than in its embedding. `AnyOrderTrainer` sets it.
 
     Raises:
         ValueError: for a tokenizer without a special token that is needed, for options out of range, and, when called,
@@ -90,10 +91,11 @@ class DataCollatorForAnyOrderLM:
     pad_to_multiple_of: int | None = None
     pad_with_eos: bool = False
     packing: bool = False
+    vocab_size: int | None = None
 
     def __post_init__(self):
         self.order = parse_order(self.order)
-        for name in ("max_length", "pad_to_multiple_of"):
+        for name in ("max_length", "pad_to_multiple_of", "vocab_size"):
             value = getattr(self, name)
             if value is not None and as_integer(name, value) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
@@ -180,6 +182,12 @@ class DataCollatorForAnyOrderLM:
         tokens = _as_integers("input_ids", feature["input_ids"], name)
         if len(tokens) and tokens.min() < 0:
             raise ValueError(f"`input_ids` must be >= 0, got {tokens.min()} in {name}.")
+        if self.vocab_size is not None and len(tokens) and tokens.max() >= self.vocab_size:
+            raise ValueError(
+                f"`input_ids` must be below the model's vocab_size={self.vocab_size}, got {tokens.max()} in {name}; "
+                f"the collator's tokenizer has {len(self.tokenizer)} tokens. Tokenise with the model's own tokenizer, "
+                "or call `model.resize_token_embeddings` before training."
+            )
         labels = tokens
         if feature.get("labels") is not None:
             labels = _as_integers("labels", feature["labels"], name, length=len(tokens))

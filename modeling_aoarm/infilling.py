@@ -103,7 +103,8 @@ def infill(
         TypeError: if `text` is neither a string nor a sequence of strings.
         ValueError: for a blank of length 0 or of another form (`<blank:-1>`, `<blank:6-2>`, `<Blank>`), a text of
             blanks only with a tokenizer without a beginning-of-sentence token, too many candidates, several candidates
-            for a text without a first token to condition on or with a tensor of columns as an order,
+            for a text without a first token to condition on or with a tensor of columns as an order, a tokenizer that
+            gives ids outside of the model's vocabulary,
             `return_dict_in_generate`, `num_return_sequences` or `max_new_tokens` among the arguments, and as in
             `generate` and `score`.
     """
@@ -128,6 +129,14 @@ def infill(
         raise ValueError("`score_end=True` needs an end-of-sentence token, but `tokenizer.eos_token_id` is None.")
 
     canvases = [list(TextTemplate.from_text(tokenizer, each).canvases(max_candidates)) for each in texts]
+    end = [tokenizer.eos_token_id] if score_end else []
+    largest = max([-1, *end, *(index for own in canvases for ids in own[0].template.piece_ids for index in ids)])
+    if largest >= model.config.vocab_size:
+        raise ValueError(
+            f"`tokenizer` must fit the model's vocab_size={model.config.vocab_size}, got one of {len(tokenizer)} "
+            f"tokens that gives the id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}). Take the model's own "
+            f"tokenizer, or call `model.resize_token_embeddings({len(tokenizer)})` and train."
+        )
     several = [own for own in canvases if len(own) > 1]
     for name in ("decoding_order", "context_order"):
         if several and isinstance(generate_kwargs.get(name), torch.Tensor):
@@ -153,7 +162,6 @@ def infill(
         ]
     _fill(model, tokenizer, [canvas for own in with_blanks for canvas in own], batch_size, generate_kwargs)
     scored = [canvas for own in (canvases if return_candidates else several) for canvas in own]
-    end = [tokenizer.eos_token_id] if score_end else []
     log_probabilities = _log_probabilities(model, [canvas.filled_ids() + end for canvas in scored], ranks, batch_size)
     for canvas, log_probability in zip(scored, log_probabilities, strict=True):
         canvas.log_probability = log_probability

@@ -344,6 +344,9 @@ class OrderCurriculum:
         object.__setattr__(self, "end", OrderMixture.parse(self.end))
         object.__setattr__(self, "_pairs", self._match())
 
+    def __str__(self) -> str:
+        return f"{self.start} to {self.end} until {self.until:g} of the training"
+
     def _match(self) -> list[tuple[OrderDistribution, float, OrderDistribution, float]]:
         """Each component's distribution and weight at the start and at the end."""
         start = dict(zip(self.start.distributions, self.start.weights, strict=True))

@@ -1,14 +1,58 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""What a training run leaves behind besides the model: its loss curve and its figures."""
+"""What a run leaves behind: files that are written whole or not at all, its loss curve and its figures."""
 
 import contextlib
+import errno
 import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+@contextlib.contextmanager
+def naming_disk_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Says which file or folder could not be written, and how much space there is; other errors pass.
+
+    Raises:
+        OSError: the disk is full, a limit is reached, or the disk fails, whatever the writing library raises then.
+    """
+    try:
+        yield
+    except Exception as error:
+        # tokenizers raises bare exceptions, torch the messages of its C++ streams.
+        is_foreign = (
+            isinstance(error, SafetensorError)
+            or (type(error) is Exception and "os error" in str(error))
+            or (type(error) is RuntimeError and any(word in str(error) for word in ("inline_container", "iostream")))
+        )
+        number = getattr(error, "errno", None)
+        if number not in DISK_ERRORS and not is_foreign:
+            raise
+        place = Path(path).absolute()
+        while not place.exists():
+            place = place.parent
+        message = (
+            f"{path} could not be written, what was there before is as it was "
+            f"({shutil.disk_usage(place).free:,} bytes are free): {error}"
+        )
+        raise (OSError(message) if number is None else OSError(number, message)) from error
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or all files of a folder, are on the disk; one that is full may tell only then."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
 
 @contextlib.contextmanager
@@ -17,10 +61,33 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with naming_disk_errors(path):
+            yield temporary
+            flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder next to `path`; it becomes `path` when the block ends well and is removed when not.
+
+    Raises:
+        FileExistsError: `path` exists and is not an empty folder.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"The destination must be a new or an empty folder, got {path}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        with naming_disk_errors(path):
+            yield temporary
+            flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike, value) -> None:

@@ -3,6 +3,7 @@
 
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,41 @@ def load_texts(
     held = {text for text in loaded["validation"]["text"] if len(text) >= SHARED_PASSAGE_CHARACTERS}
     loaded["train"] = loaded["train"].filter(lambda row: row["text"] not in held)
     return loaded
+
+
+@dataclass
+class TextArguments:
+    """Where text comes from: the arguments of [`load_texts`], for `HfArgumentParser`."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or a folder of one."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": ".txt (a text per line), .json, .jsonl, .csv or .parquet, also as .xz, .gz, .bz2, .zst."},
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "The same for held-out text."})
+    text_column: str = field(default="text", metadata={"help": "Name of the column with the text."})
+    validation_fraction: float = field(
+        default=0.06, metadata={"help": "Held-out share where the data has no validation part of its own."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the choice of held-out texts."})
+
+    @property
+    def text_source(self) -> str:
+        """The data's name, for reports."""
+        return self.dataset_name or self.train_file or "pydoc_data.topics"
+
+    def load(self) -> DatasetDict:
+        """Training and validation texts."""
+        return load_texts(
+            self.dataset_name,
+            self.dataset_config_name,
+            self.train_file,
+            self.validation_file,
+            self.text_column,
+            self.validation_fraction,
+            self.split_seed,
+        )
 
 
 def cut_into_blocks(

@@ -3,18 +3,24 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint, speed_metrics
+from transformers.modelcard import extract_hyperparameters_from_trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, speed_metrics
 
+from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
 from .data_collator import DataCollatorForAnyOrderLM
-from .evaluation import evaluate_order
-from .reporting import replacing
+from .evaluation import OrderNLL, evaluate_order
+from .model_card import model_card, write_model_card
+from .reporting import naming_disk_errors, replacing, versions
 
 
 EMA_FILE = "ema.safetensors"
@@ -62,9 +68,9 @@ class EMACallback(TrainerCallback):
     """Exponential moving average (EMA) of the trainable weights, in float32.
 
     After optimiser step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) towards the weights, so that the
-    initialisation does not dominate short runs. The average is saved in every checkpoint (`ema.safetensors`) and
-    restored on resume. `AnyOrderTrainer` evaluates with it, and after the training the model holds it, so the final
-    save has it too; checkpoints hold the unaveraged weights, which a resumed run needs.
+    initialisation does not dominate short runs. `AnyOrderTrainer` saves the average in every checkpoint
+    (`ema.safetensors`), restores it on resume and evaluates with it. After the training the model holds it, so the
+    final save has it too; checkpoints hold the unaveraged weights, which a resumed run needs.
 
     Args:
         decay: weight of the old average, in (0, 1).
@@ -82,17 +88,18 @@ class EMACallback(TrainerCallback):
         # Set by `AnyOrderTrainer.train`: callbacks are not told where a resumed run comes from.
         self.checkpoint: str | None = None
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_init_end(self, args, state, control, **kwargs):
         if args.fsdp or args.deepspeed:
             raise ValueError("EMACallback needs whole weights in every process: FSDP and DeepSpeed must be off.")
         if args.load_best_model_at_end:
             raise ValueError("EMACallback cannot be combined with load_best_model_at_end=True: set it to False.")
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        # Again, for a callback that was added later.
+        self.on_init_end(args, state, control)
         self.average = {name: weight.detach().clone().float() for name, weight in _trainable(model).items()}
         if self.checkpoint is not None:
-            path = Path(self.checkpoint) / EMA_FILE
-            if not path.is_file():
-                raise ValueError(f"resuming with EMA needs {EMA_FILE} in the checkpoint, {self.checkpoint} has none.")
-            for name, weight in load_file(path).items():
+            for name, weight in load_file(Path(self.checkpoint) / EMA_FILE).items():
                 self.average[name].copy_(weight)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -100,10 +107,9 @@ class EMACallback(TrainerCallback):
         update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
         update(list(self.average.values()), [weight.detach().float() for weight in _trainable(model).values()], None)
 
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            with replacing(Path(args.output_dir) / f"checkpoint-{state.global_step}" / EMA_FILE) as temporary:
-                save_file(self.average, temporary)
+    def save(self, checkpoint: Path):
+        """Adds the average to a checkpoint that is being written."""
+        save_file(self.average, checkpoint / EMA_FILE)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self._load_into(model)
@@ -141,6 +147,10 @@ class AnyOrderTrainer(Trainer):
     A `causal` model knows no other order than left to right and gets only that.
     In several processes each scores its share. Results do not depend on the number of processes or on the batch size.
 
+    A checkpoint appears when it is complete, and old ones go after that, so a training may be killed at any moment;
+    `train(resume_from_checkpoint=True)` goes on from the last complete one (see [`resolve_checkpoint`]) and gives the
+    losses and weights of a run that was not killed. `save_model` replaces an earlier model when the new one is written.
+
     Args:
         model, args, data_collator, kwargs: as in `Trainer`; `data_collator` is a `DataCollatorForAnyOrderLM`.
         eval_draws: orders per example in `evaluate()`.
@@ -153,6 +163,10 @@ class AnyOrderTrainer(Trainer):
     def __init__(self, model=None, args=None, data_collator=None, *, eval_draws=2, eval_order_seed=0, **kwargs):
         if not isinstance(data_collator, DataCollatorForAnyOrderLM):
             raise TypeError(f"data_collator must be a DataCollatorForAnyOrderLM, got {type(data_collator).__name__}.")
+        # What was measured last, for the model card.
+        self.measured: dict[str, OrderNLL] = {}
+        # Where a checkpoint lies while it is written.
+        self.incomplete: Path | None = None
         super().__init__(model, args, data_collator, **kwargs)
         # The model has no use for example_index, the collator has.
         self.args.remove_unused_columns = False
@@ -166,14 +180,139 @@ class AnyOrderTrainer(Trainer):
         return next((item for item in self.callback_handler.callbacks if isinstance(item, EMACallback)), None)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As `Trainer.train`; a resumed run also restores the averaged weights."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"resume_from_checkpoint=True needs a checkpoint in {self.args.output_dir}, got none.")
+        """As `Trainer.train`; a resumed run also restores the averaged weights.
+
+        Raises:
+            ValueError: the tokenizer does not fit the model's vocabulary, there is no complete checkpoint to resume
+                from (see [`resolve_checkpoint`]), or another process is training in the output folder.
+            OSError: a checkpoint could not be written, because the disk is full. The ones before are as they were.
+        """
+        vocab_size, tokens = self.model.config.vocab_size, len(self.data_collator.tokenizer)
+        if tokens > vocab_size:
+            raise ValueError(
+                f"The collator's tokenizer must fit the model's vocab_size={vocab_size}, got {tokens} tokens. Take the "
+                f"model's own tokenizer, or call `model.resize_token_embeddings({tokens})` before training."
+            )
+        self.data_collator.vocab_size = vocab_size
+        required = [EMA_FILE] if self.ema is not None else []
+        checkpoint = resolve_checkpoint(self.args, resume_from_checkpoint, required)
         if self.ema is not None:
-            self.ema.checkpoint = resume_from_checkpoint or None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+            self.ema.checkpoint = checkpoint
+        with exclusive(self.args.output_dir) if self.args.should_save else contextlib.nullcontext():
+            return super().train(checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:
+            # Trainer resumed at the last step would take one more.
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial):
+        return super()._get_output_dir(trial) if self.incomplete is None else str(self.incomplete)
+
+    def _save_checkpoint(self, model, trial):
+        """As in `Trainer`, but a checkpoint gets its name when all processes have written their files."""
+        output_dir = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        temporary, checkpoint = output_dir / INCOMPLETE / name, output_dir / name
+        if self.args.should_save:
+            discard_incomplete(output_dir)
+        self.accelerator.wait_for_everyone()
+        self.incomplete = temporary.parent
+        try:
+            with naming_disk_errors(checkpoint):
+                super()._save_checkpoint(model, trial)
+                best = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+                if best == checkpoint or best.is_dir():
+                    self.state.best_model_checkpoint = str(best)
+                if self.args.should_save:
+                    self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
+                    if self.ema is not None:
+                        self.ema.save(temporary)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(temporary, checkpoint)
+        finally:
+            self.incomplete = None
+            if self.args.should_save:
+                discard_incomplete(output_dir)
+        self.accelerator.wait_for_everyone()
+        # Not before, when the folder had another name.
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self.incomplete is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """As in `Trainer`, but a model saved before stays until the new one is complete."""
+        output_dir = output_dir or self.args.output_dir
+        if self.incomplete is None and self.args.should_save:
+            with replacing_files(output_dir) as temporary:
+                super()._save(str(temporary), state_dict)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def save_state(self):
+        """As in `Trainer`, the whole file at once."""
+        if self.is_world_process_zero():
+            with replacing(Path(self.args.output_dir) / TRAINER_STATE_NAME) as temporary:
+                self.state.save_to_json(str(temporary))
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags=None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        *args,
+        report: Mapping[str, Any] | None = None,
+        curve: str | None = None,
+        **kwargs,
+    ) -> None:
+        """Writes the variant's model card into the output folder; `push_to_hub` calls this, too, with its arguments.
+
+        Args:
+            language, license, model_name, finetuned_from: as in `Trainer`; its other arguments are ignored.
+            report: what the trainer cannot know, and what is to replace its own figures; see [`model_card`].
+            curve: file name of a picture of the loss curve.
+        """
+        if not self.is_world_process_zero():
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        adapter = getattr(model, "active_peft_config", None)
+        known = {
+            "parameters": model.num_parameters(),
+            "evaluation": {name.replace("_", " "): result.to_dict() for name, result in self.measured.items()},
+            "training": {
+                "orders": str(self.data_collator.order),
+                "steps": self.state.global_step,
+                "hyperparameters": extract_hyperparameters_from_trainer(self),
+            },
+            "versions": versions(),
+        }
+        card = model_card(
+            model.config,
+            {**known, **(report or {})},
+            # The library leaves the owner out of `model_name`.
+            model_id=self.hub_model_id or model_name or self.args.output_dir,
+            license=license,
+            language=language,
+            base_model=finetuned_from or getattr(adapter, "base_model_name_or_path", None),
+            adapter=adapter is not None,
+            curve=curve,
+        )
+        write_model_card(self.args.output_dir, card)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Any-order and left-to-right likelihood of the evaluation dataset, or of each one in a dictionary."""
@@ -213,7 +352,7 @@ class AnyOrderTrainer(Trainer):
         if model.config.attention_variant == "causal":
             del orders["any_order"]
         with self.ema.swapped_in(self.model) if self.ema is not None else contextlib.nullcontext():
-            return {
+            self.measured = {
                 name: evaluate_order(
                     model,
                     dataset,
@@ -229,6 +368,7 @@ class AnyOrderTrainer(Trainer):
                 )
                 for name, (order, order_draws) in orders.items()
             }
+        return self.measured
 
 
 def _trainable(model) -> dict[str, torch.nn.Parameter]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from variants import random_rows
 
 from modeling_aoarm.__main__ import main
-from modeling_aoarm.conversion import replacing_folder
+from modeling_aoarm.reporting import replacing_folder
 from modeling_aoarm.tokenization import character_tokenizer
 
 

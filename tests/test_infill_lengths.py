@@ -10,7 +10,7 @@ import pytest
 import torch
 from variants import all_variants, any_order_variants, chain_log_probs, tiny_model
 
-from modeling_aoarm import AOARMGenerateOutput, AOARMScoreOutput, infill
+from modeling_aoarm import AOARMConfig, AOARMGenerateOutput, AOARMScoreOutput, infill
 from modeling_aoarm.tokenization import character_tokenizer
 
 
@@ -44,6 +44,7 @@ class Chain:
     device = torch.device("cpu")
 
     def __init__(self, tokenizer, writes, probabilities):
+        self.config = AOARMConfig(vocab_size=len(tokenizer))
         self.writes = {len(tokens): tokens for tokens in map(tokenizer.encode, writes)}
         pairs = {tuple(tokenizer.convert_tokens_to_ids(pair)): p for pair, p in probabilities.items()}
         self.log_probability = lambda before, token: math.log(pairs.get((before, token), 0.01))

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 from variants import any_order_variants, tiny_model
 
-from modeling_aoarm import AOARMGenerateOutput, infill
+from modeling_aoarm import AOARMConfig, AOARMGenerateOutput, infill
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
 
@@ -31,6 +31,7 @@ class Writes:
     device = torch.device("cpu")
 
     def __init__(self, tokenizer, texts):
+        self.config = AOARMConfig(vocab_size=len(tokenizer))
         self.tokens = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
     def generate(self, input_ids, generation_mask, attention_mask, **kwargs):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from test_configuration import pretrain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -71,6 +72,11 @@ def test_a_run_leaves_model_tokenizer_curve_and_figures(finished):
     assert results["versions"]["torch"] == torch.__version__
     assert f"{results['any_order']['bits_per_character']:.4f}" in output
 
+    card = ModelCard.load(folder / "README.md")
+    assert f"| any order | {results['any_order']['bits_per_character']:.4f} |" in card.text
+    assert "| learning rate | 0.005 |" in card.text and "(loss_curve.png)" in card.text
+    assert results["command"] in card.text and card.data.model_name == str(folder)
+
     assert len(results["samples"]) == 2
     for sample in results["samples"]:
         first, second, third = sample["canvas"].split("<blank:3>")
@@ -105,6 +111,9 @@ def test_two_processes_have_the_losses_of_one(finished, tmp_path):
         assert two == pytest.approx(one, abs=2e-5)
     assert results["any_order"]["nll"] == pytest.approx(read(folder, "results.json")["any_order"]["nll"], abs=2e-5)
     assert results["training"]["tokens_seen"] == read(folder, "results.json")["training"]["tokens_seen"]
+    # The checkpoint got its name once, when both had written.
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (tmp_path / "checkpoint-12").iterdir()}
+    assert not (tmp_path / "_incomplete").exists()
 
 
 def test_a_resumed_run_is_the_uninterrupted_run(finished, tmp_path):
@@ -124,25 +133,16 @@ def test_a_folder_with_something_in_it_is_left_alone(finished):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(ValueError, match="is not empty.*--overwrite_output_dir true"):
         pretrain.main(["--output_dir", str(folder), "--use_cpu", "true"])
-    with pytest.raises(ValueError, match="must be true or the folder of a checkpoint, got nowhere"):
+    with pytest.raises(ValueError, match="nowhere is not a complete checkpoint: trainer_state.json is missing"):
         pretrain.main(["--output_dir", str(folder), "--resume_from_checkpoint", "nowhere", "--use_cpu", "true"])
-    with pytest.raises(ValueError, match="checkpoint-12 is at step 12, so nothing is left up to --max_steps 12"):
-        pretrain.main(
-            [
-                str(REPOSITORY / TINY[0]),
-                "--output_dir",
-                str(folder),
-                "--resume_from_checkpoint",
-                "true",
-                "--use_cpu",
-                "true",
-            ]
-        )
+    with pytest.raises(ValueError, match="checkpoint-12 is at step 12, which is beyond max_steps=11"):
+        resume = ["--resume_from_checkpoint", "true", "--max_steps", "11"]
+        pretrain.main([str(REPOSITORY / TINY[0]), "--output_dir", str(folder), "--use_cpu", "true", *resume])
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_resuming_needs_a_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="needs a checkpoint in"):
+    with pytest.raises(ValueError, match="needs a complete checkpoint in .*/new, found none"):
         pretrain.main(["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "true", "--use_cpu", "true"])
 
 

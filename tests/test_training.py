@@ -41,8 +41,9 @@ class Recorder(TrainerCallback):
         self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
 
 
-def make_trainer(folder, *, ema=None, order="uniform", variant="two_stream", callbacks=(), **changes):
-    model = tiny_model(variant, initializer_range=0.1)
+def make_trainer(folder, *, ema=None, order="uniform", variant="two_stream", callbacks=(), model=None, **changes):
+    if model is None:
+        model = tiny_model(variant, initializer_range=0.1)
     recorder = Recorder(model)
     dataset = with_example_index(Dataset.from_dict({"input_ids": ROWS, "num_characters": [len(row) for row in ROWS]}))
     defaults = {
@@ -238,7 +239,7 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(TypeError, match="must be a DataCollatorForAnyOrderLM, got function"):
         AnyOrderTrainer(model=tiny_model("two_stream"), data_collator=lambda features: features)
     trainer, _ = make_trainer(tmp_path / "empty")
-    with pytest.raises(ValueError, match="needs a checkpoint in"):
+    with pytest.raises(ValueError, match="needs a complete checkpoint in .*/empty, found none"):
         trainer.train(resume_from_checkpoint=True)
     trainer.eval_dataset = None
     with pytest.raises(ValueError, match="needs an eval_dataset"):
@@ -246,16 +247,9 @@ def test_bad_input_is_named(tmp_path):
     without, _ = make_trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
     without.train()
     with_average, _ = make_trainer(tmp_path, max_steps=2, ema=0.9)
-    with pytest.raises(ValueError, match=r"needs ema.safetensors in the checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint-1 is not a complete checkpoint: ema.safetensors is missing"):
         with_average.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    best, _ = make_trainer(
-        tmp_path,
-        ema=0.9,
-        load_best_model_at_end=True,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-    )
+    # At once, before anything is deleted or trained.
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     with pytest.raises(ValueError, match="load_best_model_at_end"):
-        best.train()
+        make_trainer(tmp_path, ema=0.9, load_best_model_at_end=True, **settings)
