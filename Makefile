@@ -1,17 +1,26 @@
-# make pretrain | test | lint | clean. Each target that needs it makes .venv first.
+# make pretrain | test | test-oldest | lint | docs | clean. Each target that needs it makes its environment first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # Newer than both files exactly when the environment was installed from them to the end.
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
+# The quick part of the suite: the laws of models, generation, saving, training batches.
+QUICK := $(addprefix tests/,test_identity_order.py test_laws.py test_generation.py test_saving.py test_data_collator.py)
 
-.PHONY: pretrain test lint clean environment
+.PHONY: pretrain test test-oldest lint docs clean environment
 
 environment: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
+	@$(OLDEST)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints-oldest.txt -e ".[test]"
 	@touch $@
 
 # Runs into outputs/pretrain; a finished run is left alone unless ARGS="--overwrite_output_dir true" is given.
@@ -23,10 +32,18 @@ pretrain: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(ARGS)
 
+# On the oldest versions that pyproject.toml promises.
+test-oldest: $(OLDEST_STAMP)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 $(QUICK) $(ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Writes docs/api.md from the docstrings.
+docs: $(STAMP)
+	$(BIN)/python docs/make_api.py
+
 clean:
-	rm -rf $(VENV) outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -86,16 +86,16 @@ class AdaptationArguments(TextArguments):
     attention_variant: str = field(default="decoupled_rope", metadata={"help": "decoupled_rope or two_stream."})
     methods: str = field(default=",".join(METHODS), metadata={"help": "Which ways are compared: some of the default."})
     order: str | None = field(
-        default=None, metadata={"help": "Orders at the end. Default: local(w), w four times --block_size."}
+        default=None, metadata={"help": "Orders at the end. Default: local(w), w as large as --block_size."}
     )
     start_order: str = field(default="local(0)", metadata={"help": "Orders at the start: local(0) is left to right."})
-    anneal_until: float = field(default=0.5, metadata={"help": "Share of a training after which --order is reached."})
+    anneal_until: float = field(default=0.9, metadata={"help": "Share of a training after which --order is reached."})
     block_size: int = field(default=64, metadata={"help": "Most tokens of a row, without BOS."})
     source_steps: int = field(default=1500, metadata={"help": "Steps of the small Llama."})
     adapt_steps: int = field(default=1000, metadata={"help": "Steps of each adaptation."})
     adaptation_learning_rate: float = field(default=2e-3, metadata={"help": "Highest one with all weights."})
-    lora_learning_rate: float = field(default=4e-3, metadata={"help": "Highest one of the adapter."})
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter's matrices."})
+    lora_learning_rate: float = field(default=1e-2, metadata={"help": "Highest one of the adapter."})
+    lora_rank: int = field(default=32, metadata={"help": "Rank of the adapter's matrices."})
     eval_draws: int = field(default=2, metadata={"help": "Orders per held-out row in each evaluation."})
     sample_texts: tuple[str, ...] = field(
         default=("The <blank:9> statement is used to <blank:6> a function.", "a <blank:6> of the class"),
@@ -109,7 +109,7 @@ class AdaptationArguments(TextArguments):
         if self.attention_variant not in ("decoupled_rope", "two_stream"):
             raise ValueError(f"attention_variant must be decoupled_rope or two_stream, got {self.attention_variant!r}.")
         if self.order is None:
-            self.order = f"local({4 * self.block_size})"
+            self.order = f"local({self.block_size})"
 
 
 @dataclass

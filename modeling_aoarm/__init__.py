@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Any-order autoregressive language models (AO-ARMs) for the Hugging Face ecosystem."""
 
+import contextlib
+
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -12,6 +14,7 @@ from .generation_config_aoarm import AOARMGenerationConfig
 from .infilling import Candidate, Infilling, infill
 from .modeling_aoarm import AOARMForCausalLM, AOARMModel
 from .orders import OrderCurriculum, OrderMixture, sample_orders
+from .peft_support import lora_config, register_default_targets
 from .scoring_aoarm import AOARMScoreOutput
 
 
@@ -29,6 +32,7 @@ __all__ = [
     "OrderMixture",
     "convert_causal_lm",
     "infill",
+    "lora_config",
     "sample_orders",
     "with_example_index",
 ]
@@ -43,3 +47,7 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["aoarm"] = "AOARMForCausalLM"
 AOARMConfig.register_for_auto_class()
 AOARMModel.register_for_auto_class("AutoModel")
 AOARMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+# PEFT may be missing.
+with contextlib.suppress(ImportError):
+    register_default_targets()

@@ -8,15 +8,15 @@ A command is a function that takes the parsed arguments, and an `add_..._command
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
-import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.utils import logging
 
-from .conversion import convert_causal_lm, replacing_folder
+from .command_line import DTYPES, add_command, check_is_there, find_device, keep_quiet
+from .conversion import convert_causal_lm
 from .infilling import Infilling, infill
+from .lm_eval_command import add_lm_eval_command
+from .reporting import replacing_folder
 
 
 INFILL_DESCRIPTION = """\
@@ -56,27 +56,9 @@ Exit status: 0, or 2 with one line on stderr. DST appears when it is complete.
 """
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def _add_command(
-    subparsers, name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str, examples: str
-) -> argparse.ArgumentParser:
-    """A command's parser, whose arguments `run` takes; texts keep their line breaks."""
-    parser = subparsers.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
 def add_infill_command(subparsers) -> None:
     """Declares `infill` among argparse's `subparsers`."""
-    parser = _add_command(
+    parser = add_command(
         subparsers, "infill", run_infill, "fill the blanks of texts", INFILL_DESCRIPTION, INFILL_EXAMPLES
     )
     parser.add_argument(
@@ -178,7 +160,7 @@ def run_infill(arguments: argparse.Namespace) -> None:
 
 def add_convert_command(subparsers) -> None:
     """Declares `convert` among argparse's `subparsers`."""
-    parser = _add_command(
+    parser = add_command(
         subparsers,
         "convert",
         run_convert,
@@ -217,8 +199,8 @@ def run_convert(arguments: argparse.Namespace) -> None:
         OSError: for a source that is not there, and a destination that is.
         ValueError: as in [`convert_causal_lm`].
     """
-    _check_is_there("SRC", arguments.source)
-    _keep_quiet()
+    check_is_there("SRC", arguments.source)
+    keep_quiet()
     with replacing_folder(arguments.destination) as folder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(arguments.source, trust_remote_code=arguments.trust_remote_code)
@@ -254,34 +236,17 @@ def load(
         OSError: there is no such model or tokenizer.
         ValueError: for a device that is not there, and a model that is none of this package's.
     """
-    _check_is_there("MODEL", name)
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"--device must be a name that torch knows, got {device!r}.") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device must be there; CUDA is not available here, got {device}.")
-    _keep_quiet()
+    check_is_there("MODEL", name)
+    place = find_device(device)
+    keep_quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"MODEL {name} cannot be loaded: {error}") from error
     if not hasattr(model, "score"):
         raise ValueError(f"MODEL must be an any-order model with `generate` for canvases and `score`, got {name}.")
     return model.to(place).eval(), tokenizer
-
-
-def _check_is_there(argument: str, name: str) -> None:
-    """Refuses what is no name on the Hub and no folder either, before the Hub is asked."""
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        raise FileNotFoundError(f"{argument} must be a folder or a name on the Hub; there is no folder {name}.")
-
-
-def _keep_quiet() -> None:
-    """Progress bars and advice do not belong between results."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 def _streamer(tokenizer: PreTrainedTokenizerBase):
@@ -317,6 +282,6 @@ def _as_json(text: str, infilling: Infilling, with_candidates: bool) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
-COMMANDS = (add_infill_command, add_convert_command)
+COMMANDS = (add_infill_command, add_convert_command, add_lm_eval_command)
 
 __all__ = ["COMMANDS", "add_convert_command", "add_infill_command", "load", "run_convert", "run_infill"]

@@ -50,8 +50,8 @@ class AOARMConfig(PreTrainedConfig):
             The id that stands in the blanks of a canvas. The model never reads it: blanks are given by a mask.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: for an unknown name or a value of the wrong type or range; the
-        message names the field, the rule and the value.
+        huggingface_hub.errors.StrictDataclassError: for an unknown name or a value of the wrong type or range; the
+            message names the field, the rule and the value.
     """
 
     model_type = "aoarm"
@@ -122,6 +122,8 @@ class AOARMConfig(PreTrainedConfig):
                 "`num_attention_heads` must be a multiple of `num_key_value_heads`, got "
                 f"{self.num_attention_heads} and {self.num_key_value_heads}."
             )
+        if self.head_dim % 2 != 0:
+            raise ValueError(f"Rotations need an even `head_dim`, got {self.head_dim}.")
 
     def validate_rope_is_static(self):
         """Rotations may depend on a row's position only."""

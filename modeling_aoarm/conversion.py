@@ -41,11 +41,11 @@ COPIED = (
     "attention_dropout pad_token_id bos_token_id eos_token_id"
 ).split()
 
-# Fields that no left-to-right logit depends on: names, formats, what calls return, other heads' labels; and those that
-# the library has moved into `rope_parameters`.
+# Fields that no left-to-right logit depends on: names, formats, what calls return, how weights are shared out among
+# devices, other heads' labels; and those that the library has moved into `rope_parameters`.
 UNREAD = (
-    "add_cross_attention architectures chunk_size_feed_forward dtype finetuning_task id2label is_decoder "
-    "is_llama_config label2id model_type output_hidden_states pretraining_tp problem_type return_dict "
+    "add_cross_attention architectures base_model_tp_plan chunk_size_feed_forward dtype finetuning_task id2label "
+    "is_decoder is_llama_config label2id model_type output_hidden_states pretraining_tp problem_type return_dict "
     "task_specific_params tokenizer_class transformers.js_config transformers_version "
     "ignore_keys_at_rope_validation original_max_position_embeddings"
 ).split()

@@ -177,6 +177,7 @@ class CanvasFilling:
                 self.rounds += 1
                 self.show()
                 self.leave()
+        self.reader.finish()
         self.store()
 
     # Ways of decoding

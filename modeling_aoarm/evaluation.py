@@ -112,7 +112,7 @@ def evaluate_order(
             meaningful for orders without context tokens, which predict the whole text.
         max_length: as in `DataCollatorForAnyOrderLM`.
         accelerator: an `accelerate.Accelerator`. With several processes each scores its share of the batches, and every
-            process gets all results. Its mixed precision is used.
+            process gets all results; the weights may be sharded. Its mixed precision is used.
         progress: show a progress bar, on the main process.
 
     Raises:
@@ -130,21 +130,29 @@ def evaluate_order(
 
     nll = torch.zeros(draws, len(dataset), dtype=torch.float64)
     tokens = torch.zeros(draws, len(dataset), dtype=torch.int64)
-    starts = range(process_index * batch_size, len(dataset), num_processes * batch_size)
+    # Processes that hold parts of the same layers (tensor parallelism) score the same batches, and one of them counts.
+    parts = getattr(model, "tp_size", None) or 1
+    share, shares, is_first_part = process_index // parts, num_processes // parts, process_index % parts == 0
+    batches = math.ceil(len(dataset) / batch_size)
+    # Where weights are shared out (FSDP, ZeRO-3), a forward pass needs all processes: each makes equally many, and
+    # where there is no batch left it goes through one again.
+    passes = range(share, math.ceil(batches / shares) * shares, shares)
     was_training = model.training
     model.eval()
     try:
-        bar = tqdm(total=draws * len(starts), desc=str(order), leave=False, disable=not progress or process_index > 0)
+        bar = tqdm(total=draws * len(passes), desc=str(order), leave=False, disable=not progress or process_index > 0)
         with bar:
             for draw in range(draws):
                 collator.start_epoch(draw)
-                for start in starts:
+                for number in passes:
+                    start = number % batches * batch_size
                     indices = range(start, min(start + batch_size, len(dataset)))
                     batch = collator([{"input_ids": dataset[i]["input_ids"], "example_index": i} for i in indices])
                     with precision():
                         example_nll, example_tokens = _score(model, batch)
-                    nll[draw, start : start + len(indices)] = example_nll
-                    tokens[draw, start : start + len(indices)] = example_tokens
+                    if number < batches and is_first_part:
+                        nll[draw, start : start + len(indices)] = example_nll
+                        tokens[draw, start : start + len(indices)] = example_tokens
                     bar.update()
     finally:
         model.train(was_training)

@@ -22,7 +22,7 @@ from .canvas import (
 )
 from .decoding_aoarm import CanvasFilling, DecodingPlan
 from .generation_config_aoarm import DECODING_ORDERS, check_steps, choose_ways, step_sizes
-from .reading_aoarm import RowReader, check_backend
+from .reading_aoarm import RowReader, check_backend, needs_all_processes
 from .sampling_aoarm import TokenSampler, check_order_free
 
 
@@ -121,6 +121,8 @@ class AOARMGenerationMixin:
                 the library compiles), `return_dict_in_generate`, ... Processors get the rows so far in generation
                 order, one entry for each place that is asked about: where a pass fills one blank these are the
                 examples of the batch, otherwise places follow each other example by example.
+            synced_gpus: whether all processes make their passes together, each with canvases of its own. Default: where
+                the weights are shared out among them (FSDP, ZeRO-3). All of them have to call `generate`.
             streamer: its `put` gets the canvases as they are given and as they are in the end, its `put_draft`, where
                 it has one, the canvases after each pass (see [`~modeling_aoarm.streaming.CanvasStreamer`]).
             generation_mask: bool `[batch, columns]`, True for blanks. Examples may have different numbers of them.
@@ -159,7 +161,6 @@ class AOARMGenerationMixin:
         library_arguments = {
             "stopping_criteria": stopping_criteria,
             "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
-            "synced_gpus": synced_gpus,
             "assistant_model": assistant_model,
             "negative_prompt_ids": negative_prompt_ids,
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
@@ -183,9 +184,8 @@ class AOARMGenerationMixin:
             ):
                 if is_given:
                     raise ValueError(f"`{name}` needs blanks, which `generation_mask` marks; got it without a mask.")
-            return super().generate(
-                inputs, generation_config, logits_processor, streamer=streamer, **library_arguments, **kwargs
-            )
+            library_arguments |= {"streamer": streamer, "synced_gpus": synced_gpus}
+            return super().generate(inputs, generation_config, logits_processor, **library_arguments, **kwargs)
         self._check_canvas_call(inputs, generation_config, logits_processor, streamer, library_arguments, kwargs)
         max_new_tokens, copies = kwargs.pop("max_new_tokens", None), kwargs.pop("num_return_sequences", None)
         canvas = inputs if inputs is not None else kwargs.pop("input_ids", None)
@@ -246,6 +246,8 @@ class AOARMGenerationMixin:
         self._prepare_special_tokens(generation_config, attention_mask is not None, device=canvas.device)
         processors = self._order_free_processors(generation_config, logits_processor, canvas)
         reader, cached = self._reader(generation_config, rows, plan, cache, copies)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            reader.is_synced = needs_all_processes(self) if synced_gpus is None else synced_gpus
         eos_token_ids = generation_config._eos_token_tensor
         if eos_token_ids is not None:
             # As in the library, an id that is no token (-1) never ends anything.

@@ -19,15 +19,17 @@ are normal with standard deviation `initializer_range`; biases are zero; norms a
 """
 
 from dataclasses import dataclass
+from json import JSONDecodeError
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaMLP,
@@ -45,6 +47,7 @@ from .generation_aoarm import AOARMGenerationMixin
 from .generation_config_aoarm import AOARMGenerationConfig
 from .packing import as_indices, check_first_labels, packed_causal_mask
 from .positions import RowPositions
+from .prompt_learning import refuse_orders_in_prompt_learning
 from .scoring_aoarm import AOARMScoringMixin
 
 
@@ -157,10 +160,11 @@ class AOARMAttention(LlamaAttention):
             output = output.unflatten(1, (streams, rows)).transpose(0, 1).flatten(3)
             weights = None if weights is None else weights.unflatten(2, (streams, rows)).movedim(2, 0)
         else:
-            output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3).contiguous()
+            output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3)
             if weights is not None:
                 weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
-        return self.o_proj(output), weights
+        # Sharded linear layers view what they are given.
+        return self.o_proj(output.contiguous()), weights
 
 
 class AOARMDecoderLayer(GradientCheckpointingLayer):
@@ -197,6 +201,8 @@ class AOARMDecoderLayer(GradientCheckpointingLayer):
 
 
 class AOARMPreTrainedModel(PreTrainedModel):
+    """What the models share: how they are loaded and saved, and what they support of the library."""
+
     config_class = AOARMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -208,6 +214,31 @@ class AOARMPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": AOARMDecoderLayer, "attentions": AOARMAttention}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = None, **kwargs):
+        """As in the library, but weights are read from safetensors only: other formats are unpickled.
+
+        Raises:
+            OSError: there are no such weights, or they are damaged.
+            ValueError: `use_safetensors=False`.
+        """
+        if use_safetensors is False:
+            raise ValueError("`use_safetensors` must not be False: weights are loaded from safetensors only.")
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        except (SafetensorError, JSONDecodeError) as error:
+            raise OSError(f"Weights of {pretrained_model_name_or_path} are truncated or damaged: {error}") from error
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in the library, and a model that FSDP2 has sharded takes its code along too."""
+        # FSDP2 makes a class of its own for the model, and its code, torch's, would be saved instead.
+        sharded_class = type(self)
+        self.__class__ = next(each for each in sharded_class.__mro__ if not each.__module__.startswith("torch."))
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = sharded_class
 
 
 class AOARMModel(AOARMPreTrainedModel):
@@ -326,10 +357,10 @@ class AOARMModel(AOARMPreTrainedModel):
 
         targets = positions.targets if several_targets else positions.targets[..., None]
         streams = self.initial_streams(inputs_embeds, targets.shape[-1])
-        slots = self.query_positions(positions.content, targets)
+        places = torch.cat([positions.content[None], self.query_positions(positions.content, targets)])
         # One rotation serves all heads.
         cos, sin = (
-            part.unsqueeze(-2) for part in self.rotary_emb(streams, torch.cat([positions.content[None], slots]))
+            part.unflatten(0, places.shape[:2]).unsqueeze(-2) for part in self.rotary_emb(streams, places.flatten(0, 1))
         )
         key_rotation, query_rotation = (cos[0], sin[0]), (cos[1:], sin[1:])
         if positions.starts is None:
@@ -430,7 +461,7 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
             labels: int64 `[batch, rows]`, the rows' own tokens in generation order, -100 where nothing is to be
                 learned (context, padding, the first row of each packed segment). They are shifted inside, as in every
                 causal language model of the library: row r's logits are scored against row r + 1's label.
-            logits_to_keep: how many of the last rows, or which, get logits; 0 means all.
+            logits_to_keep: how many of the last rows get logits, or which rows, int64 `[kept]`; 0 means all.
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
@@ -451,8 +482,8 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
         if labels is not None:
             # After the model has checked the shapes of what it was given.
             self.check_labels(labels, outputs.last_hidden_state, past, position_ids, target_position_ids, segment_ids)
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(hidden_states)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -496,5 +527,7 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
                 "the next label is not -100; got another target."
             )
 
+
+refuse_orders_in_prompt_learning(AOARMPreTrainedModel)
 
 __all__ = ["AOARMForCausalLM", "AOARMModel", "AOARMPreTrainedModel"]

@@ -10,6 +10,7 @@ Copies serve two streams too where only the last of several rows asks: query str
 from typing import Any
 
 import torch
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.generic import is_flash_attention_requested
 
 from .cache_aoarm import CanvasCache
@@ -33,6 +34,8 @@ class RowReader:
         self.model, self.cache, self.is_read = model, cache, is_read
         self.is_two_stream = model.config.attention_variant == "two_stream"
         self.compiled_call = None
+        # Whether a pass needs all processes, of which others may make more than this one.
+        self.is_synced = False
         self.passes = 0
 
     @property
@@ -85,6 +88,8 @@ class RowReader:
             )
             further = block.target_position_ids[:, -asking:, 1:].flatten(1)
             target_position_ids = torch.cat([target_position_ids, further], dim=1)
+        if self.is_synced:
+            self.anyone_asks(True)
         compiles = self.compiled_call is not None and self.is_read
         attention_mask = self.place(block, end, asking, copies, longest, is_in_step)
         logits = (self.compiled_call if compiles else self.model)(
@@ -101,6 +106,17 @@ class RowReader:
             return logits
         own, copied = logits[:, :asking, None], logits[:, asking:]
         return torch.cat([own, copied.unflatten(1, (asking, -1))], dim=2) if copies else own
+
+    def finish(self) -> None:
+        """Makes passes of no use until all processes have finished, where each pass needs all of them."""
+        while self.is_synced and self.anyone_asks(False):
+            self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.model.device), use_cache=False)
+
+    def anyone_asks(self, asks: bool) -> bool:
+        """Whether some process makes a pass now; all processes have to ask that."""
+        is_asking = torch.tensor(int(asks), device=self.model.device)
+        torch.distributed.all_reduce(is_asking, torch.distributed.ReduceOp.MAX)
+        return bool(is_asking)
 
     def place(
         self, block: RowBlock, end: torch.Tensor, asking: int, copies: int, longest: int, is_in_step: bool
@@ -152,6 +168,16 @@ class RowReader:
         return torch.zeros(sees.shape, dtype=self.model.dtype, device=device).masked_fill(~sees, HIDDEN)[:, None]
 
 
+def needs_all_processes(model: Any) -> bool:
+    """Whether a model's weights are shared out among processes (FSDP, ZeRO-3), so that each pass needs all of them."""
+    if is_deepspeed_zero3_enabled():
+        return True
+    # Not at the top: few need it, and it takes long.
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
+
+
 def check_backend(model: Any) -> None:
     """Raises a ValueError for attention kernels without masks."""
     if is_flash_attention_requested(model.config):
@@ -162,4 +188,4 @@ def check_backend(model: Any) -> None:
         )
 
 
-__all__ = ["RowReader", "check_backend"]
+__all__ = ["RowReader", "check_backend", "needs_all_processes"]

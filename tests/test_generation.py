@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import LogitsProcessor, LogitsProcessorList
-from variants import all_strings, any_order_variants, chain_log_probs, tiny_model
+from variants import all_strings, any_order_variants, chain_log_probs, checkpoint_activations, tiny_model
 
 
 CACHES = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
@@ -208,7 +208,7 @@ def test_models_in_training_fill_blanks_too(variant):
     model = tiny_model(variant)
     canvases = ragged_canvases()
     expected = model.generate(**canvases)
-    model.train().activation_checkpointing_enable()
+    checkpoint_activations(model.train())
     assert torch.equal(model.generate(**canvases), expected)
 
 

@@ -13,6 +13,7 @@ from variants import (
     all_variants,
     any_order_variants,
     chain_log_probs,
+    checkpoint_activations,
     pad_rows,
     random_rows,
     stack_rows,
@@ -378,7 +379,7 @@ def test_activation_checkpointing_changes_no_gradient(variant, reentrant):
     for checkpointing in (False, True):
         model = tiny_model(variant).train()
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint_activations(model, {"use_reentrant": reentrant})
         rows = random_rows(variant, 2, 7)
         model(**rows, labels=rows["input_ids"]).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})

@@ -2,13 +2,11 @@
 """Models are ordinary models of the library: saved and loaded (also without this package), resized, tied, compiled."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from accelerate import cpu_offload
+from clean_process import run_clean_process
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,86 +23,24 @@ from variants import SIZES, all_variants, any_order_variants, random_rows, tiny_
 from modeling_aoarm import AOARMForCausalLM, AOARMModel
 
 
-CLEAN_PROCESS = """
-import json, sys
-
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_aoarm":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-if sys.argv[3] == "without":
-    sys.meta_path.insert(0, Refuse())
-else:
-    import modeling_aoarm
-import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-folder, rows = sys.argv[1], torch.load(sys.argv[2])
-trust = {"trust_remote_code": True} if sys.argv[3] == "without" else {}
-AutoConfig.from_pretrained(folder, **trust)
-model = AutoModelForCausalLM.from_pretrained(folder, **trust)
-body = AutoModel.from_pretrained(folder, **trust)
-inputs = {name: rows[name] for name in ("input_ids", "position_ids", "target_position_ids")}
-with torch.no_grad():
-    logits = model(**inputs).logits
-    same_body = torch.equal(model.lm_head(body(**inputs).last_hidden_state), logits)
-filled = []
-for way in rows["ways"]:
-    torch.manual_seed(3)
-    filled.append(model.generate(rows["input_ids"], generation_mask=rows["generation_mask"], **way))
-torch.save({"logits": logits, "filled": filled}, sys.argv[2] + ".out")
-print(json.dumps({"module": type(model).__module__, "same_body": same_body}))
-"""
-
-
-def run_clean_process(folder, rows, package):
-    """Runs `CLEAN_PROCESS` beside the file of rows, `"with"` the package or `"without"`; returns its report."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(rows.parent / "modules"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(rows), package],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=environment,
-        cwd=rows.parent,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
-
-
 @all_variants
-@pytest.mark.parametrize("package", ["with", "without"])
-def test_a_fresh_process_computes_and_fills_the_same(variant, package, tmp_path):
-    """Law 7: from the saved folder alone, with the package (no trust needed) and without it (its own remote code)."""
+def test_a_fresh_process_with_the_package_computes_and_fills_the_same(variant, tmp_path):
+    """Law 7 for users of the package, who need to trust no code; `test_remote_code.py` has those without it."""
     model = tiny_model(variant, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0})
     model.save_pretrained(tmp_path / "model")
     rows = random_rows(variant, 2, 6)
     rows["generation_mask"] = torch.tensor([[False, False, True, True, True, True]] * 2)
-    rows["ways"] = [{"do_sample": True}]
-    if variant != "causal":
-        rows["ways"] = [
-            {"do_sample": True, **way}
-            for way in (
-                {"decoding_order": "random"},
-                {"decoding_order": "confidence"},
-                {"decoding_order": "random", "tokens_per_step": "cosine(3)"},
-                {"decoding_order": "random", "draft_length": 2},
-            )
-        ]
-    torch.save(rows, tmp_path / "rows")
-    report = run_clean_process(tmp_path / "model", tmp_path / "rows", package)
-    assert report["module"].startswith("transformers_modules." if package == "without" else "modeling_aoarm.")
-    assert report["same_body"]
+    way = {"do_sample": True} if variant == "causal" else {"do_sample": True, "decoding_order": "confidence"}
+    torch.save({**rows, "ways": [way]}, tmp_path / "rows")
+    report = run_clean_process(tmp_path / "model", tmp_path / "rows", "with")
+    assert report["module"].startswith("modeling_aoarm.") and report["same_body"]
     results = torch.load(tmp_path / "rows.out")
-    generation_mask, ways = rows.pop("generation_mask"), rows.pop("ways")
+    generation_mask = rows.pop("generation_mask")
     with torch.no_grad():
         torch.testing.assert_close(results["logits"], model(**rows).logits, atol=1e-6, rtol=0)
-    for way, filled in zip(ways, results["filled"], strict=True):
-        torch.manual_seed(3)
-        assert torch.equal(filled, model.generate(rows["input_ids"], generation_mask=generation_mask, **way))
+    torch.manual_seed(3)
+    filled = model.generate(rows["input_ids"], generation_mask=generation_mask, **way)
+    assert torch.equal(results["filled"][0], filled)
 
 
 @all_variants

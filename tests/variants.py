@@ -83,6 +83,12 @@ def chain_log_probs(model: AOARMForCausalLM, sentences: torch.Tensor, order: tor
     return logits.log_softmax(-1).gather(-1, rows[:, 1:, None]).sum((1, 2))
 
 
+def checkpoint_activations(model: AOARMForCausalLM, *args) -> None:
+    """Switches activation checkpointing on, by the name that it has in this version of the library."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{name}_checkpointing_enable")(*args)
+
+
 def all_strings(symbols: int, length: int) -> torch.Tensor:
     """int64 `[symbols ** length, length]`."""
     return torch.tensor(list(itertools.product(range(symbols), repeat=length)))

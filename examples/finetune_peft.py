@@ -1,0 +1,420 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""
+Fine-tune an any-order model with LoRA, to fill in the middle of a text.
+
+Objective: each row of text is cut into a prefix, a middle and a suffix. Prefix and suffix are given, the model predicts
+the middle, in an order of its tokens that is drawn anew in each epoch, and only the middle is in the loss. The adapter
+changes all linear layers, and in `two_stream` the learned query vector is trained as well.
+
+With the defaults (the model of `make pretrain` and its text, in rows twice as long as it has seen; about 3 minutes on 2
+CPU cores):
+
+    python examples/finetune_peft.py
+
+Another model, a folder or a Hub name (`--trust_remote_code true` where its code should come with it), and an own text:
+
+    accelerate launch examples/finetune_peft.py --model_name_or_path outputs/qwen3-any-order --bf16 true \\
+        --train_file articles.jsonl.xz --block_size 512 --longest_middle 64 --learning_rate 2e-4 --merge_and_save true
+
+Continue a run that was stopped (same arguments as before): `--resume_from_checkpoint true`.
+
+The output folder then holds the adapter and the tokenizer, `loss_curve.png` and `loss_curve.json`, `results.json`
+(likelihood of held-out middles and how many were filled in exactly, before and after), a model card (`README.md`), the
+last checkpoints and, if asked for, the merged model in `merged`.
+"""
+
+import logging
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import peft
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.modelcard import extract_hyperparameters_from_trainer
+
+from modeling_aoarm import DataCollatorForAnyOrderLM, lora_config, with_example_index
+from modeling_aoarm.checkpoints import INCOMPLETE, discard_incomplete, is_unused, publish
+from modeling_aoarm.evaluation import OrderNLL
+from modeling_aoarm.model_card import CardArguments
+from modeling_aoarm.reporting import loss_curve, plot_loss_curve, versions, write_json
+from modeling_aoarm.text_data import TextArguments, cut_into_blocks
+from modeling_aoarm.training import AnyOrderTrainer
+
+
+logger = logging.getLogger(__name__)
+
+# What `make pretrain` makes.
+DEFAULT_MODEL = "outputs/pretrain"
+ORDERS = {"any_order": "random", "left_to_right": "left_to_right"}
+
+
+@dataclass
+class AdapterArguments:
+    """What is fine-tuned, and how large the adapter is."""
+
+    model_name_or_path: str = field(
+        default="outputs/pretrain",
+        metadata={"help": "An any-order model: folder or Hub name."},
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapter's matrices."})
+    lora_alpha: float = field(default=32, metadata={"help": "The adapter's output is scaled by alpha / rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the adapter."})
+    target_modules: str | None = field(
+        default=None,
+        metadata={"help": "Modules to adapt, as 'q_proj,v_proj', or all-linear. Default: all linear layers."},
+    )
+    merge_and_save: bool = field(default=False, metadata={"help": "Also write the model with the adapter merged in."})
+
+    def load(self):
+        """The base model and its tokenizer.
+
+        Raises:
+            ValueError: there is no model of that name, or it cannot fill a middle.
+        """
+        kwargs = {"trust_remote_code": self.trust_remote_code}
+        try:
+            if self.model_name_or_path == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir():
+                # Not to be looked for on the Hub.
+                raise FileNotFoundError(DEFAULT_MODEL)
+            config = AutoConfig.from_pretrained(self.model_name_or_path, **kwargs)
+        except OSError as error:
+            raise ValueError(
+                "--model_name_or_path must be a folder with a model or a name on the Hub, got "
+                f"{self.model_name_or_path}. `make pretrain` makes {DEFAULT_MODEL}."
+            ) from error
+        variant = getattr(config, "attention_variant", None)
+        if variant in (None, "causal"):
+            raise ValueError(
+                "--model_name_or_path must be an any-order model, which knows the suffix when it fills the middle; got "
+                f"{self.model_name_or_path}, model_type={config.model_type}, attention_variant={variant}. "
+                "`python -m modeling_aoarm convert` makes one of a left-to-right model."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(self.model_name_or_path, **kwargs)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return AutoModelForCausalLM.from_pretrained(self.model_name_or_path, **kwargs), tokenizer
+
+
+@dataclass
+class InfillingArguments(TextArguments):
+    """The text, how middles are cut out of it, and how the model is measured."""
+
+    block_size: int = field(default=128, metadata={"help": "Most tokens of a row, without BOS."})
+    shortest_middle: int = field(default=2, metadata={"help": "Fewest tokens of a middle."})
+    longest_middle: int = field(default=16, metadata={"help": "Most tokens of a middle."})
+    middles_per_row: int = field(default=4, metadata={"help": "Middles cut out of each row of the training text."})
+    order: str = field(
+        default="uniform", metadata={"help": "Orders in which middles are learned: uniform, left_to_right, ..."}
+    )
+    middle_seed: int = field(default=0, metadata={"help": "Seed of the middles and of their training orders."})
+    eval_draws: int = field(default=1, metadata={"help": "Orders per held-out middle in evaluations during training."})
+    final_eval_draws: int = field(default=4, metadata={"help": "Orders per held-out middle before and after."})
+    sample_rows: int = field(default=4, metadata={"help": "Held-out middles that the saved adapter fills at the end."})
+
+    def __post_init__(self):
+        longest = min(self.longest_middle, self.block_size - 2)
+        if not 1 <= self.shortest_middle <= longest:
+            raise ValueError(
+                "shortest_middle must lie between 1 and the smaller of longest_middle and block_size - 2 (prefix and "
+                f"suffix have a token at least), here {longest}; got {self.shortest_middle}."
+            )
+
+    def middles(self, texts: Dataset, tokenizer: PreTrainedTokenizerBase, per_row: int) -> Dataset:
+        """Rows of text, each `per_row` times, with labels of -100 outside of a random middle.
+
+        Columns: `input_ids`, `labels`, `num_characters` (that the middle spells) and `example_index`.
+        """
+        rows = cut_into_blocks(texts, tokenizer, self.block_size)
+
+        def cut(batch: dict[str, list]) -> dict[str, list]:
+            examples = {"input_ids": [], "labels": [], "num_characters": []}
+            for ids, index in zip(batch["input_ids"], batch["example_index"], strict=True):
+                longest = min(self.longest_middle, len(ids) - 2)
+                for copy in range(per_row if longest >= self.shortest_middle else 0):
+                    random = np.random.default_rng((self.middle_seed, index, copy))
+                    length = int(random.integers(self.shortest_middle, longest, endpoint=True))
+                    start = int(random.integers(1, len(ids) - length))
+                    stop = start + length
+                    before, both = (len(tokenizer.decode(ids[:end])) for end in (start, stop))
+                    examples["input_ids"].append(ids)
+                    examples["labels"].append([-100] * start + ids[start:stop] + [-100] * (len(ids) - stop))
+                    examples["num_characters"].append(both - before)
+            return examples
+
+        rows = rows.map(cut, batched=True, remove_columns=rows.column_names, desc="Cutting middles")
+        if not len(rows):
+            raise ValueError(f"the text must have rows of {self.shortest_middle + 2} tokens at least, got none.")
+        return with_example_index(rows)
+
+
+@dataclass
+class FinetuningArguments(TrainingArguments):
+    """`TrainingArguments` with defaults for the default run, and one more flag."""
+
+    output_dir: str | None = field(default="outputs/finetune_peft", metadata={"help": "Where everything is written."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    max_steps: int = field(default=400, metadata={"help": "Optimiser steps."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per process and forward pass."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps (or, below 1, share) of rising learning rate."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of AdamW."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between logged losses."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
+    eval_steps: float | None = field(default=100, metadata={"help": "Steps between evaluations."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step as well."})
+    save_steps: float = field(default=200, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
+    include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "no, all or non_padding."})
+
+
+class InfillingTrainer(AnyOrderTrainer):
+    """Evaluates by the likelihood of middles, where `AnyOrderTrainer` takes whole rows."""
+
+    def evaluate_orders(self, dataset: Dataset, draws: int) -> dict[str, OrderNLL]:
+        model, tokenizer = self.accelerator.unwrap_model(self.model), self.data_collator.tokenizer
+        batch_size = self.args.per_device_eval_batch_size
+        self.measured = {
+            name: middle_nll(model, dataset, tokenizer, order, draws if order == "random" else 1, batch_size)
+            for name, order in ORDERS.items()
+        }
+        return self.measured
+
+
+def canvases(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, device) -> dict[str, torch.Tensor]:
+    """Input ids, attention mask and generation mask (the middles), each `[batch, columns]`."""
+    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = [torch.tensor(first + each) for each in rows["input_ids"]]
+    blank = [torch.tensor([-100] * len(first) + each) != -100 for each in rows["labels"]]
+    real = [torch.ones_like(each) for each in ids]
+    names = ("input_ids", "attention_mask", "generation_mask")
+    return {
+        name: torch.nn.utils.rnn.pad_sequence(values, batch_first=True).to(device)
+        for name, values in zip(names, (ids, real, blank), strict=True)
+    }
+
+
+def middle_nll(model, dataset: Dataset, tokenizer, order: str, draws: int, batch_size: int) -> OrderNLL:
+    """Negative log-likelihood of the middles given prefix and suffix, in orders that each example draws for itself."""
+    was_training = model.training
+    model.eval()
+    nll = []
+    for start in tqdm(range(0, len(dataset), batch_size), desc=f"scoring, {order}", leave=False):
+        batch = canvases(dataset[start : start + batch_size], tokenizer, model.device)
+        generators = [torch.Generator().manual_seed(start + row) for row in range(len(batch["input_ids"]))]
+        scores = model.score(**batch, decoding_order=order, num_orders=draws, generator=generators)
+        nll.append(-scores.log_likelihood.double().cpu())
+    model.train(was_training)
+    tokens = torch.tensor([sum(label != -100 for label in labels) for labels in dataset["labels"]])
+    return OrderNLL(order, torch.cat(nll, 1), tokens.expand(draws, -1), sum(dataset["num_characters"]))
+
+
+def accuracy(model, dataset: Dataset, tokenizer, batch_size: int) -> dict[str, float]:
+    """Greedy filling from left to right: share of middles that are right as a whole, and of tokens that are right."""
+    model.eval()
+    exact, right, tokens = 0, 0, 0
+    for start in tqdm(range(0, len(dataset), batch_size), desc="filling", leave=False):
+        batch = canvases(dataset[start : start + batch_size], tokenizer, model.device)
+        filled = model.generate(**batch, decoding_order="left_to_right", tokens_per_step=1, do_sample=False)
+        wrong = (filled != batch["input_ids"]) & batch["generation_mask"]
+        exact += int((~wrong.any(1)).sum())
+        tokens += int(batch["generation_mask"].sum())
+        right += int(batch["generation_mask"].sum()) - int(wrong.sum())
+    return {"exact_match": exact / len(dataset), "token_accuracy": right / tokens}
+
+
+def measure(model, dataset: Dataset, tokenizer, draws: int, batch_size: int) -> dict[str, dict]:
+    """The figures of one model: likelihoods in both kinds of orders, and accuracies."""
+    likelihoods = {
+        name: middle_nll(model, dataset, tokenizer, order, draws if order == "random" else 1, batch_size).to_dict()
+        for name, order in ORDERS.items()
+    }
+    return likelihoods | accuracy(model, dataset, tokenizer, batch_size)
+
+
+def fill_middles(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, count: int) -> list[dict[str, str]]:
+    """Fills up to `count` middles, spread over the text, greedily in the order of the model's confidence."""
+    rows = dataset[:: max(1, len(dataset) // count)]
+    rows = {name: values[:count] for name, values in rows.items()}
+    batch = canvases(rows, tokenizer, model.device)
+    filled = model.generate(**batch, decoding_order="confidence", tokens_per_step=1, do_sample=False)
+    samples = []
+    for ids, labels, row, real in zip(rows["input_ids"], rows["labels"], filled, batch["attention_mask"], strict=True):
+        blank = [column for column, label in enumerate(labels) if label != -100]
+        prefix, suffix = (tokenizer.decode(part) for part in (ids[: blank[0]], ids[blank[-1] + 1 :]))
+        samples.append(
+            {
+                "canvas": f"{prefix}<blank:{len(blank)}>{suffix}",
+                # Without the token in front.
+                "filled": tokenizer.decode(row[real.bool()][-len(ids) :]),
+                "original": tokenizer.decode(ids),
+            }
+        )
+    return samples
+
+
+def print_summary(results: dict) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table("held-out middles", "nats per token", "bits per character", "exact match", "tokens right")
+    for name in ("before", "after"):
+        for order in ORDERS:
+            row = results[name][order]
+            greedy = (
+                (f"{results[name]['exact_match']:.1%}", f"{results[name]['token_accuracy']:.1%}")
+                if order == "left_to_right"
+                else ("-", "-")
+            )
+            table.add_row(
+                f"{name}, {order.replace('_', ' ')}", f"{row['nll']:.4f}", f"{row['bits_per_character']:.4f}", *greedy
+            )
+    console.print(table)
+    if results["samples"]:
+        samples = Table("canvas", "filled", "original", title="Filled by the saved adapter", show_lines=True)
+        for sample in results["samples"]:
+            samples.add_row(*(Text(sample[name].replace("\n", "⏎")) for name in ("canvas", "filled", "original")))
+        console.print(samples)
+
+
+def main(argv: list[str]) -> None:
+    started = time.time()
+    parser = HfArgumentParser((AdapterArguments, InfillingArguments, FinetuningArguments, CardArguments))
+    adapter_args, data_args, args, card_args = parser.parse_args_into_dataclasses(argv)
+    logging.basicConfig()
+    logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    resume = {"true": True, "false": False}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
+    if not resume and not is_unused(args.output_dir) and not args.overwrite_output_dir:
+        raise ValueError(
+            f"--output_dir {args.output_dir} is not empty. Give another folder, continue the run in it with "
+            "--resume_from_checkpoint true, or replace it with --overwrite_output_dir true."
+        )
+    set_seed(args.seed)
+    # A resumed run has done so, and has it in its history.
+    args.eval_on_start = args.eval_on_start and not resume
+
+    base, tokenizer = adapter_args.load()
+    base.to(args.device)
+    # The main process goes first, the others find its work in the cache of `datasets`.
+    with args.main_process_first(desc="loading text"):
+        texts = data_args.load()
+        train = data_args.middles(texts["train"], tokenizer, data_args.middles_per_row)
+        held_out = data_args.middles(texts["validation"], tokenizer, 1)
+    how = (held_out, tokenizer, data_args.final_eval_draws, args.per_device_eval_batch_size)
+    results = {"before": measure(base, *how)} if args.process_index == 0 else {}
+
+    targets = adapter_args.target_modules
+    adapter = lora_config(
+        base,
+        r=adapter_args.lora_rank,
+        lora_alpha=adapter_args.lora_alpha,
+        lora_dropout=adapter_args.lora_dropout,
+        target_modules=targets.split(",") if targets and targets != "all-linear" else targets,
+    )
+    model = get_peft_model(base, adapter)
+    trained, parameters = model.get_nb_trainable_parameters()
+    logger.info("%s of %s parameters are trained", f"{trained:,}", f"{parameters:,}")
+    trainer = InfillingTrainer(
+        model=model,
+        args=args,
+        data_collator=DataCollatorForAnyOrderLM(tokenizer, order=data_args.order, seed=data_args.middle_seed),
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        eval_draws=data_args.eval_draws,
+    )
+    training_started = time.time()
+    trainer.train(resume_from_checkpoint=resume)
+    training_seconds = time.time() - training_started
+    trainer.save_model()
+    trainer.save_state()
+    if args.process_index > 0:
+        if args.push_to_hub:
+            # All processes save together.
+            trainer.push_to_hub()
+        return
+
+    # From here on as any user of the saved adapter.
+    adapted = AutoPeftModelForCausalLM.from_pretrained(
+        args.output_dir, trust_remote_code=adapter_args.trust_remote_code
+    ).to(args.device)
+    results["after"] = measure(adapted, *how)
+    results |= {
+        "parameters": parameters,
+        "trained_parameters": trained,
+        "adapter": {
+            "base_model": adapter_args.model_name_or_path,
+            "rank": adapter_args.lora_rank,
+            "alpha": adapter_args.lora_alpha,
+            "target_modules": sorted(adapter.target_modules),
+            "modules_to_save": adapter.modules_to_save,
+        },
+        "data": {
+            "source": data_args.text_source,
+            "train_middles": len(train),
+            "held_out_middles": len(held_out),
+            "block_size": data_args.block_size,
+            "tokens_of_a_middle": f"{data_args.shortest_middle} to {data_args.longest_middle}",
+        },
+        "training": {
+            "orders": f"middles: {trainer.data_collator.order}",
+            "steps": trainer.state.global_step,
+            "tokens_seen": trainer.state.num_input_tokens_seen,
+            "trained_parameters": trained,
+            "device": args.device.type,
+            "seed": args.seed,
+            "hyperparameters": extract_hyperparameters_from_trainer(trainer),
+            "training_seconds": round(training_seconds, 1),
+            "total_seconds": round(time.time() - started, 1),
+        },
+        "command": shlex.join(["examples/finetune_peft.py", *argv]),
+        "versions": versions() | {"peft": peft.__version__},
+        "samples": fill_middles(adapted, tokenizer, held_out, data_args.sample_rows) if data_args.sample_rows else [],
+    }
+    curve = loss_curve(trainer.state.log_history)
+    write_json(Path(args.output_dir) / "loss_curve.json", curve)
+    plot_loss_curve(
+        Path(args.output_dir) / "loss_curve.png",
+        curve,
+        title=f"LoRA on {adapter_args.model_name_or_path}: middles of {data_args.text_source}",
+    )
+    evaluation = {
+        f"middles, {order.replace('_', ' ')}, {name} fine-tuning": results[name][order]
+        for name in ("before", "after")
+        for order in ORDERS
+    }
+    about = {"license": card_args.license, "language": card_args.language, "curve": "loss_curve.png"}
+    trainer.create_model_card(report={**results, "evaluation": evaluation}, **about)
+    write_json(Path(args.output_dir) / "results.json", results)
+    if args.push_to_hub:
+        trainer.push_to_hub(report={**results, "evaluation": evaluation}, **about)
+    if adapter_args.merge_and_save:
+        merged = Path(args.output_dir) / INCOMPLETE / "merged"
+        adapted.merge_and_unload().save_pretrained(merged)
+        tokenizer.save_pretrained(merged)
+        publish(merged, Path(args.output_dir) / "merged")
+        discard_incomplete(args.output_dir)
+    print_summary(results)
+    print(f"Adapter, loss_curve.png and results.json are in {args.output_dir}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

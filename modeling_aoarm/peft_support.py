@@ -1,0 +1,61 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""PEFT: what adapters change where the caller does not say, and the learned query vector. PEFT may be missing.
+
+One adapter serves a whole batch. PEFT's `adapter_names`, an adapter for each example, does not work with these models,
+whose layers run on streams of examples, and fails.
+"""
+
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedModel
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+# All linear layers but the head. PEFT's entry for Llama, queries and values only, adapts worse with as many parameters.
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def register_default_targets() -> None:
+    """Enters these models into PEFT's tables, so that its configurations need no `target_modules`.
+
+    LoRA (with DoRA and its other options) takes `LORA_TARGETS`. Every other method takes what it takes for Llama, whose
+    module names these models have.
+
+    Raises:
+        ImportError: PEFT is not installed.
+    """
+    from peft.utils import constants
+
+    for name, table in vars(constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and "llama" in table:
+            table["aoarm"] = table["llama"]
+    constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["aoarm"] = LORA_TARGETS
+
+
+def lora_config(model: PreTrainedModel, modules_to_save: list[str] | None = None, **kwargs) -> "LoraConfig":
+    """A `LoraConfig` that also trains the learned query vector, from which the query stream of `two_stream` starts.
+
+    The vector (`query_embedding`) is the one part of a model that is there for predicting only, and tiny: it is trained
+    as a whole and saved with the adapter. Variants without it get a plain `LoraConfig`. For other methods of PEFT write
+    `modules_to_save=["query_embedding"]` yourself.
+
+    Args:
+        model: the model that is to be adapted.
+        modules_to_save: further modules to train as a whole.
+        **kwargs: as in `LoraConfig`: `r`, `lora_alpha`, `target_modules`, `use_dora`, ...
+
+    Raises:
+        ImportError: PEFT is not installed.
+    """
+    from peft import LoraConfig
+
+    modules_to_save = list(modules_to_save or ())
+    if any(name.endswith("query_embedding") for name, _ in model.named_modules()):
+        modules_to_save.append("query_embedding")
+    return LoraConfig(**{"task_type": "CAUSAL_LM", "modules_to_save": modules_to_save or None, **kwargs})
+
+
+__all__ = ["LORA_TARGETS", "lora_config", "register_default_targets"]

@@ -1,0 +1,211 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""What is handed out: the wheel in a clean environment, the versions it promises, the API page and the citation."""
+
+import importlib.util
+import inspect
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import modeling_aoarm
+
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# What lies about in a working copy, and in no clone.
+LITTER = shutil.ignore_patterns(".*", "outputs", "build", "dist", "*.egg-info", "__pycache__", "figures")
+
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, sys
+import modeling_aoarm
+
+print(modeling_aoarm.__file__)
+for module in pkgutil.walk_packages(modeling_aoarm.__path__, "modeling_aoarm."):
+    if not module.name.endswith(".__main__"):
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+# An untrained model where the README has a trained one, then the README's quick start, then a model card.
+USE = """
+import re, sys
+from pathlib import Path
+from modeling_aoarm import AOARMConfig, AOARMForCausalLM
+from modeling_aoarm.model_card import model_card
+from modeling_aoarm.tokenization import character_tokenizer
+
+readme = Path(sys.argv[1]).read_text(encoding="utf-8")
+tokenizer = character_tokenizer([readme])
+special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+config = AOARMConfig(vocab_size=len(tokenizer), **sizes, **special)
+for saved in (AOARMForCausalLM(config), tokenizer):
+    saved.save_pretrained("outputs/pretrain")
+quick_start = readme.split("## Quick start")[1].split("### ")[0]
+exec("\\n".join(re.findall(r"```python\\n(.*?)```", quick_start, flags=re.DOTALL)))
+print(model_card(config, {}, model_id="outputs/pretrain").data.library_name)
+"""
+
+
+def run(*command, **kwargs):
+    """Runs a command that must succeed; returns what it printed."""
+    process = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL, **kwargs
+    )
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from the source distribution, which is built from a copy of the repository; no network."""
+    folder = tmp_path_factory.mktemp("build")
+    shutil.copytree(ROOT, folder / "source", ignore=LITTER)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "source")
+    assert len(list((folder / "dist").glob("*.tar.gz"))) == 1
+    (built,) = (folder / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel, tmp_path_factory):
+    """Python in an environment with the wheel and this environment's other packages, without the repository."""
+    folder = tmp_path_factory.mktemp("clean") / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel)
+    # An editable installation hangs on a .pth file of its own, and those are not read in folders that a .pth file adds.
+    (clean_packages,) = folder.glob("lib/python*/site-packages")
+    (clean_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    return python
+
+
+def test_the_wheel_has_the_package_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {f"modeling_aoarm/{path.name}" for path in (ROOT / "modeling_aoarm").glob("*.py")}
+    cards = {f"modeling_aoarm/model_cards/{path.name}" for path in (ROOT / "model_cards").iterdir() if path.is_file()}
+    assert len(modules) > 25 and len(cards) >= 4
+    assert {name for name in names if ".dist-info/" not in name} == modules | cards
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_wheels_metadata(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = HeaderParser().parsestr(archive.read(path).decode())
+    assert (metadata["Name"], metadata["Version"]) == (PROJECT["name"], PROJECT["version"])
+    assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.11"
+    assert set(metadata.get_all("Provides-Extra")) == {"train", "eval", "peft", "lm-eval", "test", "dev"}
+    required = [Requirement(each) for each in metadata.get_all("Requires-Dist")]
+    assert {each.name for each in required if each.marker is None} == {"jinja2", "numpy", "torch", "transformers"}
+    # The page of the package index is the README.
+    assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_module_is_imported_from_the_wheel(clean_python, tmp_path):
+    file, *names = run(clean_python, "-I", "-c", IMPORT_EVERYTHING, cwd=tmp_path).splitlines()
+    assert Path(file).is_relative_to(clean_python.parents[1])
+    modules = {path.stem for path in (ROOT / "modeling_aoarm").glob("*.py")} - {"__init__", "__main__"}
+    assert set(names) == {f"modeling_aoarm.{name}" for name in modules | {"model_cards"}}
+
+
+def test_the_quick_start_runs_from_the_wheel(clean_python, tmp_path):
+    lines = run(clean_python, "-I", "-c", USE, ROOT / "README.md", cwd=tmp_path).splitlines()
+    assert lines[0].startswith("The ") and "statement is used to" in lines[0] and "<blank" not in lines[0]
+    assert lines[-1] == "transformers"
+    command = (clean_python, "-I", "-m", "modeling_aoarm", "infill", "outputs/pretrain", "a <blank:2> b")
+    filled = run(*command, cwd=tmp_path).strip()
+    assert filled.startswith("a ") and filled.endswith(" b") and "<blank" not in filled
+
+
+def requirements(*extras):
+    """The package's requirements, with those of extras."""
+    groups = (PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras))
+    return [each for each in map(Requirement, sum(groups, [])) if each.name != PROJECT["name"]]
+
+
+def pins(file):
+    """Names and versions in a file of constraints."""
+    lines = [line for line in (ROOT / file).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {name.lower().replace("_", "-"): Version(version) for name, version in (line.split("==") for line in lines)}
+
+
+def test_the_newest_tested_versions_are_in_the_promised_ranges():
+    tested = pins("constraints.txt")
+    for each in requirements(*PROJECT["optional-dependencies"]):
+        assert tested[each.name.lower().replace("_", "-")] in each.specifier
+
+
+def test_the_oldest_tested_versions_are_the_lower_bounds():
+    tested = pins("constraints-oldest.txt")
+    for each in requirements("train", "eval", "peft", "lm-eval", "test"):
+        (bound,) = (Version(part.version) for part in each.specifier if part.operator == ">=")
+        assert tested[each.name.lower().replace("_", "-")] == bound, each.name
+
+
+@pytest.fixture(scope="module")
+def make_api():
+    """The script that writes the API page."""
+    specification = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_every_public_name_has_a_docstring_and_an_entry_in_the_reference(make_api):
+    text = make_api.PAGE.read_text(encoding="utf-8")
+    names = {(modeling_aoarm, name) for name in modeling_aoarm.__all__}
+    for each in pkgutil.iter_modules(modeling_aoarm.__path__, "modeling_aoarm."):
+        if not each.name.endswith("__main__"):
+            module = importlib.import_module(each.name)
+            assert module.__doc__, each.name
+            names.update((module, name) for name in getattr(module, "__all__", ()))
+    assert len(names) > 80
+    for module, name in names:
+        assert f'<a id="{name}"></a>' in text, name
+        value = getattr(module, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            # Not one that a base class or `dataclass` wrote.
+            own = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
+            assert own and not own.startswith(f"{name}("), name
+
+
+def test_the_references_links_lead_somewhere(make_api):
+    text = make_api.PAGE.read_text(encoding="utf-8")
+    anchors = re.findall(r'<a id="([^"]+)">', text)
+    assert len(anchors) == len(set(anchors))
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= set(anchors)
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="signatures print differently in other versions of Python")
+def test_the_reference_is_up_to_date(make_api):
+    assert make_api.PAGE.read_text(encoding="utf-8") == make_api.page(), "run `make docs`"
+
+
+def test_the_citation():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
+    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    assert citation["authors"] == PROJECT["authors"]
+    for reference in citation["references"]:
+        assert reference["type"] and reference["title"] and reference["authors"]
+    # The papers that the README's variants and ways of decoding come from.
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    cited = {reference["url"].removeprefix("https://arxiv.org/abs/") for reference in citation["references"]}
+    assert cited >= set(re.findall(r"\b\d{4}\.\d{5}\b", readme))
+
+
+def test_the_changelog_has_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[(Unreleased|{re.escape(PROJECT['version'])})\]", changelog, flags=re.MULTILINE)
