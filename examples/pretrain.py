@@ -55,6 +55,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -332,7 +333,8 @@ def main(argv: list[str]) -> None:
         }
     kwargs = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     model = AutoModelForCausalLM.from_config(config, **kwargs)
-    parameters = model.num_parameters()
+    # Under ZeRO-3 a process holds none, and knows their sizes.
+    parameters = sum(getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters())
     logger.info("%s: %s parameters", config.attention_variant, f"{parameters:,}")
     trainer = AnyOrderTrainer(
         model=model,
@@ -365,6 +367,8 @@ def main(argv: list[str]) -> None:
             # All processes save together.
             trainer.push_to_hub()
         return
+    # The saved model is loaded in this process alone: ZeRO-3 would share it out among all.
+    unset_hf_deepspeed_config()
     samples = []
     if eval_args.sample_rows > 0 and config.attention_variant != "causal":
         samples = fill_blanks(

@@ -46,6 +46,12 @@ torch.save({"logits": logits, "filled": filled}, sys.argv[2] + ".out")
 report["module"] = type(model).__module__
 """
 
+# A question that nobody answers leaves its line open.
+FINISH = """
+print()
+print(json.dumps(report))
+"""
+
 
 def run_clean_process(folder, rows, package, program=LOAD_AND_FILL, **variables):
     """Runs a program beside the file of rows, `"with"` the package or `"without"`; returns its `report`.
@@ -56,7 +62,7 @@ def run_clean_process(folder, rows, package, program=LOAD_AND_FILL, **variables)
     alone = {"HF_MODULES_CACHE": str(rows.parent / "modules"), "HF_HUB_OFFLINE": "1"}
     environment = {**os.environ, **alone, **variables}
     process = subprocess.run(
-        [sys.executable, "-c", f"{START}{program}\nprint(json.dumps(report))", str(folder), str(rows), package],
+        [sys.executable, "-c", START + program + FINISH, str(folder), str(rows), package],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

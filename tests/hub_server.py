@@ -56,13 +56,14 @@ class HubServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def environment(self, home: Path, token: str = TOKEN) -> dict[str, str]:
+    def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
         """Variables for a process of a user with this Hub, and with a home of its own at `home`."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
             "HF_HUB_CACHE": str(home / "hub"),
-            "HF_TOKEN": token,
+            # Empty is none, also where the machine has one.
+            "HF_TOKEN": token or "",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": "0",

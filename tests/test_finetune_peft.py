@@ -152,7 +152,9 @@ def test_a_run_leaves_adapter_tokenizer_curve_card_and_figures(finished):
         assert sample["filled"].startswith(before) and sample["filled"].endswith(after)
         assert sample["filled"] in printed
     card = (output / "README.md").read_text(encoding="utf-8")
-    assert "library_name: peft" in card and "middles, any order, after fine-tuning" in card
+    assert "library_name: peft" in card
+    assert f"| middles, any order | {results['after']['any_order']['bits_per_character']:.4f} |" in card
+    assert f"| before: any order, nats per token | {results['before']['any_order']['nll']:g} |" in card
     assert 'from_pretrained("base", trust_remote_code=True)' in card
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from clean_process import run_clean_process
-from hub_server import HubServer
+from hub_server import TOKEN, HubServer
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from test_remote_code import LETTERS
 from variants import random_rows, tiny_model
 
@@ -64,6 +65,7 @@ results = {}
 with torch.no_grad():
     model = AutoModelForCausalLM.from_pretrained("me/model", **trust)
     body = AutoModel.from_pretrained("me/model", **trust)
+    second = AutoModelForCausalLM.from_pretrained("me/model", **trust)
     results["second"] = model(**inputs).logits
     report["same body"] = torch.equal(model.lm_head(body(**inputs).last_hidden_state), results["second"])
     old = AutoModelForCausalLM.from_pretrained("me/model", revision=rows["old revision"], **trust)
@@ -72,12 +74,16 @@ with torch.no_grad():
     results["snapshot"] = AutoModelForCausalLM.from_pretrained(snapshot, **trust)(**inputs).logits
     adapted = AutoModelForCausalLM.from_pretrained("me/adapter", **trust)
     results["adapter by transformers"] = adapted(**inputs).logits
-    results["adapter"] = PeftModel.from_pretrained(model, "me/adapter")(**inputs).logits
+    results["adapter"] = PeftModel.from_pretrained(second, "me/adapter")(**inputs).logits
     torch.manual_seed(3)
     # In the order of the generation config.
-    filled = AutoModelForCausalLM.from_pretrained("me/model", **trust).generate(
-        rows["input_ids"], generation_mask=rows["generation_mask"], do_sample=True
-    )
+    filled = model.generate(rows["input_ids"], generation_mask=rows["generation_mask"], do_sample=True)
+# From here to the Hub again.
+model.push_to_hub("me/copy", token=rows["token"])
+copy = AutoModelForCausalLM.from_pretrained("me/copy", **trust)
+with torch.no_grad():
+    results["copy"] = copy(**inputs).logits
+report["module of the copy"] = type(copy).__module__
 torch.save({**results, "filled": filled}, sys.argv[2] + ".out")
 report["module"] = type(model).__module__
 report["tokens"] = AutoTokenizer.from_pretrained("me/model", **trust)("abcd").input_ids
@@ -133,7 +139,7 @@ def test_what_is_pushed_loads_by_name_in_a_clean_process(hub, saved, tmp_path):
     # The weights had arrived.
     assert (saved / "third" / "model.safetensors").read_bytes() in hub.large_files.values()
 
-    torch.save({**rows, "old revision": report["commits"][0]}, tmp_path / "rows")
+    torch.save({**rows, "old revision": report["commits"][0], "token": TOKEN}, tmp_path / "rows")
     somebody = hub.environment(tmp_path / "another home", token=None)
     loaded = run_clean_process("-", tmp_path / "rows", "without", LOAD_BY_NAME, **somebody)
     assert "`trust_remote_code=True`" in loaded["refusal"]
@@ -145,6 +151,7 @@ def test_what_is_pushed_loads_by_name_in_a_clean_process(hub, saved, tmp_path):
         "first": logits_of(first, rows),
         "second": logits_of(second, rows),
         "snapshot": logits_of(second, rows),
+        "copy": logits_of(second, rows),
         "adapter": logits_of(adapted, rows),
         "adapter by transformers": logits_of(adapted, rows),
     }
@@ -157,6 +164,10 @@ def test_what_is_pushed_loads_by_name_in_a_clean_process(hub, saved, tmp_path):
     )
     assert torch.equal(results["filled"], filled)
     assert loaded["tokens"] == [5, 6, 7, 8] and loaded["written"] == 8
+    # What a process without the package pushes has all its code, and names no other repository.
+    assert loaded["module of the copy"].startswith("transformers_modules.me.copy.")
+    copy = hub.repositories["me/copy"].commits[hub.repositories["me/copy"].refs["main"]]
+    assert code <= set(copy) and json.loads(copy["config.json"])["auto_map"] == first.config.auto_map
     assert loaded["snapshot"] == [name for name in report["files"]["me/model"] if not name.startswith(".")]
 
 
@@ -166,7 +177,14 @@ def trained_folder(saved, folder):
     card = model_card(tiny_model("two_stream").config, {}, model_id=str(folder), curve="loss_curve.png", license="mit")
     write_model_card(folder, card)
     shutil.copytree(folder, folder / "checkpoint-7")
-    others = ("training_args.bin", "trainer_state.json", "optimizer.pt", "checkpoint-7/optimizer.pt", "notes.txt")
+    others = (
+        "training_args.bin",
+        "trainer_state.json",
+        "optimizer.pt",
+        "checkpoint-7/optimizer.pt",
+        "checkpoint-7/merges.txt",
+        "notes.txt",
+    )
     for name in ("loss_curve.png", "loss_curve.json", "results.json", *others):
         (folder / name).write_text("{}")
 
@@ -265,6 +283,9 @@ def test_the_example_pushes_adapters_branches_and_requests_and_leaves_no_stale_w
     (adapter / "adapter_config.json").write_text(json.dumps(values | {"base_model_name_or_path": str(folder)}))
     card = model_card(tiny_model("two_stream").config, {}, model_id=str(adapter), base_model=str(folder), adapter=True)
     write_model_card(adapter, card)
+    incomplete = Path(shutil.copytree(saved / "adapter", tmp_path / "incomplete"))
+    weights = load_file(incomplete / "adapter_model.safetensors")
+    save_file(dict(list(weights.items())[1:]), incomplete / "adapter_model.safetensors")
     answers = push_by_the_example(
         tmp_path,
         hub,
@@ -274,6 +295,8 @@ def test_the_example_pushes_adapters_branches_and_requests_and_leaves_no_stale_w
         (saved / "third", "me/model", "--revision", "third"),
         (saved / "third", "me/model", "--create_pr", "true"),
         (saved / "third", "me/model", "--private", "true"),
+        (incomplete, "me/incomplete", "--base_model", "me/model"),
+        (adapter, "me/elsewhere", "--base_model", "me/nothing"),
     )
     model, adapters = hub.repositories["me/model"], hub.repositories["me/adapter"]
     assert set(model.refs) == {"main", "third", "refs/pr/1"}
@@ -286,6 +309,8 @@ def test_the_example_pushes_adapters_branches_and_requests_and_leaves_no_stale_w
     assert 'revision="third"' in answers[3]
     assert 'revision="refs/pr/1"' in answers[4] and f"{hub.url}/me/model/discussions/1" in answers[4]
     assert answers[5].startswith("ValueError: --private true") and len(model.commits) == 1 + 2 + 2
+    assert "must hold the weights of its adapter, got none for" in answers[6] and "me/nothing" in answers[7]
+    assert set(hub.repositories) == {"me/model", "me/adapter"}
     files = adapters.commits[adapters.refs["main"]]
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/model"
     # Nothing in it is about this disk.
