@@ -19,7 +19,18 @@ from modeling_aoarm.text_data import TextArguments, cut_into_blocks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLAGS = ["--source_steps", "6", "--adapt_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "1"]
-FLAGS += ["--block_size", "24", "--per_device_train_batch_size", "4", "--eval_draws", "1", "--disable_tqdm", "true"]
+FLAGS += [
+    "--block_size",
+    "24",
+    "--per_device_train_batch_size",
+    "4",
+    "--eval_draws",
+    "1",
+    "--disable_tqdm",
+    "true",
+    "--lora_rank",
+    "4",
+]
 
 
 @pytest.fixture(scope="module")
