@@ -125,7 +125,9 @@ class AOARMAttention(LlamaAttention):
         """
         streams, batch, rows, _ = queries.shape
         heads = (-1, self.head_dim)
-        query = rotate(self.q_norm(self.q_proj(queries).unflatten(-1, heads)), *query_rotation)
+        # Quantised linear layers take three dimensions at most (bitsandbytes in 8 bits).
+        query = self.q_proj(queries.flatten(0, 1)).unflatten(0, (streams, batch)).unflatten(-1, heads)
+        query = rotate(self.q_norm(query), *query_rotation)
         key = rotate(self.k_norm(self.k_proj(content).unflatten(-1, heads)), *key_rotation).transpose(1, 2)
         value = self.v_proj(content).unflatten(-1, heads).transpose(1, 2)
         if past_key_values is not None:
@@ -164,7 +166,7 @@ class AOARMAttention(LlamaAttention):
             if weights is not None:
                 weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
         # Sharded linear layers view what they are given.
-        return self.o_proj(output.contiguous()), weights
+        return self.o_proj(output.contiguous().flatten(0, 1)).unflatten(0, (streams, batch)), weights
 
 
 class AOARMDecoderLayer(GradientCheckpointingLayer):
@@ -197,7 +199,8 @@ class AOARMDecoderLayer(GradientCheckpointingLayer):
             normed[first:], normed[0], tuple(part[first:] for part in query_rotation), key_rotation, **kwargs
         )
         streams = streams[first:] + attended
-        return streams + self.mlp(self.post_attention_layernorm(streams))
+        normed = self.post_attention_layernorm(streams)
+        return streams + self.mlp(normed.flatten(0, 1)).view_as(streams)
 
 
 class AOARMPreTrainedModel(PreTrainedModel):

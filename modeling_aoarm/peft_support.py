@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """PEFT: what adapters change where the caller does not say, and the learned query vector. PEFT may be missing.
 
-One adapter serves a whole batch. PEFT's `adapter_names`, an adapter for each example, does not work with these models,
-whose layers run on streams of examples, and fails.
+In `two_stream` one adapter serves a whole batch: PEFT's `adapter_names`, an adapter for each example, and its aLoRA do
+not work with layers that run on streams of examples, and fail.
 """
 
 from typing import TYPE_CHECKING

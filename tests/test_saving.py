@@ -184,3 +184,15 @@ def test_one_compiled_step_serves_all_positions(variant):
             with torch.compiler.set_stance("default" if r == 3 else "fail_on_recompile"):
                 pieces.append(step(**piece, past_key_values=cache).logits)
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-5, rtol=0)
+
+
+@all_variants
+def test_linear_layers_get_three_dimensions_at_most(variant):
+    """Those of some quantisation libraries take no more."""
+    model, seen = tiny_model(variant), set()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda module, args: seen.add(args[0].ndim))
+    with torch.no_grad():
+        model(**random_rows(variant, 2, 5))
+    assert seen and max(seen) <= 3
