@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 import transformers.modeling_utils
-from test_configuration import REPOSITORY, pretrain
+from scripts import REPOSITORY
+from test_configuration import pretrain
 from test_training import CURRICULUM, make_trainer
 
 import modeling_aoarm.training

@@ -1,7 +1,6 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The benchmarks run as they stand, and what they report follows from what they counted. No timing is judged."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import pytest
+from scripts import load_script
 from variants import tiny_model
 
 from modeling_aoarm.text_data import reference_texts
@@ -108,9 +108,7 @@ def test_times_over_length_follow_from_the_raw_numbers(finished):
 
 
 def test_a_missing_model_is_named(tmp_path, capsys):
-    specification = importlib.util.spec_from_file_location("decoding_benchmark", DECODING)
-    benchmark = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(benchmark)
+    benchmark = load_script(DECODING)
     with pytest.raises(SystemExit):
         benchmark.main(["--model", str(tmp_path / "nothing")])
     error = capsys.readouterr().err

@@ -1,28 +1,20 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Everything in configuration/ can be used: folders build models, recipes name real flags."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
+from scripts import REPOSITORY, load_script
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_aoarm import AOARMConfig
 from modeling_aoarm.tokenization import character_tokenizer
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = sorted(path.parent for path in (REPOSITORY / "configuration").glob("*/config.json"))
 RECIPES = sorted((REPOSITORY / "configuration" / "recipes").glob("pretrain_*.yaml"))
 
-_spec = importlib.util.spec_from_file_location("pretrain", REPOSITORY / "examples" / "pretrain.py")
-pretrain = importlib.util.module_from_spec(_spec)
-# Trainer pickles its arguments by the name of their module.
-sys.modules["pretrain"] = pretrain
-_spec.loader.exec_module(pretrain)
+pretrain = load_script("examples/pretrain.py")
 
 
 def test_there_is_one_folder_per_variant_named_after_it():

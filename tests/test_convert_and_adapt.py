@@ -1,23 +1,18 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The example as a user runs it: a Llama is trained, converted, adapted and compared; started again, it goes on."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from scripts import read_json, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from modeling_aoarm.evaluation import evaluate_order
 from modeling_aoarm.text_data import TextArguments, cut_into_blocks
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 FLAGS = ["--source_steps", "6", "--adapt_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "1"]
 FLAGS += [
     "--block_size",
@@ -41,16 +36,7 @@ def text(tmp_path_factory):
 
 
 def run(folder, text, *flags):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "examples/convert_and_adapt.py", "--output_dir", str(folder), "--train_file", str(text)]
-    return subprocess.run(
-        [*command, *FLAGS, *flags],
-        cwd=REPOSITORY,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    return run_script("examples/convert_and_adapt.py", "--output_dir", folder, "--train_file", text, *FLAGS, *flags)
 
 
 def test_a_llama_becomes_an_any_order_model_and_a_second_start_only_does_what_is_missing(text, tmp_path):
@@ -60,7 +46,7 @@ def test_a_llama_becomes_an_any_order_model_and_a_second_start_only_does_what_is
     assert {"source", "converted", "lora", "lora_merged", "full", "adaptation.json", "adaptation.png"} <= {
         path.name for path in folder.iterdir()
     }
-    results = json.loads((folder / "adaptation.json").read_text(encoding="utf-8"))
+    results = read_json(folder, "adaptation.json")
     curves = {name: results["runs"][name]["curve"] for name in ("lora", "full")}
     for curve in curves.values():
         assert [row["step"] for row in curve] == [0, 2, 4] and curve[0]["tokens"] == 0 < curve[1]["tokens"]
@@ -86,7 +72,7 @@ def test_a_llama_becomes_an_any_order_model_and_a_second_start_only_does_what_is
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     second = run(folder, text, "--methods", "lora,full,scratch", "--attention_variant", "two_stream")
     assert second.returncode == 0, second.stderr
-    again = json.loads((folder / "adaptation.json").read_text(encoding="utf-8"))
+    again = read_json(folder, "adaptation.json")
     assert {name: again["runs"][name] for name in ("lora", "full")} == results["runs"]
     assert again["runs"]["scratch"]["curve"][0] != curves["full"][0]
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())

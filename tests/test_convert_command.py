@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
+from clean_process import run_clean_process
 from test_conversion import logits_of, source_model, tokens
-from test_saving import run_clean_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from variants import random_rows
 

@@ -14,6 +14,7 @@ import distributed_worker as worker
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from scripts import load_script
 from variants import ANY_ORDER, tiny_model
 
 from modeling_aoarm import AOARMForCausalLM, AOARMModel
@@ -270,10 +271,7 @@ def test_configs_are_read_by_accelerate_and_name_our_classes(path):
 
 @pytest.fixture(scope="module")
 def memory():
-    spec = importlib.util.spec_from_file_location("memory", REPOSITORY / "examples" / "benchmarks" / "memory.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/benchmarks/memory.py")
 
 
 def test_the_page_has_the_tables_that_are_counted(memory):

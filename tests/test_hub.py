@@ -2,11 +2,8 @@
 """Models, tokenizers, generation configs and adapters go to a Hub and come from it, by the client that users have."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from clean_process import run_clean_process
 from hub_server import TOKEN, HubServer
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from scripts import run_script
 from test_remote_code import LETTERS
 from variants import random_rows, tiny_model
 
@@ -194,14 +192,7 @@ def test_the_example_pushes_a_trained_folder_in_one_private_commit(hub, saved, t
     trained_folder(saved, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     mine = hub.environment(tmp_path / "home")
-    process = subprocess.run(
-        [sys.executable, "examples/push_to_hub.py", str(folder), "me/trained", "--private", "true"],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **mine},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    process = run_script("examples/push_to_hub.py", folder, "me/trained", "--private", "true", **mine)
     assert process.returncode == 0, process.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     repository = hub.repositories["me/trained"]

@@ -1,13 +1,12 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """`infill` with blanks of unknown length: which candidates there are, what they score, and which is returned."""
 
-import importlib.util
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 from variants import all_variants, any_order_variants, chain_log_probs, tiny_model
 
 from modeling_aoarm import AOARMConfig, AOARMGenerateOutput, AOARMScoreOutput, infill
@@ -285,11 +284,7 @@ def test_a_comparison_needs_a_first_token_and_an_end(tokenizer):
 
 
 def example_script():
-    path = Path(__file__).resolve().parents[1] / "examples" / "infill.py"
-    specification = importlib.util.spec_from_file_location("infill_example", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("examples/infill.py")
 
 
 @any_order_variants

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+from scripts import load_script
 
 import modeling_aoarm
 
@@ -157,10 +158,7 @@ def test_the_oldest_tested_versions_are_the_lower_bounds():
 @pytest.fixture(scope="module")
 def make_api():
     """The script that writes the API page."""
-    specification = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script("docs/make_api.py")
 
 
 def test_every_public_name_has_a_docstring_and_an_entry_in_the_reference(make_api):

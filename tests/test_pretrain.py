@@ -4,16 +4,14 @@
 import json
 import lzma
 import math
-import os
 import shutil
 import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from scripts import REPOSITORY, losses, read_json, run_script
 from test_configuration import pretrain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,25 +19,11 @@ from modeling_aoarm.evaluation import evaluate_order
 from modeling_aoarm.text_data import cut_into_blocks, load_texts
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = ["configuration/recipes/pretrain_tiny.yaml", "--cpu_threads", "1", "--disable_tqdm", "true", "--use_cpu", "true"]
 
 
 def run(launcher, folder, *flags):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, "examples/pretrain.py", *TINY, "--output_dir", str(folder), *flags]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
-    )
-
-
-def read(folder, name):
-    return json.loads((folder / name).read_text(encoding="utf-8"))
-
-
-def losses(folder):
-    curve = read(folder, "loss_curve.json")
-    return [entry["loss"] for entry in curve["train"]], [entry["eval_loss"] for entry in curve["eval"]]
+    return run_script("examples/pretrain.py", *TINY, "--output_dir", folder, *flags, launcher=launcher)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +44,7 @@ def test_a_run_leaves_model_tokenizer_curve_and_figures(finished):
     train, evaluations = losses(folder)
     assert len(train) == 12 and len(evaluations) == 2 and train[-1] < train[0]
 
-    results = read(folder, "results.json")
+    results = read_json(folder, "results.json")
     assert results["any_order"]["draws"] == 2 and results["any_order"]["standard_error"] > 0
     assert results["any_order"]["characters"] == results["data"]["held_out_characters"]
     assert results["any_order"]["tokens"] == 2 * results["data"]["held_out_characters"]
@@ -91,7 +75,7 @@ def test_the_saved_model_loads_and_has_the_likelihood_that_was_reported(finished
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data = cut_into_blocks(load_texts(validation_fraction=0.06)["validation"], tokenizer, 32)
     for name, order in (("any_order", "uniform"), ("left_to_right", "left_to_right")):
-        expected = read(folder, "results.json")[name]
+        expected = read_json(folder, "results.json")[name]
         result = evaluate_order(model, data, tokenizer, order, draws=expected["draws"], progress=False)
         assert result.nll_per_draw == pytest.approx(expected["nll_per_draw"], abs=1e-5)
 
@@ -105,12 +89,12 @@ def test_two_processes_have_the_losses_of_one(finished, tmp_path):
     accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     process = run([*accelerate, "--main_process_port", str(port)], tmp_path, "--per_device_train_batch_size", "4")
     assert process.returncode == 0, process.stderr
-    results = read(tmp_path, "results.json")
+    results = read_json(tmp_path, "results.json")
     assert results["training"]["processes"] == 2 and results["training"]["batch_rows"] == 8
     for two, one in zip(losses(tmp_path), losses(folder), strict=True):
         assert two == pytest.approx(one, abs=2e-5)
-    assert results["any_order"]["nll"] == pytest.approx(read(folder, "results.json")["any_order"]["nll"], abs=2e-5)
-    assert results["training"]["tokens_seen"] == read(folder, "results.json")["training"]["tokens_seen"]
+    assert results["any_order"]["nll"] == pytest.approx(read_json(folder, "results.json")["any_order"]["nll"], abs=2e-5)
+    assert results["training"]["tokens_seen"] == read_json(folder, "results.json")["training"]["tokens_seen"]
     # The checkpoint got its name once, when both had written.
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (tmp_path / "checkpoint-12").iterdir()}
     assert not (tmp_path / "_incomplete").exists()
@@ -122,7 +106,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(finished, tmp_path):
     process = run([sys.executable], tmp_path, "--resume_from_checkpoint", "true")
     assert process.returncode == 0, process.stderr
     assert losses(tmp_path) == losses(folder)
-    results, whole = (read(path, "results.json") for path in (tmp_path, folder))
+    results, whole = (read_json(path, "results.json") for path in (tmp_path, folder))
     assert results["any_order"] == whole["any_order"]
     assert results["training"]["first_step"] == 6
     assert results["training"]["tokens_seen"] == whole["training"]["tokens_seen"]
@@ -178,7 +162,7 @@ def test_own_text_in_a_compressed_file(flags, tmp_path, monkeypatch, capsys):
         "1",
     ]
     pretrain.main([*common, *flags])
-    results = read(output, "results.json")
+    results = read_json(output, "results.json")
     causal = "configuration/causal" in flags
     assert ("any_order" in results) is not causal
     assert results["left_to_right"]["characters"] == results["data"]["held_out_characters"] + 5 * (

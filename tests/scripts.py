@@ -1,0 +1,46 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""The repository's scripts, which are not installed: as modules, and run as a user runs them, and what runs leave."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def load_script(path):
+    """A script, by its path in the repository, as a module."""
+    path = REPOSITORY / path
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    # Trainer pickles its arguments by the name of their module.
+    sys.modules[path.stem] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def run_script(path, *arguments, launcher=(sys.executable,), cwd=REPOSITORY, **variables):
+    """Runs a script, by its path in the repository, on one thread; nobody answers its questions."""
+    return subprocess.run(
+        [*launcher, str(REPOSITORY / path), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def read_json(folder, name):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def losses(folder):
+    """Training losses and evaluation losses of a run."""
+    curve = read_json(folder, "loss_curve.json")
+    return [entry["loss"] for entry in curve["train"]], [entry["eval_loss"] for entry in curve["eval"]]
