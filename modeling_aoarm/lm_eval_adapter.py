@@ -39,7 +39,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from .blanks import LIKE_A_BLANK, TextTemplate
-from .canvas import CanvasRows, check_count, resolve_order
+from .canvas import check_count
 from .infilling import infill
 
 
@@ -378,34 +378,8 @@ class AnyOrderLM(HFLM):
             scores = self.model.score(
                 input_ids, is_scored, attention_mask=is_real.long(), decoding_order=torch.stack(orders)
             )
-            is_greedy = torch.ones_like(is_real[:, 0])
-            for order in orders:
-                # Most are not greedy in their first order, and then the others need no look.
-                left = is_greedy.nonzero().flatten()
-                if len(left):
-                    is_greedy[left] = self._is_greedy(*(each[left] for each in (input_ids, is_real, is_scored, order)))
+        is_greedy = (scores.token_is_likeliest | ~is_scored).all(-1).all(0)
         return list(zip(scores[ENSEMBLES[self.ensemble]].tolist(), is_greedy.tolist(), strict=True))
-
-    def _is_greedy(
-        self, input_ids: torch.Tensor, is_real: torch.Tensor, is_scored: torch.Tensor, order: torch.Tensor
-    ) -> torch.Tensor:
-        """Whether each scored token is the likeliest one given the context and those before it, bool `[batch]`."""
-        rows = CanvasRows.lay_out(is_real, resolve_order("context_order", "left_to_right", is_real & ~is_scored), order)
-        is_row, width = rows.columns >= 0, rows.columns.shape[1]
-        numbers = torch.arange(width, device=self.device)
-        tokens = input_ids.gather(1, rows.columns.clamp(min=0))
-        # No row before this one predicts a scored token.
-        first = int(rows.given.min()) - 1
-        logits = self.model(
-            tokens,
-            attention_mask=is_row.long(),
-            position_ids=rows.columns.where(is_row, numbers),
-            use_cache=False,
-            logits_to_keep=width - first,
-        ).logits
-        is_likeliest = logits[:, :-1].argmax(-1) == tokens[:, first + 1 :]
-        asked = is_row & (numbers >= rows.given[:, None])
-        return (is_likeliest | ~asked[:, first + 1 :]).all(1)
 
     def _padded(self, rows: list[list[int]], filler: int = 0) -> torch.Tensor:
         """int64 `[rows, longest]`, padded on the right."""

@@ -27,6 +27,8 @@ class AOARMScoreOutput(ModelOutput):
             likelihood under the mixture of all orders. It is never below the mean of the logarithms, and a few orders
             estimate it from below.
         decoding_order: int64 `[orders, batch, blanks]`, the orders, -1 on the right.
+        token_is_likeliest: bool `[orders, batch, columns]`, whether greedy decoding in that order, with the same tokens
+            before it, would fill in each blank's token; False in other columns.
     """
 
     token_log_probs: torch.FloatTensor | None = None
@@ -34,6 +36,7 @@ class AOARMScoreOutput(ModelOutput):
     mean_log_likelihood: torch.FloatTensor | None = None
     log_mean_likelihood: torch.FloatTensor | None = None
     decoding_order: torch.LongTensor | None = None
+    token_is_likeliest: torch.BoolTensor | None = None
 
 
 class AOARMScoringMixin:
@@ -105,7 +108,8 @@ class AOARMScoringMixin:
         canvas = input_ids.long()
         context = resolve_order("context_order", context_order, given, names=("left_to_right",))
         orders = self._orders(decoding_order, generation_mask, num_orders, generator)
-        token_log_probs = torch.stack([self._score_order(canvas, real, context, order) for order in orders])
+        scored = [self._score_order(canvas, real, context, order) for order in orders]
+        token_log_probs, token_is_likeliest = map(torch.stack, zip(*scored, strict=True))
         log_likelihood = token_log_probs.sum(-1)
         return AOARMScoreOutput(
             token_log_probs=token_log_probs,
@@ -113,6 +117,7 @@ class AOARMScoringMixin:
             mean_log_likelihood=log_likelihood.mean(0),
             log_mean_likelihood=log_likelihood.logsumexp(0) - math.log(len(orders)),
             decoding_order=orders,
+            token_is_likeliest=token_is_likeliest,
         )
 
     @staticmethod
@@ -138,12 +143,11 @@ class AOARMScoringMixin:
 
     def _score_order(
         self, canvas: torch.Tensor, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor
-    ) -> torch.Tensor:
-        """Each blank's log-probability in one order: float32 `[batch, columns]`."""
-        scores = torch.zeros(canvas.shape, dtype=torch.float32, device=canvas.device)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each blank's log-probability in one order, float32 `[batch, columns]`, and whether it is largest, bool."""
         blanks = order.shape[1]
         if blanks == 0:
-            return scores
+            return torch.zeros_like(canvas, dtype=torch.float32), torch.zeros_like(canvas, dtype=torch.bool)
         rows = CanvasRows.lay_out(real, context, order)
         rows.check_order(self.config.attention_variant)
         # Blanks stand side by side at the right end. The last row's token predicts nothing any more.
@@ -160,9 +164,14 @@ class AOARMScoringMixin:
             longest=width,
             is_in_step=False,
         )
-        log_probs = log_probs_of(answers[:, :, 0], canvas.gather(1, order.clamp(min=0)))
+        answers, columns = answers[:, :, 0], order.clamp(min=0)
+        tokens = canvas.gather(1, columns)
         # Padding of the order adds nothing to column 0.
-        return scores.scatter_add(1, order.clamp(min=0), log_probs.masked_fill(order < 0, 0.0))
+        log_probs, is_likeliest = (
+            torch.zeros_like(canvas, dtype=each.dtype).scatter_add(1, columns, each.masked_fill(order < 0, 0))
+            for each in (log_probs_of(answers, tokens), (answers.argmax(-1) == tokens).long())
+        )
+        return log_probs, is_likeliest.bool()
 
 
 __all__ = ["AOARMScoreOutput", "AOARMScoringMixin"]

@@ -150,3 +150,23 @@ BLANKS = torch.tensor([[False, True, True, False], [False, False, True, True]])
 def test_bad_input_is_refused(arguments, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         tiny_model("two_stream").score(**{"input_ids": CANVAS, "generation_mask": BLANKS, **arguments})
+
+
+@any_order_variants
+def test_greedy_fillings_are_the_likeliest_and_others_are_not(variant):
+    """Against greedy decoding in the same order; a token that is changed is found, and none before it."""
+    model = tiny_model(variant)
+    canvas = torch.randint(0, 23, (2, 7), generator=torch.Generator().manual_seed(1))
+    blanks = torch.tensor(
+        [[False, True, False, True, True, False, True], [True, False, False, False, False, True, False]]
+    )
+    order = torch.tensor([[4, 1, 6, 3], [5, 0, -1, -1]])
+    filled = model.generate(canvas, generation_mask=blanks, decoding_order=order)
+    scores = model.score(filled, blanks, decoding_order=order)
+    assert scores.token_is_likeliest.dtype == torch.bool and torch.equal(scores.token_is_likeliest[0], blanks)
+    filled[0, 1] = (filled[0, 1] + 1) % 23
+    flags = model.score(filled, blanks, decoding_order=order).token_is_likeliest[0]
+    assert flags[0, 4] and not flags[0, 1] and torch.equal(flags[1], blanks[1])
+    several = torch.stack([order, order.flip(0).new_tensor([[1, 3, 4, 6], [0, 5, -1, -1]])])
+    each = [model.score(filled, blanks, decoding_order=one).token_is_likeliest[0] for one in several]
+    assert torch.equal(model.score(filled, blanks, decoding_order=several).token_is_likeliest, torch.stack(each))
