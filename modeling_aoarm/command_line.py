@@ -27,6 +27,13 @@ def add_command(
     return parser
 
 
+def add_loading_arguments(parser) -> None:
+    """Declares what commands that run a model ask about loading it, on a parser or a group of arguments."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of weights")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with MODEL")
+
+
 def check_is_there(argument: str, name: str) -> None:
     """Refuses what is no name on the Hub and no folder either, before the Hub is asked."""
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
@@ -54,4 +61,4 @@ def keep_quiet() -> None:
     logging.set_verbosity_error()
 
 
-__all__ = ["DTYPES", "add_command", "check_is_there", "find_device", "keep_quiet"]
+__all__ = ["DTYPES", "add_command", "add_loading_arguments", "check_is_there", "find_device", "keep_quiet"]

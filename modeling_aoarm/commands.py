@@ -12,7 +12,7 @@ import sys
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .command_line import DTYPES, add_command, check_is_there, find_device, keep_quiet
+from .command_line import DTYPES, add_command, add_loading_arguments, check_is_there, find_device, keep_quiet
 from .conversion import convert_causal_lm
 from .infilling import Infilling, infill
 from .lm_eval_command import add_lm_eval_command
@@ -112,9 +112,7 @@ def add_infill_command(subparsers) -> None:
     )
     running.add_argument("--stream", action="store_true", help="show the texts on stderr while they are filled")
     running.add_argument("--batch-size", type=int, default=64, metavar="N", help="texts filled at once (%(default)s)")
-    running.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")
-    running.add_argument("--dtype", choices=DTYPES, default="auto", help="of weights")
-    running.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with MODEL")
+    add_loading_arguments(running)
 
 
 def run_infill(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .command_line import DTYPES, add_command, check_is_there, find_device, keep_quiet
+from .command_line import add_command, add_loading_arguments, check_is_there, find_device, keep_quiet
 from .reporting import write_json
 
 
@@ -72,8 +72,7 @@ def add_lm_eval_command(subparsers) -> None:
     running.add_argument("--output-path", metavar="FILE", help="write the results as JSON")
     running.add_argument("--log-samples", action="store_true", help="with each document's results; needs --output-path")
     running.add_argument("--batch-size", default="1", metavar="N", help="requests at once, or auto (%(default)s)")
-    running.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")
-    running.add_argument("--dtype", choices=DTYPES, default="auto", help="of weights")
+    add_loading_arguments(running)
     running.add_argument(
         "--add-bos-token",
         action="store_true",
@@ -83,7 +82,6 @@ def add_lm_eval_command(subparsers) -> None:
     running.add_argument(
         "--model-args", default="", metavar="K=V,K=V", help="more arguments of lm-eval's hf: peft=DIR, max_length=512"
     )
-    running.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with MODEL")
 
 
 def run_lm_eval(arguments: argparse.Namespace) -> None:
