@@ -49,9 +49,9 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_aoarm import (
+    AOARMConfig,
     AOARMForCausalLM,
     DataCollatorForAnyOrderLM,
     OrderCurriculum,
@@ -59,6 +59,7 @@ from modeling_aoarm import (
     infill,
     lora_config,
 )
+from modeling_aoarm.checkpoints import resolve_checkpoint
 from modeling_aoarm.reporting import replacing, replacing_folder, versions, write_json
 from modeling_aoarm.text_data import TextArguments, cut_into_blocks, unigram_bits
 from modeling_aoarm.tokenization import character_tokenizer
@@ -142,10 +143,9 @@ def stage(args: RunArguments, name: str, steps: int, learning_rate: float, **cha
 
 
 def train(trainer: Trainer) -> None:
-    """Trains, from the last checkpoint where there is one."""
-    folder = trainer.args.output_dir
-    checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    """Trains, from the last complete checkpoint where there is one."""
+    has_begun = any(Path(trainer.args.output_dir).glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=resolve_checkpoint(trainer.args, has_begun))
     # Trainer switched the cache off for the training; the saved model should use it.
     trainer.model.config.use_cache = True
 
@@ -216,10 +216,6 @@ def adapt(
     return curve
 
 
-def trainable_parameters(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
 def plot(runs: dict[str, dict], unigram: float, title: str) -> Figure:
     """Two panels, any order and left to right: bits per character of held-out text over the tokens seen."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -273,14 +269,15 @@ def main(argv: list[str]) -> None:
     output = Path(args.output_dir)
     texts = settings.load()
     source = Path(settings.model_name_or_path or output / "source")
-    if settings.model_name_or_path is None and not source.is_dir():
+    is_missing = settings.model_name_or_path is None and not source.is_dir()
+    if is_missing:
         tokenizer = character_tokenizer(texts["train"]["text"])
     else:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     blocks = {name: cut_into_blocks(split, tokenizer, settings.block_size) for name, split in texts.items()}
-    if settings.model_name_or_path is None and not source.is_dir():
+    if is_missing:
         logger.info("training a left-to-right Llama: %s steps", settings.source_steps)
         train_source(settings, args, tokenizer, blocks["train"], source)
 
@@ -294,12 +291,12 @@ def main(argv: list[str]) -> None:
     for name in settings.methods.split(","):
         if name.startswith("scratch"):
             set_seed(args.seed)
-            model = AOARMForCausalLM(AOARMForCausalLM.config_class.from_pretrained(converted))
+            model = AOARMForCausalLM(AOARMConfig.from_pretrained(converted))
         else:
             model = AutoModelForCausalLM.from_pretrained(converted)
         if name == "lora":
             model = get_peft_model(model, lora_config(model, r=settings.lora_rank))
-        runs[name] = {"trainable_parameters": trainable_parameters(model)}
+        runs[name] = {"trainable_parameters": model.num_parameters(only_trainable=True)}
         finished = output / name / "curve.json"
         if finished.is_file():
             runs[name]["curve"] = json.loads(finished.read_text(encoding="utf-8"))

@@ -51,8 +51,14 @@ from transformers import (
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from modeling_aoarm import DataCollatorForAnyOrderLM, lora_config, with_example_index
-from modeling_aoarm.checkpoints import INCOMPLETE, discard_incomplete, is_unused, publish
-from modeling_aoarm.evaluation import OrderNLL
+from modeling_aoarm.checkpoints import (
+    INCOMPLETE,
+    discard_checkpoints,
+    discard_incomplete,
+    publish,
+    starting_checkpoint,
+)
+from modeling_aoarm.evaluation import evaluate_order
 from modeling_aoarm.model_card import CardArguments
 from modeling_aoarm.reporting import loss_curve, plot_loss_curve, versions, write_json
 from modeling_aoarm.text_data import TextArguments, cut_into_blocks
@@ -63,7 +69,7 @@ logger = logging.getLogger(__name__)
 
 # What `make pretrain` makes.
 DEFAULT_MODEL = "outputs/pretrain"
-ORDERS = {"any_order": "random", "left_to_right": "left_to_right"}
+ORDERS = {"any_order": "uniform", "left_to_right": "left_to_right"}
 
 
 @dataclass
@@ -71,7 +77,7 @@ class AdapterArguments:
     """What is fine-tuned, and how large the adapter is."""
 
     model_name_or_path: str = field(
-        default="outputs/pretrain",
+        default=DEFAULT_MODEL,
         metadata={"help": "An any-order model: folder or Hub name."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code that comes with the model."})
@@ -171,7 +177,9 @@ class FinetuningArguments(TrainingArguments):
     """`TrainingArguments` with defaults for the default run, and one more flag."""
 
     output_dir: str | None = field(default="outputs/finetune_peft", metadata={"help": "Where everything is written."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write into a folder that is not empty; its checkpoints are deleted."}
+    )
     max_steps: int = field(default=400, metadata={"help": "Optimiser steps."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and step."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per process and forward pass."})
@@ -188,19 +196,6 @@ class FinetuningArguments(TrainingArguments):
     include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "no, all or non_padding."})
 
 
-class InfillingTrainer(AnyOrderTrainer):
-    """Evaluates by the likelihood of middles, where `AnyOrderTrainer` takes whole rows."""
-
-    def evaluate_orders(self, dataset: Dataset, draws: int) -> dict[str, OrderNLL]:
-        model, tokenizer = self.accelerator.unwrap_model(self.model), self.data_collator.tokenizer
-        batch_size = self.args.per_device_eval_batch_size
-        self.measured = {
-            name: middle_nll(model, dataset, tokenizer, order, draws if order == "random" else 1, batch_size)
-            for name, order in ORDERS.items()
-        }
-        return self.measured
-
-
 def canvases(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, device) -> dict[str, torch.Tensor]:
     """Input ids, attention mask and generation mask (the middles), each `[batch, columns]`."""
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -212,21 +207,6 @@ def canvases(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, device) 
         name: torch.nn.utils.rnn.pad_sequence(values, batch_first=True).to(device)
         for name, values in zip(names, (ids, real, blank), strict=True)
     }
-
-
-def middle_nll(model, dataset: Dataset, tokenizer, order: str, draws: int, batch_size: int) -> OrderNLL:
-    """Negative log-likelihood of the middles given prefix and suffix, in orders that each example draws for itself."""
-    was_training = model.training
-    model.eval()
-    nll = []
-    for start in tqdm(range(0, len(dataset), batch_size), desc=f"scoring, {order}", leave=False):
-        batch = canvases(dataset[start : start + batch_size], tokenizer, model.device)
-        generators = [torch.Generator().manual_seed(start + row) for row in range(len(batch["input_ids"]))]
-        scores = model.score(**batch, decoding_order=order, num_orders=draws, generator=generators)
-        nll.append(-scores.log_likelihood.double().cpu())
-    model.train(was_training)
-    tokens = torch.tensor([sum(label != -100 for label in labels) for labels in dataset["labels"]])
-    return OrderNLL(order, torch.cat(nll, 1), tokens.expand(draws, -1), sum(dataset["num_characters"]))
 
 
 def accuracy(model, dataset: Dataset, tokenizer, batch_size: int) -> dict[str, float]:
@@ -245,8 +225,17 @@ def accuracy(model, dataset: Dataset, tokenizer, batch_size: int) -> dict[str, f
 
 def measure(model, dataset: Dataset, tokenizer, draws: int, batch_size: int) -> dict[str, dict]:
     """The figures of one model: likelihoods in both kinds of orders, and accuracies."""
+    characters = sum(dataset["num_characters"])
     likelihoods = {
-        name: middle_nll(model, dataset, tokenizer, order, draws if order == "random" else 1, batch_size).to_dict()
+        name: evaluate_order(
+            model,
+            dataset,
+            tokenizer,
+            order,
+            draws=draws if order == "uniform" else 1,
+            batch_size=batch_size,
+            characters=characters,
+        ).to_dict()
         for name, order in ORDERS.items()
     }
     return likelihoods | accuracy(model, dataset, tokenizer, batch_size)
@@ -301,15 +290,10 @@ def main(argv: list[str]) -> None:
     adapter_args, data_args, args, card_args = parser.parse_args_into_dataclasses(argv)
     logging.basicConfig()
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
-    resume = {"true": True, "false": False}.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
-    if not resume and not is_unused(args.output_dir) and not args.overwrite_output_dir:
-        raise ValueError(
-            f"--output_dir {args.output_dir} is not empty. Give another folder, continue the run in it with "
-            "--resume_from_checkpoint true, or replace it with --overwrite_output_dir true."
-        )
+    checkpoint = starting_checkpoint(args, args.overwrite_output_dir)
     set_seed(args.seed)
     # A resumed run has done so, and has it in its history.
-    args.eval_on_start = args.eval_on_start and not resume
+    args.eval_on_start = args.eval_on_start and checkpoint is None
 
     base, tokenizer = adapter_args.load()
     base.to(args.device)
@@ -332,7 +316,7 @@ def main(argv: list[str]) -> None:
     model = get_peft_model(base, adapter)
     trained, parameters = model.get_nb_trainable_parameters()
     logger.info("%s of %s parameters are trained", f"{trained:,}", f"{parameters:,}")
-    trainer = InfillingTrainer(
+    trainer = AnyOrderTrainer(
         model=model,
         args=args,
         data_collator=DataCollatorForAnyOrderLM(tokenizer, order=data_args.order, seed=data_args.middle_seed),
@@ -341,8 +325,10 @@ def main(argv: list[str]) -> None:
         processing_class=tokenizer,
         eval_draws=data_args.eval_draws,
     )
+    if checkpoint is None:
+        discard_checkpoints(args)
     training_started = time.time()
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=checkpoint)
     training_seconds = time.time() - training_started
     trainer.save_model()
     trainer.save_state()

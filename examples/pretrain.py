@@ -32,7 +32,6 @@ and the last checkpoints.
 import logging
 import os
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_aoarm import infill
-from modeling_aoarm.checkpoints import exclusive, is_unused, resolve_checkpoint
+from modeling_aoarm.checkpoints import discard_checkpoints, starting_checkpoint
 from modeling_aoarm.data_collator import DataCollatorForAnyOrderLM
 from modeling_aoarm.model_card import CardArguments
 from modeling_aoarm.orders import OrderCurriculum
@@ -188,22 +187,6 @@ def parse_arguments(
     return parser.parse_args_into_dataclasses(argv)
 
 
-def starting_point(args: PretrainingArguments) -> tuple[str | None, int]:
-    """The checkpoint to resume from and its step, or None and 0 for a new run, whose output folder has to be empty."""
-    wanted = args.resume_from_checkpoint
-    if wanted is not None and wanted.lower() != "false":
-        checkpoint = resolve_checkpoint(
-            args, True if wanted.lower() == "true" else wanted, [EMA_FILE] if args.ema_decay is not None else []
-        )
-        return checkpoint, TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
-    if not is_unused(args.output_dir) and not args.overwrite_output_dir:
-        raise ValueError(
-            f"--output_dir {args.output_dir} is not empty. Give another folder, continue the run in it with "
-            "--resume_from_checkpoint true, or replace it with --overwrite_output_dir true."
-        )
-    return None, 0
-
-
 def build_tokenizer(data_args: DataArguments, texts) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names, with a padding token (and a mask token to write canvases with)."""
     if data_args.tokenizer == "character":
@@ -313,7 +296,11 @@ def main(argv: list[str]) -> None:
     model_args, data_args, eval_args, args, card_args = parse_arguments(argv)
     logging.basicConfig()
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
-    checkpoint, first_step = starting_point(args)
+    required = [EMA_FILE] if args.ema_decay is not None else []
+    checkpoint = starting_checkpoint(args, args.overwrite_output_dir, required)
+    first_step = 0
+    if checkpoint is not None:
+        first_step = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
     if args.device.type == "cpu":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(args.cpu_threads or max(1, cores // args.world_size))
@@ -348,11 +335,8 @@ def main(argv: list[str]) -> None:
         callbacks=[EMACallback(args.ema_decay)] if args.ema_decay is not None else None,
     )
     # Nothing is written before everything that was asked for has been checked.
-    if args.process_index == 0 and checkpoint is None:
-        with exclusive(args.output_dir):
-            for old in Path(args.output_dir).glob("checkpoint-*"):
-                shutil.rmtree(old)
-    trainer.accelerator.wait_for_everyone()
+    if checkpoint is None:
+        discard_checkpoints(args)
     training_started = time.time()
     trainer.train(resume_from_checkpoint=checkpoint)
     training_seconds = time.time() - training_started

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from .reporting import flush, naming_disk_errors
+from .reporting import flush, naming_disk_errors, reaching_disk
 
 
 logger = logging.get_logger(__name__)
@@ -175,6 +176,42 @@ def resolve_checkpoint(
     return str(folders[number])
 
 
+def starting_checkpoint(
+    args: TrainingArguments, overwrite_output_dir: bool, required: Sequence[str] = ()
+) -> str | None:
+    """What `--resume_from_checkpoint` and `--overwrite_output_dir` of a script ask for: a checkpoint, or a new run.
+
+    Args:
+        args: of the training; `resume_from_checkpoint` is a folder, "true", "false" or `None`.
+        overwrite_output_dir: whether a new run may write into a folder that is not empty.
+        required: as in [`resolve_checkpoint`].
+
+    Returns:
+        The checkpoint to go on from, or `None` for a new run.
+
+    Raises:
+        ValueError: as in [`resolve_checkpoint`], and for a new run into a folder that is not empty.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is not None and wanted.lower() != "false":
+        return resolve_checkpoint(args, True if wanted.lower() == "true" else wanted, required)
+    if not is_unused(args.output_dir) and not overwrite_output_dir:
+        raise ValueError(
+            f"--output_dir {args.output_dir} is not empty. Give another folder, continue the run in it with "
+            "--resume_from_checkpoint true, or replace it with --overwrite_output_dir true."
+        )
+    return None
+
+
+def discard_checkpoints(args: TrainingArguments) -> None:
+    """Removes what an earlier run has left in the output folder, before a new one; all processes have to call this."""
+    if args.process_index == 0:
+        with exclusive(args.output_dir):
+            for old in Path(args.output_dir).glob("checkpoint-*"):
+                shutil.rmtree(old)
+    PartialState().wait_for_everyone()
+
+
 def _checkpoints(output_dir: str | os.PathLike) -> dict[int, Path]:
     """Checkpoints by the steps in their names."""
     paths = Path(output_dir).iterdir() if Path(output_dir).is_dir() else ()
@@ -239,12 +276,11 @@ def replacing_files(folder: str | os.PathLike) -> Iterator[Path]:
     discard_incomplete(folder)
     temporary.mkdir(parents=True)
     try:
-        with naming_disk_errors(folder):
+        with reaching_disk(temporary, folder):
             if (folder / "README.md").is_file():
                 # Adapters add to a model card that is there.
                 shutil.copy(folder / "README.md", temporary)
             yield temporary
-            flush(temporary)
         files = sorted(file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file())
         for file in files:
             (folder / file).parent.mkdir(exist_ok=True, parents=True)

@@ -102,7 +102,8 @@ def evaluate_order(
 
     Args:
         model: an `AOARMForCausalLM`; put in evaluation mode for the time of the call.
-        dataset: indexable rows with `input_ids`, sentence order, without BOS or with it.
+        dataset: indexable rows with `input_ids`, sentence order, without BOS or with it, and perhaps `labels`, which
+            are -100 where a token is given and not predicted.
         tokenizer: gives the BOS that is put first, and the padding id.
         order: anything that `sample_orders` takes.
         draws: how many orders each example is scored in. Use 1 for orders that are not random, like `left_to_right`.
@@ -147,7 +148,7 @@ def evaluate_order(
                 for number in passes:
                     start = number % batches * batch_size
                     indices = range(start, min(start + batch_size, len(dataset)))
-                    batch = collator([{"input_ids": dataset[i]["input_ids"], "example_index": i} for i in indices])
+                    batch = collator([_example(dataset[i], i) for i in indices])
                     with precision():
                         example_nll, example_tokens = _score(model, batch)
                     if number < batches and is_first_part:
@@ -163,6 +164,11 @@ def evaluate_order(
     if not tokens.sum(1).all():
         raise ValueError(f"dataset must have tokens to predict in the order {order}, got none in some draw.")
     return OrderNLL(str(order), nll, tokens, characters)
+
+
+def _example(row: dict, index: int) -> dict:
+    """What the collator reads of a row, and the row's number."""
+    return {name: row[name] for name in ("input_ids", "labels") if name in row} | {"example_index": index}
 
 
 def _score(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,14 +56,25 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def reaching_disk(temporary: Path, path: str | os.PathLike) -> Iterator[None]:
+    """What the block writes to `temporary`, which is to become `path`, is on the disk when it ends.
+
+    Raises:
+        OSError: as in [`naming_disk_errors`].
+    """
+    with naming_disk_errors(path):
+        yield
+        flush(temporary)
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path to write to; it becomes `path` when the block ends well and is removed when not."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming_disk_errors(path):
+        with reaching_disk(temporary, path):
             yield temporary
-            flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -82,9 +93,8 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
-        with naming_disk_errors(path):
+        with reaching_disk(temporary, path):
             yield temporary
-            flush(temporary)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -109,3 +109,20 @@ def test_bad_input_is_named(model, dataset):
         evaluate_order(model, dataset.select([]), TOKENIZER)
     with pytest.raises(ValueError, match="tokens to predict"):
         evaluate_order(model, Dataset.from_dict({"input_ids": [[]]}), TOKENIZER, draws=1, progress=False)
+
+
+@pytest.mark.parametrize("order", ["left_to_right", "uniform"])
+def test_of_rows_with_labels_only_those_are_scored(model, dataset, order):
+    """Given the rest of the row, as `score` does it; two tokens have two orders, of which each row has drawn one."""
+    labels = [[-100] * len(ids) for ids in dataset["input_ids"]]
+    for index in (0, 2, 4):
+        labels[index][2:4] = dataset["input_ids"][index][2:4]
+    labelled = dataset.add_column("labels", labels).select([0, 2, 4])
+    result = evaluate_order(model, labelled, TOKENIZER, order, draws=1, batch_size=2, progress=False)
+    assert result.example_tokens.tolist() == [[2, 2, 2]]
+    for index, row in enumerate(labelled):
+        canvas = torch.tensor([[TOKENIZER.bos_token_id, *row["input_ids"]]])
+        blanks = torch.tensor([[False, *(label != -100 for label in row["labels"])]])
+        both = model.score(canvas, blanks, decoding_order=torch.tensor([[[3, 4]], [[4, 3]]])).log_likelihood[:, 0]
+        errors = (both + result.example_nll[0, index]).abs()
+        assert (errors[0] if order == "left_to_right" else errors.min()) < 1e-4 < (both[0] - both[1]).abs()

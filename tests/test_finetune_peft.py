@@ -1,19 +1,16 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The fine-tuning example as a user runs it: from a saved model to an adapter that loads, with true figures."""
 
-import importlib.util
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from scripts import load_script, losses, read_json, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from variants import tiny_model
 
@@ -22,13 +19,7 @@ from modeling_aoarm.text_data import load_texts
 from modeling_aoarm.tokenization import character_tokenizer, train_bpe_tokenizer
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-_spec = importlib.util.spec_from_file_location("finetune_peft", REPOSITORY / "examples" / "finetune_peft.py")
-finetune_peft = importlib.util.module_from_spec(_spec)
-# Trainer pickles its arguments by the name of their module.
-sys.modules["finetune_peft"] = finetune_peft
-_spec.loader.exec_module(finetune_peft)
+finetune_peft = load_script("examples/finetune_peft.py")
 
 WORDS = "the cat sat on a mat and the dog ate it all before noon".split()
 FLAGS = {
@@ -49,23 +40,10 @@ FLAGS = {
 
 
 def run(folder, output, *flags):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment["HF_DATASETS_CACHE"] = str(folder / "cache")
-    command = [sys.executable, str(REPOSITORY / "examples" / "finetune_peft.py"), "--train_file", "text.jsonl"]
-    command += ["--model_name_or_path", "base", "--output_dir", output]
-    command += [part for flag in FLAGS.items() for part in flag] + list(flags)
-    return subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
-    )
-
-
-def read(folder, name):
-    return json.loads((folder / name).read_text(encoding="utf-8"))
-
-
-def losses(folder):
-    curve = read(folder, "loss_curve.json")
-    return [entry["loss"] for entry in curve["train"]], [entry["eval_loss"] for entry in curve["eval"]]
+    arguments = ["--train_file", "text.jsonl", "--model_name_or_path", "base", "--output_dir", output]
+    arguments += [part for flag in FLAGS.items() for part in flag]
+    variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    return run_script("examples/finetune_peft.py", *arguments, *flags, cwd=folder, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +109,7 @@ def test_a_run_leaves_adapter_tokenizer_curve_card_and_figures(finished):
     train, evaluations = losses(output)
     assert len(train) == 4 and len(evaluations) == 3 and evaluations[-1] < evaluations[0]
 
-    results = read(output, "results.json")
+    results = read_json(output, "results.json")
     assert results["adapter"]["modules_to_save"] == ["query_embedding"]
     # Seven matrices in each of three layers, of rank 16, and the query vector.
     sizes = 3 * 16 * ((32 + 32) * 2 + (32 + 16) * 2 + (32 + 48) * 3) + 32
@@ -162,7 +140,7 @@ def test_the_figures_are_those_of_the_saved_adapter_and_of_the_base(finished, he
     folder, _ = finished
     monkeypatch.chdir(folder)
     dataset, tokenizer = held_out
-    results = read(folder / "output", "results.json")
+    results = read_json(folder / "output", "results.json")
     merged = AutoModelForCausalLM.from_pretrained("output/merged")
     models = {
         "before": AutoModelForCausalLM.from_pretrained("base"),
@@ -223,7 +201,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(finished):
     process = run(folder, "resumed", "--resume_from_checkpoint", "true")
     assert process.returncode == 0, process.stderr
     assert losses(folder / "resumed") == losses(folder / "output")
-    resumed, whole = (read(folder / name, "results.json") for name in ("resumed", "output"))
+    resumed, whole = (read_json(folder / name, "results.json") for name in ("resumed", "output"))
     assert (resumed["before"], resumed["after"]) == (whole["before"], whole["after"])
     assert not (folder / "resumed" / "merged").exists()
 
@@ -233,6 +211,15 @@ def test_a_folder_with_something_in_it_is_left_alone(finished, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match="--output_dir output is not empty.*--overwrite_output_dir true"):
         finetune_peft.main(["--model_name_or_path", "base", "--output_dir", "output", "--use_cpu", "true"])
+
+
+def test_a_run_that_overwrites_leaves_no_checkpoint_of_the_one_before(finished):
+    """A later resume would go on from it."""
+    folder, _ = finished
+    shutil.copytree(folder / "output" / "checkpoint-4", folder / "again" / "checkpoint-9")
+    process = run(folder, "again", "--overwrite_output_dir", "true", "--max_steps", "2")
+    assert process.returncode == 0, process.stderr
+    assert {path.name for path in (folder / "again").glob("checkpoint-*")} == {"checkpoint-2"}
 
 
 def test_the_base_must_be_there_and_fill_middles(tmp_path, monkeypatch):

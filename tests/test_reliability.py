@@ -19,9 +19,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from test_configuration import REPOSITORY, pretrain
+from scripts import REPOSITORY, losses, run_script
+from test_configuration import pretrain
 from test_conversion import source_model
-from test_pretrain import TINY, losses
+from test_pretrain import TINY
 from test_training import CURRICULUM, TOKENIZER, make_trainer
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_jit_checkpoint import CheckpointManager
@@ -30,7 +31,7 @@ from variants import tiny_model
 from modeling_aoarm import AOARMForCausalLM, DataCollatorForAnyOrderLM, infill
 from modeling_aoarm.__main__ import main
 from modeling_aoarm.checkpoints import LOCK, check_checkpoint, exclusive, is_unused, resolve_checkpoint
-from modeling_aoarm.reporting import write_json
+from modeling_aoarm.reporting import replacing_folder, write_json
 from modeling_aoarm.tokenization import character_tokenizer
 
 
@@ -67,9 +68,7 @@ def crashes(tmp_path_factory):
     def report(way):
         if way not in made:
             folder = tmp_path_factory.mktemp(way)
-            environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, str(REPOSITORY / "tests" / "crashes.py"), way, str(folder)]
-            process = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+            process = run_script("tests/crashes.py", way, folder)
             assert process.returncode == 0, process.stderr
             made[way] = json.loads((folder / "report.json").read_text(encoding="utf-8")), folder / "whole"
         return made[way]
@@ -526,3 +525,21 @@ def test_overwriting_deletes_nothing_before_the_arguments_are_checked(folder):
     with pytest.raises(ValueError, match="load_best_model_at_end=True"):
         pretrain.main([str(REPOSITORY / TINY[0]), *TINY[1:], *flags])
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("replace", [write_json, lambda path, value: write_a_folder(path)])
+def test_a_disk_that_tells_only_in_the_end_that_it_is_full_is_heard(replace, tmp_path, monkeypatch):
+    """Systems that allocate late accept writes, and fail when the file has to be on the disk."""
+
+    def refuse(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="could not be written, what was there before is as it was") as caught:
+        replace(tmp_path / "new", 1)
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+
+
+def write_a_folder(path):
+    with replacing_folder(path) as folder:
+        (folder / "file").write_text("1")
