@@ -6,7 +6,7 @@ Objective: each row of text is cut into a prefix, a middle and a suffix. Prefix 
 the middle, in an order of its tokens that is drawn anew in each epoch, and only the middle is in the loss. The adapter
 changes all linear layers, and in `two_stream` the learned query vector is trained as well.
 
-With the defaults (the model of `make pretrain` and its text, in rows twice as long as it has seen; a few minutes on 2
+With the defaults (the model of `make pretrain` and its text, in rows twice as long as it has seen; 2 minutes on 2
 CPU cores):
 
     python examples/finetune_peft.py
