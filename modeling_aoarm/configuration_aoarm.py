@@ -15,6 +15,9 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM",
 }
 
+# Variants without rotations, whose tables of positions end.
+TABLE_VARIANTS = ("double_position", "adaptive_norm")
+
 # Other types recompute their frequencies from the largest position seen, which changes with the generation order.
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -23,19 +26,29 @@ STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 class AOARMConfig(PreTrainedConfig):
     r"""
     Configuration of [`AOARMModel`] and [`AOARMForCausalLM`]: Llama's decoder plus one choice, how the target
-    position reaches the predictor. All fields but the first three have the names and meanings they have in
+    position reaches the predictor. All fields but the first five have the names and meanings they have in
     [`LlamaConfig`].
 
     Args:
-        attention_variant (`"two_stream"`, `"decoupled_rope"` or `"causal"`, defaults to `"two_stream"`):
+        attention_variant (`str`, defaults to `"two_stream"`):
             - `"two_stream"`: a content and a query stream read the same keys and values; the query stream's queries
               are rotated by the target position - 1 and predict (XLNet, arXiv:1906.08237; A3, arXiv:2601.13228).
             - `"decoupled_rope"`: one stream, queries rotated by the target position - 1, keys by their own position
               (arXiv:2602.16092).
+            - `"double_position"`: one stream without rotations; embeddings of content and target position are added
+              to the token embedding (σ-GPT, arXiv:2404.09562).
+            - `"adaptive_norm"`: one stream without rotations; an embedding of the content position is added, and one of
+              the target position makes shifts, scales and gates of all layers (AO-GPT, arXiv:2506.19935).
             - `"causal"`: the left-to-right Llama, which knows no target: the autoregressive baseline.
         query_stream_init (`"learned"` or `"content"`, defaults to `"learned"`):
             Where the query stream of `two_stream` starts: from one learned vector (XLNet), or from the row's own
             token embedding, which makes the identity order equal to Llama. The other variants ignore it.
+        double_position_mode (`"concatenated"` or `"summed"`, defaults to `"concatenated"`):
+            One table of half the width for both positions, side by side (the released σ-GPT), or the sum of two tables
+            of the full width. The other variants ignore it.
+        target_embedding_size (`int`, defaults to 128):
+            Width of the target's embedding in `adaptive_norm`, as in AO-GPT; its layers have 6 × this × `hidden_size`
+            weights more than the other variants', so narrow models want a smaller one. The others ignore it.
         qk_norm (`bool`, defaults to `False`):
             RMS normalisation of queries and keys over the head dimension, as in Qwen3.
         attention_bias (`bool`, defaults to `False`):
@@ -44,6 +57,8 @@ class AOARMConfig(PreTrainedConfig):
             Bias of the attention's output projection.
         max_position_embeddings (`int`, defaults to 2048):
             Content positions lie in `[0, max_position_embeddings)`, target positions in `[0, max_position_embeddings]`.
+            Tables of `double_position` and `adaptive_norm` have an entry for each; left-to-right text in the others may
+            be longer.
         rope_parameters (`dict`, *optional*):
             As in Llama; `rope_type` is one of `default`, `linear`, `llama3` and `yarn`.
         mask_token_id (`int`, *optional*):
@@ -68,8 +83,12 @@ class AOARMConfig(PreTrainedConfig):
         "layers.*.mlp.down_proj": "rowwise",
     }
 
-    attention_variant: Literal["two_stream", "decoupled_rope", "causal"] = "two_stream"
+    attention_variant: Literal["two_stream", "decoupled_rope", "double_position", "adaptive_norm", "causal"] = (
+        "two_stream"
+    )
     query_stream_init: Literal["learned", "content"] = "learned"
+    double_position_mode: Literal["concatenated", "summed"] = "concatenated"
+    target_embedding_size: int = 128
     qk_norm: bool = False
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -114,6 +133,7 @@ class AOARMConfig(PreTrainedConfig):
             "num_key_value_heads",
             "head_dim",
             "max_position_embeddings",
+            "target_embedding_size",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -124,6 +144,14 @@ class AOARMConfig(PreTrainedConfig):
             )
         if self.head_dim % 2 != 0:
             raise ValueError(f"Rotations need an even `head_dim`, got {self.head_dim}.")
+
+    def validate_halves(self):
+        """Two tables side by side fill the width."""
+        concatenates = self.attention_variant == "double_position" and self.double_position_mode == "concatenated"
+        if concatenates and self.hidden_size % 2 != 0:
+            raise ValueError(
+                f"`hidden_size` must be even for double_position_mode='concatenated', got {self.hidden_size}."
+            )
 
     def validate_rope_is_static(self):
         """Rotations may depend on a row's position only."""

@@ -34,6 +34,9 @@ from .generation_config_aoarm import AOARMGenerationConfig
 from .modeling_aoarm import AOARMForCausalLM
 
 
+# Those with rotations.
+VARIANTS = ("decoupled_rope", "two_stream", "causal")
+
 # Fields that all families share with us, in name and meaning.
 COPIED = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
@@ -237,6 +240,11 @@ def convert_config(
     Raises:
         ValueError: for a model type or a field that is unknown, and for values that cannot be converted exactly.
     """
+    if attention_variant not in VARIANTS:
+        raise ValueError(
+            f"`attention_variant` must be one that a left-to-right model can become, {', '.join(VARIANTS)}, got "
+            f"{attention_variant!r}."
+        )
     family = FAMILIES.get(source.model_type)
     if family is None or type(source) is not family.model_class.config_class:
         raise ValueError(

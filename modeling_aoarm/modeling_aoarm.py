@@ -2,13 +2,18 @@
 """Any-order autoregressive models: Llama's decoder over rows in generation order, told where the next token goes.
 
 The backbone works on *streams*, a tensor `[streams, batch, rows, hidden]`. Stream 0 is the content stream: it makes the
-keys and values, rotated by the rows' content positions. The variants differ in two places only:
+keys and values. The variants differ in the streams that there are and in where positions come in:
 
-| variant          | streams                                      | queries are rotated by                            |
-| ---------------- | -------------------------------------------- | ------------------------------------------------- |
-| `two_stream`     | content, and one query stream per target     | content: content position; query: target - 1      |
-| `decoupled_rope` | one, which is content and prediction         | target - 1                                        |
-| `causal`         | one                                          | content position                                  |
+| variant           | streams                                  | queries are rotated by                       |
+| ----------------- | ---------------------------------------- | -------------------------------------------- |
+| `two_stream`      | content, and one query stream per target | content: content position; query: target - 1 |
+| `decoupled_rope`  | one, which is content and prediction     | target - 1                                   |
+| `causal`          | one                                      | content position                             |
+| `double_position` | one                                      | nothing; see [`DoublePositionEmbedding`]     |
+| `adaptive_norm`   | one                                      | nothing; see [`AdaptiveNormDecoderLayer`]    |
+
+Keys are rotated by content positions. The last two have tables of positions in place of rotations: what they know of
+positions is added to the tokens, and in `adaptive_norm` the target modulates the layers.
 
 All streams see rows <= r, so they share one causal attention call, in which they are further query heads over the same
 keys and values. Target - 1 is the slot from which a left-to-right decoder predicts the target: in the identity order
@@ -27,24 +32,23 @@ from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaMLP,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-    eager_attention_forward,
-    rotate_half,
-)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_aoarm import AOARMConfig
+from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig
 from .generation_aoarm import AOARMGenerationMixin
 from .generation_config_aoarm import AOARMGenerationConfig
+from .layers_aoarm import (
+    AdaptiveNormDecoderLayer,
+    AOARMAttention,
+    AOARMDecoderLayer,
+    DoublePositionEmbedding,
+    modulate,
+)
 from .packing import as_indices, check_first_labels, packed_causal_mask
 from .positions import RowPositions
 from .prompt_learning import refuse_orders_in_prompt_learning
@@ -82,125 +86,6 @@ class AOARMCausalLMOutputWithPast(CausalLMOutputWithPast):
 
     content_hidden_states: tuple[torch.Tensor, ...] | None = None
     content_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class AOARMAttention(LlamaAttention):
-    """Llama's attention, in which all streams ask the content stream's keys and values in one call.
-
-    Streams are further query heads, laid out key/value head by key/value head and within one stream by stream, so that
-    the attention interface, which gives query head h the key/value head h // groups, serves every stream the same keys
-    and values. Where there is a mask tensor they are further query rows instead: with masks the library copies keys and
-    values for every query head, and a mask for another stream is smaller. So they are, without a mask, where there is
-    one row, which sees all keys.
-    """
-
-    def __init__(self, config: AOARMConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.o_proj = nn.Linear(
-            config.num_attention_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
-        )
-        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
-
-    def forward(
-        self,
-        queries: torch.Tensor,
-        content: torch.Tensor,
-        query_rotation: tuple[torch.Tensor, torch.Tensor],
-        key_rotation: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        Args:
-            queries: `[streams, batch, rows, hidden]`, the streams that ask.
-            content: `[batch, rows, hidden]`, the stream that is read.
-            query_rotation: cosine and sine, each `[streams, batch, rows, 1, head_dim]`.
-            key_rotation: cosine and sine, each `[batch, rows, 1, head_dim]`.
-
-        Returns:
-            The output `[streams, batch, rows, hidden]`, and from eager attention the weights
-            `[streams, batch, heads, rows, keys]`.
-        """
-        streams, batch, rows, _ = queries.shape
-        heads = (-1, self.head_dim)
-        # Quantised linear layers take three dimensions at most (bitsandbytes in 8 bits).
-        query = self.q_proj(queries.flatten(0, 1)).unflatten(0, (streams, batch)).unflatten(-1, heads)
-        query = rotate(self.q_norm(query), *query_rotation)
-        key = rotate(self.k_norm(self.k_proj(content).unflatten(-1, heads)), *key_rotation).transpose(1, 2)
-        value = self.v_proj(content).unflatten(-1, heads).transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-
-        # Head counts come from the tensors: under tensor parallelism each process holds a share of them.
-        key_heads = key.shape[1]
-        is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
-        sees_all = rows == 1 and attention_mask is None
-        as_rows = streams == 1 or is_masked or sees_all
-        if as_rows:
-            query = query.permute(1, 3, 0, 2, 4).flatten(2, 3)
-            if streams > 1 and is_masked:
-                attention_mask = attention_mask.repeat(1, 1, streams, 1)
-            if streams > 1 and sees_all:
-                kwargs["is_causal"] = False
-        else:
-            query = query.unflatten(3, (key_heads, -1)).permute(1, 3, 0, 4, 2, 5).flatten(1, 3)
-        self.num_key_value_groups = query.shape[1] // key_heads
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        if as_rows:
-            output = output.unflatten(1, (streams, rows)).transpose(0, 1).flatten(3)
-            weights = None if weights is None else weights.unflatten(2, (streams, rows)).movedim(2, 0)
-        else:
-            output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3)
-            if weights is not None:
-                weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
-        # Sharded linear layers view what they are given.
-        return self.o_proj(output.contiguous().flatten(0, 1)).unflatten(0, (streams, batch)), weights
-
-
-class AOARMDecoderLayer(GradientCheckpointingLayer):
-    """Llama's decoder layer on all streams at once.
-
-    After the last layer only predictions are wanted, so there the content stream of `two_stream` only makes its keys
-    and values: the queries start at `first_query_stream`.
-    """
-
-    def __init__(self, config: AOARMConfig, layer_idx: int):
-        super().__init__()
-        is_last = layer_idx == config.num_hidden_layers - 1
-        self.first_query_stream = 1 if is_last and config.attention_variant == "two_stream" else 0
-        self.self_attn = AOARMAttention(config, layer_idx)
-        self.mlp = LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self,
-        streams: torch.Tensor,
-        query_rotation: tuple[torch.Tensor, torch.Tensor],
-        key_rotation: tuple[torch.Tensor, torch.Tensor],
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        """Maps streams `[streams, batch, rows, hidden]` to the streams that go on, in the same layout."""
-        first = self.first_query_stream
-        normed = self.input_layernorm(streams)
-        attended, _ = self.self_attn(
-            normed[first:], normed[0], tuple(part[first:] for part in query_rotation), key_rotation, **kwargs
-        )
-        streams = streams[first:] + attended
-        normed = self.post_attention_layernorm(streams)
-        return streams + self.mlp(normed.flatten(0, 1)).view_as(streams)
 
 
 class AOARMPreTrainedModel(PreTrainedModel):
@@ -253,21 +138,54 @@ class AOARMModel(AOARMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.attention_variant == "two_stream" and config.query_stream_init == "learned":
             self.query_embedding = nn.Embedding(1, config.hidden_size)
-        self.layers = nn.ModuleList([AOARMDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        places = config.max_position_embeddings + 1
+        layer_class = AOARMDecoderLayer
+        if config.attention_variant == "double_position":
+            self.position_embedding = DoublePositionEmbedding(config)
+        elif config.attention_variant == "adaptive_norm":
+            layer_class = AdaptiveNormDecoderLayer
+            self.position_embedding = nn.Embedding(places, config.hidden_size)
+            self.target_embedding = nn.Embedding(places, config.target_embedding_size)
+            self.norm_modulation = nn.Linear(config.target_embedding_size, 2 * config.hidden_size)
+        else:
+            self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
 
-    def initial_streams(self, content: torch.Tensor, targets: int) -> torch.Tensor:
-        """Lays the streams out before the first layer: `[batch, rows, hidden]` to `[streams, batch, rows, hidden]`."""
+    def initial_streams(self, content: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Lays the streams out before the first layer: `[batch, rows, hidden]` to `[streams, batch, rows, hidden]`.
+
+        Args:
+            content: the rows' tokens.
+            position_ids: int64 `[batch, rows]`.
+            targets: int64 `[batch, rows, targets]`.
+        """
+        if self.config.attention_variant == "double_position":
+            content = content + self.position_embedding(position_ids, targets[..., 0])
+        elif self.config.attention_variant == "adaptive_norm":
+            content = content + self.position_embedding(position_ids)
         if self.config.attention_variant != "two_stream":
             return content[None]
         start = content
         if self.config.query_stream_init == "learned":
             # By a call, not by its weight: hooks of offloading and adapters act on calls.
             start = self.query_embedding(torch.zeros((), dtype=torch.int64, device=content.device))
-        return torch.cat([content[None], start.expand(targets, *content.shape)])
+        return torch.cat([content[None], start.expand(targets.shape[-1], *content.shape)])
+
+    def rotations(
+        self, streams: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, tuple[torch.Tensor, torch.Tensor] | None]:
+        """Cosines and sines of queries and of keys, as [`AOARMAttention`] takes them."""
+        if self.config.attention_variant in TABLE_VARIANTS:
+            return None, None
+        # One rotation serves all heads.
+        places = torch.cat([position_ids[None], self.query_positions(position_ids, targets)])
+        cos, sin = (
+            part.unflatten(0, places.shape[:2]).unsqueeze(-2) for part in self.rotary_emb(streams, places.flatten(0, 1))
+        )
+        return (cos[1:], sin[1:]), (cos[0], sin[0])
 
     def query_positions(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
         """The slot that each stream's queries are rotated to, int64 `[streams, batch, rows]`.
@@ -355,17 +273,20 @@ class AOARMModel(AOARMPreTrainedModel):
                 "`target_position_ids` of shape [batch, rows, targets] needs attention_variant='two_stream': a single "
                 f"stream has one target per row. Got attention_variant={self.config.attention_variant!r}."
             )
-        if is_given and not is_checked and not torch.compiler.is_compiling():
+        has_tables = self.config.attention_variant in TABLE_VARIANTS
+        if (is_given or has_tables) and not is_checked and not torch.compiler.is_compiling():
             positions.check(self.config, past_key_values)
 
         targets = positions.targets if several_targets else positions.targets[..., None]
-        streams = self.initial_streams(inputs_embeds, targets.shape[-1])
-        places = torch.cat([positions.content[None], self.query_positions(positions.content, targets)])
-        # One rotation serves all heads.
-        cos, sin = (
-            part.unflatten(0, places.shape[:2]).unsqueeze(-2) for part in self.rotary_emb(streams, places.flatten(0, 1))
-        )
-        key_rotation, query_rotation = (cos[0], sin[0]), (cos[1:], sin[1:])
+        content = positions.content
+        if has_tables and positions.real is not None:
+            # Padding may stand anywhere, also where a table has no entry.
+            content, targets = content.where(positions.real, 0), targets.where(positions.real[..., None], 0)
+        streams = self.initial_streams(inputs_embeds, content, targets)
+        query_rotation, key_rotation = self.rotations(streams, content, targets)
+        condition = None
+        if self.config.attention_variant == "adaptive_norm":
+            condition = nn.functional.silu(self.target_embedding(targets[..., 0]))
         if positions.starts is None:
             causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
         else:
@@ -375,6 +296,7 @@ class AOARMModel(AOARMPreTrainedModel):
             streams,
             query_rotation,
             key_rotation,
+            condition,
             attention_mask=causal_mask,
             past_key_values=past_key_values,
             return_dict=True,
@@ -386,15 +308,20 @@ class AOARMModel(AOARMPreTrainedModel):
     def run_layers(
         self,
         streams: torch.Tensor,
-        query_rotation: tuple[torch.Tensor, torch.Tensor],
-        key_rotation: tuple[torch.Tensor, torch.Tensor],
+        query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        condition: torch.Tensor | None,
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMModelOutputWithPast:
         """The layers and the final norm, on streams `[streams, batch, rows, hidden]`; outputs hold streams too."""
         for layer in self.layers:
-            streams = layer(streams, query_rotation, key_rotation, past_key_values=past_key_values, **kwargs)
-        return AOARMModelOutputWithPast(last_hidden_state=self.norm(streams), past_key_values=past_key_values)
+            # By position: reentrant checkpointing gives gradients to such arguments only.
+            streams = layer(streams, query_rotation, key_rotation, condition, past_key_values=past_key_values, **kwargs)
+        normed = self.norm(streams)
+        if condition is not None:
+            normed = modulate(normed, *self.norm_modulation(condition).chunk(2, dim=-1))
+        return AOARMModelOutputWithPast(last_hidden_state=normed, past_key_values=past_key_values)
 
     def separate_streams(self, outputs: AOARMModelOutputWithPast, several_targets: bool) -> AOARMModelOutputWithPast:
         """Gives outputs that hold streams the shapes of [`AOARMModelOutputWithPast`]."""
@@ -418,11 +345,6 @@ class AOARMModel(AOARMPreTrainedModel):
                 outputs["content_attentions"] = tuple(streams[0] for streams in outputs.attentions[:-1])
             outputs["attentions"] = tuple(predicting(streams, 1) for streams in outputs.attentions)
         return outputs
-
-
-def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates heads `[..., rows, heads, head_dim]` by angles whose `cos` and `sin` are `[..., rows, 1, head_dim]`."""
-    return heads * cos + rotate_half(heads) * sin
 
 
 class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationMixin, GenerationMixin):

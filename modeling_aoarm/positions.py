@@ -12,6 +12,7 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_aoarm import TABLE_VARIANTS
 from .packing import as_indices, segment_starts
 
 
@@ -109,8 +110,8 @@ class RowPositions:
         """Refuses positions that the model cannot take, or whose targets cannot be what is meant.
 
         Args:
-            config: names the variant, and `max_position_embeddings`, the size of the table of positions. Rotations
-                have no table: text that is plainly left to right may be longer, as in Llama.
+            config: names the variant, and `max_position_embeddings`, how many positions there are. Rotations have no
+                table: text that is plainly left to right may be longer, as in Llama.
             past_key_values: the cache or `None`.
 
         Raises:
@@ -137,7 +138,7 @@ class RowPositions:
         repeated = (distinct.sort(dim=1).values.diff(dim=1) == 0).any()
         beyond_next = ((targets[..., 0] != self.content + 1) & self.real).any()
 
-        plain = numbered & (not self.targets_given)
+        plain = numbered & (not self.targets_given and config.attention_variant not in TABLE_VARIANTS)
         rules = {
             "content": outside.any() & ~plain,
             "targets": outside_targets.any() & ~plain,

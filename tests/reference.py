@@ -52,8 +52,10 @@ class Reference:
             if config.qk_norm:
                 query = _norm(query, self.parameters[f"{layer}.self_attn.q_norm.weight"], config.rms_norm_eps)
                 key = _norm(key, self.parameters[f"{layer}.self_attn.k_norm.weight"], config.rms_norm_eps)
-            theta = config.rope_parameters["rope_theta"]
-            scores = _rope(query, ask_positions, theta) @ _rope(key, read_positions, theta).T / math.sqrt(d)
+            if ask_positions is not None:
+                theta = config.rope_parameters["rope_theta"]
+                query, key = _rope(query, ask_positions, theta), _rope(key, read_positions, theta)
+            scores = query @ key.T / math.sqrt(d)
             heads.append(scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value)
         return self._linear(f"{layer}.self_attn.o_proj", torch.cat(heads, dim=-1))
 
@@ -67,6 +69,20 @@ class Reference:
         normed = _norm(x, second, eps)
         gate = torch.nn.functional.silu(self._linear(f"{layer}.mlp.gate_proj", normed))
         return x + self._linear(f"{layer}.mlp.down_proj", gate * self._linear(f"{layer}.mlp.up_proj", normed))
+
+    def _modulated_block(self, index: int, x: torch.Tensor, condition: torch.Tensor, visible) -> torch.Tensor:
+        """AO-GPT's block, row by row its shift and scale after each norm and its gate before each addition."""
+        layer, eps = f"model.layers.{index}", self.config.rms_norm_eps
+        parts = self._linear(f"{layer}.modulation", condition).view(len(x), 6, -1)
+        normed = _norm(x, self.parameters[f"{layer}.input_layernorm.weight"], eps)
+        normed = normed + normed * parts[:, 1] + parts[:, 0]
+        x = x + parts[:, 2] * self._attend(layer, normed, normed, None, None, visible)
+        normed = _norm(x, self.parameters[f"{layer}.post_attention_layernorm.weight"], eps)
+        normed = normed + normed * parts[:, 4] + parts[:, 3]
+        gate = torch.nn.functional.silu(self._linear(f"{layer}.mlp.gate_proj", normed))
+        return x + parts[:, 5] * self._linear(
+            f"{layer}.mlp.down_proj", gate * self._linear(f"{layer}.mlp.up_proj", normed)
+        )
 
     def _example(self, input_ids, positions, targets, visible) -> torch.Tensor:
         content = self.parameters["model.embed_tokens.weight"][input_ids]
@@ -82,12 +98,30 @@ class Reference:
                     self._block(index, content, content, positions, positions, visible),
                 )
             predicting = query
+        elif variant == "double_position":
+            own = self.parameters["model.position_embedding.own.weight"]
+            if self.config.double_position_mode == "summed":
+                content = content + own[positions] + self.parameters["model.position_embedding.target.weight"][targets]
+            else:
+                content = content + torch.cat([own[positions], own[targets]], dim=1)
+            for index in range(self.config.num_hidden_layers):
+                content = self._block(index, content, content, None, None, visible)
+            predicting = content
+        elif variant == "adaptive_norm":
+            content = content + self.parameters["model.position_embedding.weight"][positions]
+            condition = torch.nn.functional.silu(self.parameters["model.target_embedding.weight"][targets])
+            for index in range(self.config.num_hidden_layers):
+                content = self._modulated_block(index, content, condition, visible)
+            predicting = content
         else:
             slots = targets - 1 if variant == "decoupled_rope" else positions
             for index in range(self.config.num_hidden_layers):
                 content = self._block(index, content, content, slots, positions, visible)
             predicting = content
         predicting = _norm(predicting, self.parameters["model.norm.weight"], self.config.rms_norm_eps)
+        if variant == "adaptive_norm":
+            shift, scale = self._linear("model.norm_modulation", condition).chunk(2, dim=1)
+            predicting = predicting + predicting * scale + shift
         head = self.parameters["model.embed_tokens.weight" if self.tied else "lm_head.weight"]
         return predicting @ head.T
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import DynamicCache, StaticCache
-from variants import SINGLE_STREAM, all_variants, any_order_variants, random_rows, tiny_config, tiny_model
+from variants import SINGLE_STREAM, VARIANTS, all_variants, any_order_variants, random_rows, tiny_config, tiny_model
 
 from modeling_aoarm import AOARMConfig
 
@@ -14,6 +14,9 @@ from modeling_aoarm import AOARMConfig
     ("fields", "message"),
     [
         ({"attention_variant": "three_stream"}, "attention_variant.*three_stream"),
+        ({"attention_variant": "double_position", "hidden_size": 33, "head_dim": 8}, "hidden_size.*even.*33"),
+        ({"double_position_mode": "added"}, "double_position_mode.*added"),
+        ({"target_embedding_size": 0}, "target_embedding_size.*at least 1.*0"),
         ({"query_stream_init": "zeros"}, "query_stream_init.*zeros"),
         ({"hidden_size": "32"}, "hidden_size.*int.*str"),
         ({"qk_norm": 1}, "qk_norm.*bool"),
@@ -49,6 +52,18 @@ def test_positions_outside_the_table_are_refused(variant):
         model(torch.zeros(1, 2, dtype=torch.int64), position_ids=several)
 
 
+@pytest.mark.parametrize("variant", ["double_position", "double_position_summed", "adaptive_norm"])
+def test_left_to_right_text_that_is_longer_than_a_table_is_refused(variant):
+    """Where there are rotations it may be longer, as in Llama."""
+    model = tiny_model(variant, max_position_embeddings=4)
+    model(torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"position_ids.*\[0, 3\].*got 4"):
+        model(torch.zeros(1, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"position_ids.*\[0, 3\]"):
+        model.generate(torch.zeros(1, 3, dtype=torch.int64), max_new_tokens=4)
+    tiny_model("decoupled_rope", max_position_embeddings=4)(torch.zeros(1, 5, dtype=torch.int64))
+
+
 @any_order_variants
 def test_targets_outside_the_table_are_refused(variant):
     model = tiny_model(variant)
@@ -76,7 +91,7 @@ def test_positions_of_wrong_shape_or_type_are_refused(variant, name, value):
 
 @pytest.mark.parametrize("variant", SINGLE_STREAM)
 def test_several_targets_need_two_streams(variant):
-    with pytest.raises(ValueError, match=f"two_stream.*{variant}"):
+    with pytest.raises(ValueError, match=f"two_stream.*{VARIANTS[variant]['attention_variant']}"):
         tiny_model(variant)(
             torch.zeros(1, 3, dtype=torch.int64), target_position_ids=torch.ones(1, 3, 2, dtype=torch.int64)
         )

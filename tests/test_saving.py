@@ -2,6 +2,7 @@
 """Models are ordinary models of the library: saved and loaded (also without this package), resized, tied, compiled."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -111,15 +112,23 @@ def test_tied_embeddings_stay_tied_through_saving(variant, tmp_path):
 
 @all_variants
 def test_parameter_names_are_llamas(variant):
-    """Checkpoints convert by name: every parameter but the query vector is one of LlamaForCausalLM's."""
+    """Checkpoints convert by name: every parameter but those of the variant itself is one of LlamaForCausalLM's."""
     sizes = tiny_config(variant).to_dict()
     shared = {name: value for name, value in sizes.items() if name in SIZES}
     llama = LlamaForCausalLM(LlamaConfig(**shared))
     theirs = {name: parameter.shape for name, parameter in llama.named_parameters()}
     ours = {name: parameter.shape for name, parameter in tiny_model(variant).named_parameters()}
-    assert {name for name in ours if name not in theirs} == (
-        {"model.query_embedding.weight"} if variant == "two_stream" else set()
-    )
+    further = {re.sub(r"layers\.\d+", "layers.N", name) for name in ours if name not in theirs}
+    assert further == {
+        "two_stream": {"model.query_embedding.weight"},
+        "double_position": {"model.position_embedding.own.weight"},
+        "double_position_summed": {"model.position_embedding.own.weight", "model.position_embedding.target.weight"},
+        "adaptive_norm": {
+            *("model.position_embedding.weight", "model.target_embedding.weight"),
+            *("model.layers.N.modulation.weight", "model.layers.N.modulation.bias"),
+            *("model.norm_modulation.weight", "model.norm_modulation.bias"),
+        },
+    }.get(variant, set())
     assert all(ours[name] == shape for name, shape in theirs.items())
 
 

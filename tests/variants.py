@@ -13,6 +13,9 @@ VARIANTS = {
     "two_stream": {"attention_variant": "two_stream", "query_stream_init": "learned"},
     "two_stream_content": {"attention_variant": "two_stream", "query_stream_init": "content"},
     "decoupled_rope": {"attention_variant": "decoupled_rope"},
+    "double_position": {"attention_variant": "double_position", "double_position_mode": "concatenated"},
+    "double_position_summed": {"attention_variant": "double_position", "double_position_mode": "summed"},
+    "adaptive_norm": {"attention_variant": "adaptive_norm", "target_embedding_size": 12},
     "causal": {"attention_variant": "causal"},
 }
 ANY_ORDER = [name for name in VARIANTS if name != "causal"]

@@ -1,0 +1,223 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Llama's decoder layer on streams `[streams, batch, rows, hidden]`, and what the table variants add to it."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaMLP,
+    LlamaRMSNorm,
+    eager_attention_forward,
+    rotate_half,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .configuration_aoarm import AOARMConfig
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates heads `[..., rows, heads, head_dim]` by angles whose `cos` and `sin` are `[..., rows, 1, head_dim]`."""
+    return heads * cos + rotate_half(heads) * sin
+
+
+class AOARMAttention(LlamaAttention):
+    """Llama's attention, in which all streams ask the content stream's keys and values in one call.
+
+    Streams are further query heads, laid out key/value head by key/value head and within one stream by stream, so that
+    the attention interface, which gives query head h the key/value head h // groups, serves every stream the same keys
+    and values. Where there is a mask tensor they are further query rows instead: with masks the library copies keys and
+    values for every query head, and a mask for another stream is smaller. So they are, without a mask, where there is
+    one row, which sees all keys.
+    """
+
+    def __init__(self, config: AOARMConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.o_proj = nn.Linear(
+            config.num_attention_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
+        )
+        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        content: torch.Tensor,
+        query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            queries: `[streams, batch, rows, hidden]`, the streams that ask.
+            content: `[batch, rows, hidden]`, the stream that is read.
+            query_rotation: cosine and sine, each `[streams, batch, rows, 1, head_dim]`; `None` rotates nothing.
+            key_rotation: cosine and sine, each `[batch, rows, 1, head_dim]`; `None` where `query_rotation` is.
+
+        Returns:
+            The output `[streams, batch, rows, hidden]`, and from eager attention the weights
+            `[streams, batch, heads, rows, keys]`.
+        """
+        streams, batch, rows, _ = queries.shape
+        heads = (-1, self.head_dim)
+        # Quantised linear layers take three dimensions at most (bitsandbytes in 8 bits).
+        query = self.q_proj(queries.flatten(0, 1)).unflatten(0, (streams, batch)).unflatten(-1, heads)
+        query = self.q_norm(query)
+        key = self.k_norm(self.k_proj(content).unflatten(-1, heads))
+        if query_rotation is not None:
+            query, key = rotate(query, *query_rotation), rotate(key, *key_rotation)
+        key = key.transpose(1, 2)
+        value = self.v_proj(content).unflatten(-1, heads).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        # Head counts come from the tensors: under tensor parallelism each process holds a share of them.
+        key_heads = key.shape[1]
+        is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
+        sees_all = rows == 1 and attention_mask is None
+        as_rows = streams == 1 or is_masked or sees_all
+        if as_rows:
+            query = query.permute(1, 3, 0, 2, 4).flatten(2, 3)
+            if streams > 1 and is_masked:
+                attention_mask = attention_mask.repeat(1, 1, streams, 1)
+            if streams > 1 and sees_all:
+                kwargs["is_causal"] = False
+        else:
+            query = query.unflatten(3, (key_heads, -1)).permute(1, 3, 0, 4, 2, 5).flatten(1, 3)
+        self.num_key_value_groups = query.shape[1] // key_heads
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        if as_rows:
+            output = output.unflatten(1, (streams, rows)).transpose(0, 1).flatten(3)
+            weights = None if weights is None else weights.unflatten(2, (streams, rows)).movedim(2, 0)
+        else:
+            output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3)
+            if weights is not None:
+                weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
+        # Sharded linear layers view what they are given.
+        return self.o_proj(output.contiguous().flatten(0, 1)).unflatten(0, (streams, batch)), weights
+
+
+class AOARMDecoderLayer(GradientCheckpointingLayer):
+    """Llama's decoder layer on all streams at once.
+
+    After the last layer only predictions are wanted, so there the content stream of `two_stream` only makes its keys
+    and values: the queries start at `first_query_stream`.
+    """
+
+    def __init__(self, config: AOARMConfig, layer_idx: int):
+        super().__init__()
+        is_last = layer_idx == config.num_hidden_layers - 1
+        self.first_query_stream = 1 if is_last and config.attention_variant == "two_stream" else 0
+        self.self_attn = AOARMAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        streams: torch.Tensor,
+        query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        condition: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Maps streams `[streams, batch, rows, hidden]` to the streams that go on, in the same layout."""
+        first = self.first_query_stream
+        normed = self.input_layernorm(streams)
+        if first > 0:
+            query_rotation = tuple(part[first:] for part in query_rotation)
+        attended, _ = self.self_attn(normed[first:], normed[0], query_rotation, key_rotation, **kwargs)
+        streams = streams[first:] + attended
+        normed = self.post_attention_layernorm(streams)
+        return streams + self.mlp(normed.flatten(0, 1)).view_as(streams)
+
+
+class AdaptiveNormDecoderLayer(AOARMDecoderLayer):
+    """`adaptive_norm` (AO-GPT, arXiv:2506.19935): the target modulates each layer.
+
+    An embedding of the target position makes shift and scale of both norms, and gates of attention and MLP; gates
+    multiply without a 1 before them, and nothing starts at zero: the last norm has shift and scale alike. The content
+    position is an embedding added to the token. Differences from the released AO-GPT:
+
+    1. An order starts from the tokenizer's beginning-of-sentence token instead of a learned one.
+    2. The last row's target is the next position instead of an embedding of zeros.
+    3. Llama's SwiGLU without biases and an output layer without bias, instead of GELU and biases. `qk_norm=True` gives
+       its normalised queries and keys.
+    4. Weights start normal, not truncated at three standard deviations, and residual projections are not divided by
+       the square root of twice the depth: the initialisation is that of the other variants.
+    5. No dropout. Its exponential average of weights is `EMACallback`.
+    """
+
+    def __init__(self, config: AOARMConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.modulation = nn.Linear(config.target_embedding_size, 6 * config.hidden_size)
+
+    def forward(
+        self,
+        streams: torch.Tensor,
+        query_rotation: None,
+        key_rotation: None,
+        condition: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """As in the other variants, with the target as `condition`, `[batch, rows, target_embedding_size]`."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, dim=-1)
+        normed = modulate(self.input_layernorm(streams), shift, scale)
+        attended, _ = self.self_attn(normed, normed[0], query_rotation, key_rotation, **kwargs)
+        streams = streams + gate * attended
+        normed = modulate(self.post_attention_layernorm(streams), mlp_shift, mlp_scale)
+        return streams + mlp_gate * self.mlp(normed.flatten(0, 1)).view_as(streams)
+
+
+def modulate(normed: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What follows a norm in `adaptive_norm`."""
+    return normed * (1 + scale) + shift
+
+
+class DoublePositionEmbedding(nn.Module):
+    """`double_position` (σ-GPT, arXiv:2404.09562): what is added to a row's token for its content and target position.
+
+    `concatenated`: one table of half the width serves both, side by side. `summed`: two tables of the full width, as in
+    AO-GPT's version of it. Differences from the released σ-GPT:
+
+    1. An order starts from the tokenizer's beginning-of-sentence token, where it has one, so that the first token is
+       predicted as well.
+    2. Tables have one entry more, for the target that follows the last position.
+    3. Llama's RMS norms and SwiGLU, instead of layer norms, GELU and biases.
+    4. Residual projections do not start divided by the square root of twice the depth, and embeddings are tied only
+       with `tie_word_embeddings=True`.
+    5. No dropout.
+    """
+
+    def __init__(self, config: AOARMConfig):
+        super().__init__()
+        places = config.max_position_embeddings + 1
+        self.is_summed = config.double_position_mode == "summed"
+        width = config.hidden_size if self.is_summed else config.hidden_size // 2
+        self.own = nn.Embedding(places, width)
+        if self.is_summed:
+            self.target = nn.Embedding(places, width)
+
+    def forward(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
+        """int64 `[batch, rows]`, twice, to `[batch, rows, hidden]`."""
+        if self.is_summed:
+            return self.own(position_ids) + self.target(target_position_ids)
+        return torch.cat([self.own(position_ids), self.own(target_position_ids)], dim=-1)
+
+
+__all__ = ["AOARMAttention", "AOARMDecoderLayer", "AdaptiveNormDecoderLayer", "DoublePositionEmbedding", "modulate"]
