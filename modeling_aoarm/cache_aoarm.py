@@ -11,11 +11,16 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
+def aligned(keys: int) -> int:
+    """The next multiple of 8: kernels on devices would copy masks whose rows are of other lengths, in every layer."""
+    return -(-keys // 8) * 8
+
+
 class CanvasCacheLayer(CacheLayerMixin):
-    """Keys and values of one layer, `[batch, slots + 1, heads, head_dim]`; the last slot takes what is not to be kept.
+    """Keys and values of one layer, `[batch, slots, heads, head_dim]`.
 
     Args:
-        capacity: how many slots each example has.
+        capacity: how many slots each example has for rows; slot `capacity`, behind them, takes what is not to be kept.
         fixed: whether attention always reads all slots, so that shapes stay the same and a step can be compiled.
     """
 
@@ -33,7 +38,8 @@ class CanvasCacheLayer(CacheLayerMixin):
         self.examples = torch.arange(batch, device=self.device)[:, None]
         # Under autocast keys and values differ in dtype.
         self.keys, self.values = (
-            states.new_zeros(batch, self.capacity + 1, heads, states.shape[-1]) for states in (key_states, value_states)
+            states.new_zeros(batch, aligned(self.capacity + 1), heads, states.shape[-1])
+            for states in (key_states, value_states)
         )
         if self.is_compileable and not torch.compiler.is_compiling():
             # Graphs of the device are replayed on the same memory.

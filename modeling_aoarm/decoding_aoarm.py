@@ -27,6 +27,10 @@ from .reading_aoarm import RowReader
 from .sampling_aoarm import TokenSampler, draw_from, log_probs_of
 
 
+# How many places' logits are looked at together when the surest of all are sought.
+TARGETS_AT_ONCE = 64
+
+
 @dataclass
 class DecodingPlan:
     """How blanks are filled.
@@ -40,6 +44,11 @@ class DecodingPlan:
     adaptive: str | None
     sizes: list[list[int]]
     draft_length: int
+
+    def sizes_by_round(self, device: torch.device) -> torch.Tensor:
+        """`sizes` as int64 `[batch, rounds]`, each example's last one repeated."""
+        rounds = max(1, *map(len, self.sizes))
+        return on_device([sizes + (sizes or [0])[-1:] * (rounds - len(sizes)) for sizes in self.sizes], device)
 
     @functools.cached_property
     def most(self) -> int:
@@ -58,6 +67,11 @@ class DecodingPlan:
             # For the acceptance of each draft, the token after them, and each new draft.
             return [2 * self.draft_length + 1] * len(self.sizes)
         return [max(sizes, default=0) for sizes in self.sizes]
+
+
+def on_device(values: list, device: torch.device) -> torch.Tensor:
+    """Integers known on the host as int64 on the device, without waiting for it."""
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def certainty(logits: torch.Tensor, rule: str) -> torch.Tensor:
@@ -101,7 +115,7 @@ class CanvasFilling:
 
     # What is about one example each, and which of it is wanted in the end.
     STATE = (
-        *("examples", "canvas", "columns", "places", "given", "logprobs", "steps"),
+        *("examples", "canvas", "columns", "places", "given", "sizes", "logprobs", "steps"),
         *("decided", "total", "cached", "rightmost", "drafted"),
     )
     RESULTS = ("canvas", "columns", "logprobs", "steps", "decided", "cached", "drafted")
@@ -128,7 +142,7 @@ class CanvasFilling:
         self.columns = torch.nn.functional.pad(rows.columns, (0, 1), value=-1)
         self.logprobs = torch.zeros(batch, width + 1, device=device)
         self.steps = torch.full((batch, width + 1), -1, device=device)
-        self.places, self.given = rows.places, rows.given
+        self.places, self.given, self.sizes = rows.places, rows.given, plan.sizes_by_round(device)
         self.examples = torch.arange(batch, device=device)
         self.decided, self.cached = rows.given.clone(), cached
         self.total = (rows.columns >= 0).sum(1)
@@ -202,11 +216,12 @@ class CanvasFilling:
             self.cached = self.decided - 1
             self.most_unread = most + again if is_fixed else 1
         answers = self.ask(self.most_unread, 1, targets)[:, 0]
-        count = torch.tensor(wanted, device=answers.device)
+        count = torch.minimum(self.sizes[:, min(self.rounds, self.sizes.shape[1] - 1)], self.total - self.decided)
         if adaptive:
             answers = self.bring_surest_forward(answers, count, most)
+        answers = answers.float()
         scores = self.sampler.process(self.without_early_ends(answers), self.rows_before(most))
-        tokens = self.sampler.draw(scores, self.sampler.uniforms(self.examples)[:, :most])
+        tokens = self.sampler.draw(scores, self.uniforms()[:, :most])
         was_decided = self.decided
         self.commit(tokens, log_probs_of(answers, tokens), count)
         if self.reader.cache is not None:
@@ -227,7 +242,7 @@ class CanvasFilling:
         """Puts the blanks that the model is surest about next; the others stay in sentence order behind them.
 
         Args:
-            answers: float32 `[active, targets, vocab]`, about the rows that come next.
+            answers: `[active, targets, vocab]`, about the rows that come next.
             count: int64 `[active]`, how many blanks are wanted.
             most: the largest of them.
 
@@ -235,8 +250,12 @@ class CanvasFilling:
             The answers about the rows that now come next, `[active, most, vocab]`.
         """
         columns = self.next_columns(answers.shape[1])
-        allowed = self.sampler.forbid_end(answers, columns < self.rightmost[:, None])
-        sure = certainty(allowed, self.plan.adaptive).masked_fill(columns < 0, -torch.inf)
+        sure = []
+        # In parts: float32 copies of the logits about all blanks of all examples would be the largest tensors by far.
+        for part, places in zip(answers.split(TARGETS_AT_ONCE, 1), columns.split(TARGETS_AT_ONCE, 1), strict=True):
+            allowed = self.sampler.forbid_end(part.float(), places < self.rightmost[:, None])
+            sure.append(certainty(allowed, self.plan.adaptive))
+        sure = torch.cat(sure, dim=1).masked_fill(columns < 0, -torch.inf)
         # The first is the leftmost of the surest.
         ranks = sure.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         choice = torch.minimum(ranks, count[:, None]).argsort(dim=1, stable=True)
@@ -257,9 +276,9 @@ class CanvasFilling:
         drafts = 0 if self.rounds == 0 else most if is_fixed else self.most_drafted
         # The first pass reads the context, where further targets would be asked for by every row.
         further = 0 if self.rounds == 0 else most
-        answers = self.ask(self.most_unread + drafts, 1 + drafts, 1 + further, ahead=drafts)
+        answers = self.ask(self.most_unread + drafts, 1 + drafts, 1 + further, ahead=drafts).float()
         examples = torch.arange(len(answers), device=answers.device)
-        uniforms = self.sampler.uniforms(self.examples)
+        uniforms = self.uniforms()
 
         logits = answers[:, :, 0]
         scores = self.without_early_ends(logits)
@@ -309,7 +328,7 @@ class CanvasFilling:
         """Reads the `width` rows that end `ahead` rows behind the last decided one; the last `asking` of them ask.
 
         Returns:
-            The answers, float32 `[active, asking, targets, vocab]`.
+            The answers `[active, asking, targets, vocab]`, in the model's dtype.
         """
         return self.reader.ask(
             self.canvas,
@@ -323,6 +342,11 @@ class CanvasFilling:
             longest=self.most_decided + ahead,
             is_in_step=self.is_in_step,
         )
+
+    def uniforms(self) -> torch.Tensor:
+        """The pass's random numbers, float64 `[active, draws]`."""
+        active = [number if left else None for number, left in zip(self.numbers, self.left, strict=True)]
+        return self.sampler.uniforms(self.examples, active)
 
     def next_rows(self, count: int) -> torch.Tensor:
         """The numbers of the next rows, int64 `[active, count]`; one beyond all rows where there are no more."""
@@ -428,18 +452,17 @@ class CanvasFilling:
             whole[self.examples] = getattr(self, name)
 
     def leave(self) -> None:
-        """Takes the examples that are done out of the batch."""
+        """Takes the examples that are done out of the batch, once they are a quarter of it: the cache is copied."""
         if all(self.left) or not any(self.left):
             return
-        if self.keeps_batch:
+        if self.keeps_batch or 4 * self.left.count(0) < len(self.left):
             self.is_in_step = False
             return
         self.store()
         cache, device = self.reader.cache, self.examples.device
-        stays, leaves = (
-            torch.tensor([index for index, left in enumerate(self.left) if bool(left) == is_left], device=device).long()
-            for is_left in (True, False)
-        )
+        staying = [index for index, left in enumerate(self.left) if left]
+        leaving = [index for index, left in enumerate(self.left) if not left]
+        stays, leaves = on_device(staying, device), on_device(leaving, device)
         if self.reader.is_read:
             if self.keeps_cache:
                 self.left_caches.append((self.examples[leaves], cache.take(leaves)))
@@ -449,7 +472,7 @@ class CanvasFilling:
         if self.draft_weights is not None:
             self.draft_weights = self.draft_weights[stays]
         self.numbers, self.left, self.lengths = (
-            [each[index] for index in stays.tolist()] for each in (self.numbers, self.left, self.lengths)
+            [each[index] for index in staying] for each in (self.numbers, self.left, self.lengths)
         )
 
     def whole_cache(self) -> CanvasCache | None:

@@ -29,9 +29,9 @@ class AOARMAttention(LlamaAttention):
 
     Streams are further query heads, laid out key/value head by key/value head and within one stream by stream, so that
     the attention interface, which gives query head h the key/value head h // groups, serves every stream the same keys
-    and values. Where there is a mask tensor they are further query rows instead: with masks the library copies keys and
-    values for every query head, and a mask for another stream is smaller. So they are, without a mask, where there is
-    one row, which sees all keys.
+    and values. Where there is a mask tensor they are further query rows instead, and so are, where a cache is read, the
+    query heads that share a key/value head: with masks the library copies keys and values for every query head, and a
+    mask for further rows is smaller. Without a mask streams are rows where there is one row, which sees all keys.
     """
 
     def __init__(self, config: AOARMConfig, layer_idx: int):
@@ -81,10 +81,11 @@ class AOARMAttention(LlamaAttention):
         is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
         sees_all = rows == 1 and attention_mask is None
         as_rows = streams == 1 or is_masked or sees_all
+        groups = query.shape[3] // key_heads if is_masked and past_key_values is not None else 1
         if as_rows:
-            query = query.permute(1, 3, 0, 2, 4).flatten(2, 3)
-            if streams > 1 and is_masked:
-                attention_mask = attention_mask.repeat(1, 1, streams, 1)
+            query = query.unflatten(3, (-1, groups)).permute(1, 3, 4, 0, 2, 5).flatten(2, 4)
+            if groups * streams > 1 and is_masked:
+                attention_mask = attention_mask.repeat(1, 1, groups * streams, 1)
             if streams > 1 and sees_all:
                 kwargs["is_causal"] = False
         else:
@@ -102,8 +103,9 @@ class AOARMAttention(LlamaAttention):
             **kwargs,
         )
         if as_rows:
-            output = output.unflatten(1, (streams, rows)).transpose(0, 1).flatten(3)
-            weights = None if weights is None else weights.unflatten(2, (streams, rows)).movedim(2, 0)
+            output = output.unflatten(1, (groups, streams, rows)).permute(2, 0, 3, 4, 1, 5).flatten(3)
+            if weights is not None:
+                weights = weights.unflatten(2, (groups, streams, rows)).permute(3, 0, 1, 2, 4, 5).flatten(2, 3)
         else:
             output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3)
             if weights is not None:

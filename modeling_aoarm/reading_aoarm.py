@@ -13,7 +13,7 @@ import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.generic import is_flash_attention_requested
 
-from .cache_aoarm import CanvasCache
+from .cache_aoarm import CanvasCache, aligned
 from .canvas import CanvasRows, RowBlock
 
 
@@ -70,7 +70,7 @@ class RowReader:
             is_in_step: whether no example has padding, and all of them are equally long.
 
         Returns:
-            The answers, float32 `[batch, asking, targets, vocab]`.
+            The answers `[batch, asking, targets, vocab]`, in the model's dtype.
         """
         if is_in_step and width == targets == 1:
             block = RowBlock.same(canvas, rows, longest - 1)
@@ -100,7 +100,7 @@ class RowReader:
             past_key_values=self.cache,
             use_cache=self.cache is not None,
             logits_to_keep=asking + copies,
-        ).logits.float()
+        ).logits
         self.passes += 1
         if by_streams:
             return logits
@@ -136,10 +136,11 @@ class RowReader:
             # A row is the key in its slot; rows of padding go to the slot behind the last, which nobody sees.
             keys = block.numbers.where(block.real, self.cache.capacity)
             copy_keys = end[:, None] + copy_numbers
-            visible = self.cache.capacity if self.is_fixed else longest + copies
+            visible = aligned(self.cache.capacity if self.is_fixed else longest + copies)
             is_key = None
             self.cache.place(torch.cat([keys, copy_keys], dim=1), width + copies, visible)
-            if width == 1 and not copies and not self.is_fixed:
+            if width == 1 and not copies and is_flash_attention_requested(self.model.config):
+                # Flash kernels take no other mask; the library looks at this one, which waits for the device.
                 return (torch.arange(visible, device=device) <= keys).long()
         else:
             # The rows of this call see each other only: row i is key i.

@@ -59,13 +59,15 @@ class TokenSampler:
         self.processors, self.do_sample, self.eos_token_ids = processors, do_sample, eos_token_ids
         self.generator, self.draws = generator, draws
 
-    def uniforms(self, examples: torch.Tensor) -> torch.Tensor:
+    def uniforms(self, examples: torch.Tensor, active: list[int | None]) -> torch.Tensor:
         """One pass's uniform numbers in [0, 1), float64 `[examples, most draws]`; 0 where nothing is to be drawn.
 
-        They are drawn for the whole batch, so that what an example gets does not depend on which others are done.
+        From one generator they are drawn for the whole batch, so that what an example gets does not depend on which
+        others are done; examples that are done take none from generators of their own.
 
         Args:
             examples: int64 `[examples]`, numbers in the whole batch.
+            active: the same numbers as the host knows them, `None` for examples that are done.
         """
         device = examples.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -75,13 +77,14 @@ class TokenSampler:
         if self.generator is None or isinstance(self.generator, torch.Generator):
             source = device if self.generator is None else self.generator.device
             drawn = torch.rand(len(self.draws), most, generator=self.generator, dtype=dtype, device=source)
-            return drawn.to(device)[examples]
-        drawn = torch.zeros(len(examples), most, dtype=dtype, device=device)
-        for row, example in enumerate(examples.tolist()):
-            own = self.generator[example]
-            count = self.draws[example]
-            drawn[row, :count] = torch.rand(count, generator=own, dtype=dtype, device=own.device).to(device)
-        return drawn
+            return drawn.to(device, non_blocking=True)[examples]
+        # All examples' numbers move to the device together.
+        drawn = torch.zeros(len(active), most, dtype=dtype, device=self.generator[0].device)
+        for row, example in enumerate(active):
+            if example is not None:
+                own, count = self.generator[example], self.draws[example]
+                drawn[row, :count] = torch.rand(count, generator=own, dtype=dtype, device=own.device)
+        return drawn.to(device, non_blocking=True)
 
     def forbid_end(self, logits: torch.Tensor, is_forbidden: torch.Tensor) -> torch.Tensor:
         """`logits` `[..., vocab]` without the tokens that end a sentence where `is_forbidden` `[...]`."""
