@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .cache_aoarm import CanvasCache
 from .canvas import CanvasRows
 from .reading_aoarm import RowReader
-from .sampling_aoarm import TokenSampler, draw_from, log_probs_of
+from .sampling_aoarm import TokenSampler, log_probs_of
 
 
 # How many places' logits are looked at together when the surest of all are sought.
@@ -223,7 +223,7 @@ class CanvasFilling:
         scores = self.sampler.process(self.without_early_ends(answers), self.rows_before(most))
         tokens = self.sampler.draw(scores, self.uniforms()[:, :most])
         was_decided = self.decided
-        self.commit(tokens, log_probs_of(answers, tokens), count)
+        self.commit(self.next_rows(most), tokens, log_probs_of(answers, tokens), count)
         if self.reader.cache is not None:
             # The last row has a target once the next blank is chosen, so it is read again where none was filled.
             self.cached = torch.minimum(was_decided - again, self.decided - 1)
@@ -274,21 +274,19 @@ class CanvasFilling:
         length, is_fixed = self.plan.draft_length, self.reader.is_fixed
         most = min(length, (self.most_blanks if is_fixed else max(self.left)) - 1)
         drafts = 0 if self.rounds == 0 else most if is_fixed else self.most_drafted
-        # The first pass reads the context, where further targets would be asked for by every row.
-        further = 0 if self.rounds == 0 else most
-        answers = self.ask(self.most_unread + drafts, 1 + drafts, 1 + further, ahead=drafts).float()
+        answers = self.ask(self.most_unread + drafts, 1 + drafts, 1 + most, ahead=drafts).float()
         examples = torch.arange(len(answers), device=answers.device)
         uniforms = self.uniforms()
 
         logits = answers[:, :, 0]
         scores = self.without_early_ends(logits)
         p = self.sampler.distribution(self.sampler.process(scores, self.rows_before(1 + drafts, follows_drafts=True)))
-        tokens = self.canvas.gather(1, self.place_of(self.next_columns(1 + drafts)))
+        rows = self.next_rows(1 + drafts)
+        tokens = self.canvas.gather(1, self.place_of(self.columns.gather(1, rows)))
         accepted = torch.zeros_like(self.decided)
         weights = p[:, 0]
         if drafts:
-            # Where shapes stay the same, the second pass has places for drafts and no drafts yet.
-            q = torch.zeros_like(p[:, :drafts]) if self.draft_weights is None else self.draft_weights[:, :drafts]
+            q = self.draft_weights[:, :drafts]
             drawn = tokens[:, :drafts, None]
             passes = accepts(p[:, :drafts].gather(2, drawn)[..., 0], q.gather(2, drawn)[..., 0], uniforms[:, :drafts])
             passes &= torch.arange(drafts, device=passes.device) < self.drafted[:, None]
@@ -298,23 +296,23 @@ class CanvasFilling:
             residual = (p_next - rejected).clamp(min=0)
             # Rounding can reject a draft where p and q are equal.
             weights = torch.where(residual.sum(-1, keepdim=True) > 0, residual, p_next)
-        new = draw_from(weights, uniforms[:, length]) if self.sampler.do_sample else weights.argmax(-1)
+        new = self.sampler.draw_from(weights, uniforms[:, length])
         tokens = tokens.scatter(1, accepted[:, None], new[:, None])
-        ended = self.commit(tokens, log_probs_of(logits, tokens), accepted + 1)
+        ended = self.commit(rows, tokens, log_probs_of(logits, tokens), accepted + 1)
         self.lengths = [length + 1 + drafts for length in self.lengths]
 
         if self.reader.cache is not None:
             self.cached = self.decided - 1
         self.drafted = torch.zeros_like(self.decided)
-        if further:
-            columns = self.next_columns(further)
+        if most:
+            columns = self.next_columns(most)
             scores = self.without_early_ends(answers[examples, accepted, 1:])
-            scores = self.sampler.process(scores, self.rows_before(further))
-            drawn = self.sampler.draw(scores, uniforms[:, length + 1 : length + 1 + further])
-            self.draft_weights = self.sampler.distribution(scores)
+            scores = self.sampler.process(scores, self.rows_before(most))
+            self.draft_weights = q = self.sampler.distribution(scores)
+            drawn = self.sampler.draw_from(q, uniforms[:, length + 1 : length + 1 + most])
             # Behind a sentence end the blanks that are left are not those that were asked for.
             self.drafted = (columns >= 0).sum(1).masked_fill(ended, 0)
-            is_draft = torch.arange(further, device=drawn.device) < self.drafted[:, None]
+            is_draft = torch.arange(most, device=drawn.device) < self.drafted[:, None]
             self.canvas.scatter_(1, self.place_of(columns.masked_fill(~is_draft, -1)), drawn)
         left, lengths, drafted = torch.stack([self.total - self.decided, self.decided, self.drafted]).tolist()
         self.note(left, lengths)
@@ -387,10 +385,13 @@ class CanvasFilling:
         rows = rows.where(rows < (self.decided + self.drafted)[:, None, None], 0)
         return self.canvas.gather(1, self.columns.gather(1, rows.flatten(1))).view(rows.shape)
 
-    def commit(self, tokens: torch.Tensor, logprobs: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    def commit(
+        self, rows: torch.Tensor, tokens: torch.Tensor, logprobs: torch.Tensor, count: torch.Tensor
+    ) -> torch.Tensor:
         """Makes the first `count` of the tokens for the next rows final, but none behind an end of sentence.
 
         Args:
+            rows: int64 `[active, places]`, their numbers, see [`next_rows`].
             tokens: int64 `[active, places]`.
             logprobs: float32 `[active, places]`, nats.
             count: int64 `[active]`.
@@ -408,7 +409,6 @@ class CanvasFilling:
             ended = is_end.any(1)
             count = torch.where(ended, is_end.long().argmax(1) + 1, count)
         is_taken = places < count[:, None]
-        rows = self.next_rows(len(places))
         columns = self.columns.gather(1, rows).masked_fill(~is_taken, -1)
         rows = rows.where(is_taken, self.columns.shape[1] - 1)
         self.canvas.scatter_(1, self.place_of(columns), tokens)

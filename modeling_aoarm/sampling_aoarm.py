@@ -83,7 +83,7 @@ class TokenSampler:
         for row, example in enumerate(active):
             if example is not None:
                 own, count = self.generator[example], self.draws[example]
-                drawn[row, :count] = torch.rand(count, generator=own, dtype=dtype, device=own.device)
+                drawn[row, :count].uniform_(generator=own)
         return drawn.to(device, non_blocking=True)
 
     def forbid_end(self, logits: torch.Tensor, is_forbidden: torch.Tensor) -> torch.Tensor:
@@ -115,9 +115,11 @@ class TokenSampler:
 
     def draw(self, scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         """Tokens int64 `[...]` from processed scores `[..., vocab]` and uniform numbers `[...]`."""
-        if not self.do_sample:
-            return scores.argmax(-1)
-        return draw_from(scores.softmax(-1), uniforms)
+        return draw_from(scores.softmax(-1), uniforms) if self.do_sample else scores.argmax(-1)
+
+    def draw_from(self, distribution: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        """Tokens int64 `[...]` from what `distribution` returns, or from other weights `[..., vocab]`."""
+        return draw_from(distribution, uniforms) if self.do_sample else distribution.argmax(-1)
 
     def distribution(self, scores: torch.Tensor) -> torch.Tensor:
         """The probabilities that `draw` draws from, `[..., vocab]`; greedy choice has a single one."""
@@ -127,12 +129,13 @@ class TokenSampler:
 
 
 def draw_from(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Tokens drawn in proportion to non-negative `weights` `[..., vocab]` by inversion, in the uniforms' precision."""
+    """Tokens drawn in proportion to non-negative `weights` `[..., vocab]` by inversion, in the uniforms' precision.
+
+    Uniform numbers are multiples of half the precision's epsilon below 1, so no threshold is rounded up to the total,
+    behind which there is no token.
+    """
     cumulated = weights.to(uniforms.dtype).cumsum(-1)
-    total = cumulated[..., -1:]
-    # Below the total, which rounding could reach: behind it there is no token.
-    threshold = torch.minimum(uniforms[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, threshold, right=True)[..., 0]
+    return torch.searchsorted(cumulated, uniforms[..., None] * cumulated[..., -1:], right=True)[..., 0]
 
 
 def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
