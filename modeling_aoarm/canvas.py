@@ -6,6 +6,7 @@ token, the mask token included. Rows are named by the columns that they come fro
 order unless the caller says otherwise, then the blanks in decoding order.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -211,6 +212,11 @@ class CanvasRows:
     places: torch.Tensor
     given: torch.Tensor
 
+    @functools.cached_property
+    def row_places(self) -> torch.Tensor:
+        """The content position of each row, int64 `[batch, rows]`; anything for padding."""
+        return self.places.gather(1, self.columns.clamp(min=0))
+
     @classmethod
     def lay_out(cls, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor) -> "CanvasRows":
         """Lays rows out.
@@ -258,13 +264,13 @@ class RowBlock:
     @classmethod
     def same(cls, canvas: torch.Tensor, rows: CanvasRows, number: int) -> "RowBlock":
         """Row `number` of every example, none of which is padding or the last; as `cut`, with less work."""
-        columns, following = rows.columns[:, number : number + 1], rows.columns[:, number + 1 : number + 2]
+        columns, places = rows.columns[:, number : number + 1], rows.row_places
         return cls(
             torch.full_like(columns, number),
             torch.ones_like(columns, dtype=torch.bool),
             canvas.gather(1, columns),
-            rows.places.gather(1, columns),
-            rows.places.gather(1, following)[..., None],
+            places[:, number : number + 1],
+            places[:, number + 1 : number + 2, None],
         )
 
     @classmethod
@@ -292,7 +298,7 @@ class RowBlock:
         real = (numbers >= first[:, None]) & (numbers < stop[:, None])
         read = numbers.where(real, 0)
         columns = rows.columns.gather(1, read)
-        position_ids = rows.places.gather(1, columns)
+        position_ids = rows.row_places.gather(1, read)
         following = read[..., None] + torch.arange(1, targets + 1, device=end.device)
         asked = following.clamp(max=rows.columns.shape[1] - 1)
         asked_columns = rows.columns.gather(1, asked.flatten(1))

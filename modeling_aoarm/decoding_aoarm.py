@@ -143,6 +143,7 @@ class CanvasFilling:
         self.logprobs = torch.zeros(batch, width + 1, device=device)
         self.steps = torch.full((batch, width + 1), -1, device=device)
         self.places, self.given, self.sizes = rows.places, rows.given, plan.sizes_by_round(device)
+        self.known_rows: CanvasRows | None = None
         self.examples = torch.arange(batch, device=device)
         self.decided, self.cached = rows.given.clone(), cached
         self.total = (rows.columns >= 0).sum(1)
@@ -174,7 +175,10 @@ class CanvasFilling:
 
     @property
     def rows(self) -> CanvasRows:
-        return CanvasRows(self.columns, self.places, self.given)
+        """The rows as they are; the same object as long as they stay as they are."""
+        if self.known_rows is None or self.known_rows.columns is not self.columns:
+            self.known_rows = CanvasRows(self.columns, self.places, self.given)
+        return self.known_rows
 
     @property
     def most_decided(self) -> int:
@@ -216,17 +220,23 @@ class CanvasFilling:
             self.cached = self.decided - 1
             self.most_unread = most + again if is_fixed else 1
         answers = self.ask(self.most_unread, 1, targets)[:, 0]
-        count = torch.minimum(self.sizes[:, min(self.rounds, self.sizes.shape[1] - 1)], self.total - self.decided)
+        count = None
+        if not self.fills_in_step(most) or adaptive:
+            count = torch.minimum(self.sizes[:, min(self.rounds, self.sizes.shape[1] - 1)], self.total - self.decided)
         if adaptive:
             answers = self.bring_surest_forward(answers, count, most)
         answers = answers.float()
         scores = self.sampler.process(self.without_early_ends(answers), self.rows_before(most))
-        tokens = self.sampler.draw(scores, self.uniforms()[:, :most])
-        was_decided = self.decided
-        self.commit(self.next_rows(most), tokens, log_probs_of(answers, tokens), count)
+        tokens = self.sampler.draw(scores, self.uniforms(most))
+        logprobs, was_decided = log_probs_of(answers, tokens), self.decided
+        if self.fills_in_step(most):
+            self.commit_in_step(tokens, logprobs)
+        else:
+            self.commit(self.next_rows(most), tokens, logprobs, count)
         if self.reader.cache is not None:
             # The last row has a target once the next blank is chosen, so it is read again where none was filled.
-            self.cached = torch.minimum(was_decided - again, self.decided - 1)
+            is_one = self.fills_in_step(most) and not again
+            self.cached = was_decided if is_one else torch.minimum(was_decided - again, self.decided - 1)
         if self.sampler.eos_token_ids is None:
             left, lengths = (
                 [each + sign * filled for each, filled in zip(known, wanted, strict=True)]
@@ -259,7 +269,7 @@ class CanvasFilling:
         # The first is the leftmost of the surest.
         ranks = sure.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         choice = torch.minimum(ranks, count[:, None]).argsort(dim=1, stable=True)
-        self.columns.scatter_(1, self.next_rows(answers.shape[1]), columns.gather(1, choice))
+        self.columns = self.columns.scatter(1, self.next_rows(answers.shape[1]), columns.gather(1, choice))
         return answers.gather(1, choice[:, :most, None].expand(-1, -1, answers.shape[2]))
 
     def speculate(self) -> None:
@@ -276,7 +286,7 @@ class CanvasFilling:
         drafts = 0 if self.rounds == 0 else most if is_fixed else self.most_drafted
         answers = self.ask(self.most_unread + drafts, 1 + drafts, 1 + most, ahead=drafts).float()
         examples = torch.arange(len(answers), device=answers.device)
-        uniforms = self.uniforms()
+        uniforms = self.uniforms(2 * length + 1)
 
         logits = answers[:, :, 0]
         scores = self.without_early_ends(logits)
@@ -341,10 +351,10 @@ class CanvasFilling:
             is_in_step=self.is_in_step,
         )
 
-    def uniforms(self) -> torch.Tensor:
+    def uniforms(self, draws: int) -> torch.Tensor:
         """The pass's random numbers, float64 `[active, draws]`."""
         active = [number if left else None for number, left in zip(self.numbers, self.left, strict=True)]
-        return self.sampler.uniforms(self.examples, active)
+        return self.sampler.uniforms(self.examples, active)[:, :draws]
 
     def next_rows(self, count: int) -> torch.Tensor:
         """The numbers of the next rows, int64 `[active, count]`; one beyond all rows where there are no more."""
@@ -399,8 +409,6 @@ class CanvasFilling:
         Returns:
             In which examples a sentence ended, bool `[active]`.
         """
-        if self.is_in_step and tokens.shape[1] == 1 and self.sampler.eos_token_ids is None:
-            return self.commit_in_step(tokens, logprobs)
         places = torch.arange(tokens.shape[1], device=tokens.device)
         count = torch.minimum(count, self.total - self.decided)
         ends = self.sampler.eos_token_ids
@@ -421,13 +429,16 @@ class CanvasFilling:
         self.close_blanks(columns.gather(1, (count - 1).clamp(min=0)[:, None]).masked_fill(~ended[:, None], 1 << 60))
         return ended
 
-    def commit_in_step(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
-        """`commit` of one token of each example, all of which have equally many rows; with less work."""
+    def fills_in_step(self, most: int) -> bool:
+        """Whether a pass fills one blank of each example, all of which have equally many rows."""
+        return self.is_in_step and most == 1 and self.sampler.eos_token_ids is None
+
+    def commit_in_step(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
+        """`commit` for [`fills_in_step`], with less work."""
         row = slice(self.most_decided, self.most_decided + 1)
         self.canvas.scatter_(1, self.columns[:, row], tokens)
         self.logprobs[:, row], self.steps[:, row] = logprobs, self.reader.passes - 1
         self.decided = self.decided + 1
-        return torch.zeros_like(self.decided, dtype=torch.bool)
 
     def close_blanks(self, end: torch.Tensor) -> None:
         """Takes the blanks to the right of column `end` `[active, 1]` out of the order, and pads them."""

@@ -64,15 +64,14 @@ class AOARMAttention(LlamaAttention):
             `[streams, batch, heads, rows, keys]`.
         """
         streams, batch, rows, _ = queries.shape
-        heads = (-1, self.head_dim)
+        heads = (batch, rows, -1, self.head_dim)
         # Quantised linear layers take three dimensions at most (bitsandbytes in 8 bits).
-        query = self.q_proj(queries.flatten(0, 1)).unflatten(0, (streams, batch)).unflatten(-1, heads)
-        query = self.q_norm(query)
-        key = self.k_norm(self.k_proj(content).unflatten(-1, heads))
+        query = self.q_norm(self.q_proj(queries.flatten(0, 1)).view(streams, *heads))
+        key = self.k_norm(self.k_proj(content).view(heads))
         if query_rotation is not None:
             query, key = rotate(query, *query_rotation), rotate(key, *key_rotation)
         key = key.transpose(1, 2)
-        value = self.v_proj(content).unflatten(-1, heads).transpose(1, 2)
+        value = self.v_proj(content).view(heads).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
@@ -82,11 +81,13 @@ class AOARMAttention(LlamaAttention):
         sees_all = rows == 1 and attention_mask is None
         as_rows = streams == 1 or is_masked or sees_all
         groups = query.shape[3] // key_heads if is_masked and past_key_values is not None else 1
-        if as_rows:
+        if streams == groups == 1:
+            query = query[0].transpose(1, 2)
+        elif as_rows:
             query = query.unflatten(3, (-1, groups)).permute(1, 3, 4, 0, 2, 5).flatten(2, 4)
-            if groups * streams > 1 and is_masked:
+            if is_masked:
                 attention_mask = attention_mask.repeat(1, 1, groups * streams, 1)
-            if streams > 1 and sees_all:
+            if sees_all:
                 kwargs["is_causal"] = False
         else:
             query = query.unflatten(3, (key_heads, -1)).permute(1, 3, 0, 4, 2, 5).flatten(1, 3)
@@ -102,7 +103,10 @@ class AOARMAttention(LlamaAttention):
             scaling=self.scaling,
             **kwargs,
         )
-        if as_rows:
+        if streams == groups == 1:
+            output = output[None].flatten(3)
+            weights = None if weights is None else weights[None]
+        elif as_rows:
             output = output.unflatten(1, (groups, streams, rows)).permute(2, 0, 3, 4, 1, 5).flatten(3)
             if weights is not None:
                 weights = weights.unflatten(2, (groups, streams, rows)).permute(3, 0, 1, 2, 4, 5).flatten(2, 3)
@@ -111,7 +115,7 @@ class AOARMAttention(LlamaAttention):
             if weights is not None:
                 weights = weights.unflatten(1, (key_heads, streams, -1)).transpose(1, 2).flatten(2, 3).transpose(0, 1)
         # Sharded linear layers view what they are given.
-        return self.o_proj(output.contiguous().flatten(0, 1)).unflatten(0, (streams, batch)), weights
+        return self.o_proj(output.contiguous().flatten(0, 1)).view(streams, batch, rows, -1), weights
 
 
 class AOARMDecoderLayer(GradientCheckpointingLayer):
@@ -140,11 +144,12 @@ class AOARMDecoderLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """Maps streams `[streams, batch, rows, hidden]` to the streams that go on, in the same layout."""
         first = self.first_query_stream
-        normed = self.input_layernorm(streams)
+        normed = queries = self.input_layernorm(streams)
         if first > 0:
+            queries, streams = normed[first:], streams[first:]
             query_rotation = tuple(part[first:] for part in query_rotation)
-        attended, _ = self.self_attn(normed[first:], normed[0], query_rotation, key_rotation, **kwargs)
-        streams = streams[first:] + attended
+        attended, _ = self.self_attn(queries, normed[0], query_rotation, key_rotation, **kwargs)
+        streams = streams + attended
         normed = self.post_attention_layernorm(streams)
         return streams + self.mlp(normed.flatten(0, 1)).view_as(streams)
 

@@ -122,8 +122,7 @@ def test_samples_follow_the_one_by_one_distribution(variant, order, draft_length
     # Of the drafts some are accepted and some are not, and no example takes more passes than one by one.
     passes = (output.decoding_steps.amax(1) + 1).double()
     assert passes.max() <= BLANKS and 1 < passes.mean() < BLANKS
-    if draft_length > 1:
-        assert passes.unique().numel() > 2
+    assert passes.unique().numel() > 1
 
 
 @any_order_variants

@@ -1,0 +1,45 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""The loss of large vocabularies without their logits."""
+
+import torch
+from torch import nn
+
+
+def fused_causal_lm_loss(
+    hidden_states: torch.Tensor,
+    head: nn.Module,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """The cross-entropy of next rows' labels, from pieces of the rows: `[batch, rows, vocab]` never exists.
+
+    It is `torch.nn.functional.linear_cross_entropy`; the numbers are those of the library's `ForCausalLMLoss`.
+
+    Args:
+        hidden_states: `[batch, rows, hidden]`, after the final norm.
+        head: the linear output layer without a bias.
+        labels: int64 `[batch, rows]`, unshifted, -100 where there is nothing to learn.
+        num_items_in_batch: what the sum is divided by. Default: the number of labels that count, for their mean.
+
+    Returns:
+        Nats per token, a scalar.
+
+    Raises:
+        ValueError: the output layer is not a plain linear one (adapters and quantisation have layers of their own).
+    """
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise ValueError(
+            f"`skip_logits` needs an output layer that is a plain linear layer without bias, got {type(head).__name__}."
+        )
+    following = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten().to(hidden_states.device)
+    loss = nn.functional.linear_cross_entropy(
+        hidden_states.flatten(0, 1),
+        head.weight,
+        following,
+        reduction="mean" if num_items_in_batch is None else "sum",
+        options=nn.LinearCrossEntropyOptions(),
+    )
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+__all__ = ["fused_causal_lm_loss"]
