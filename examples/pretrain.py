@@ -4,6 +4,8 @@ Pretrain an any-order autoregressive language model from scratch.
 
 Objective: every sentence gets its own random order of its tokens; the model predicts each token from those that came
 before it in that order, and is told where the next token goes. The loss is the mean negative log-likelihood per token.
+With `--model_config configuration/bidirectional` it is masked diffusion: the end of the order is masked, and the loss
+an estimate of the same quantity.
 
 With the defaults (a character-level two-stream model on the reference text that ships inside CPython, no download):
 
@@ -45,7 +47,6 @@ from rich.table import Table
 from rich.text import Text
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     HfArgumentParser,
     PreTrainedConfig,
@@ -58,9 +59,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from modeling_aoarm import infill
+from modeling_aoarm import generative_head, infill
 from modeling_aoarm.checkpoints import discard_checkpoints, starting_checkpoint
-from modeling_aoarm.data_collator import DataCollatorForAnyOrderLM
+from modeling_aoarm.data_collator import DataCollatorWithOrders
+from modeling_aoarm.masked_diffusion_collator import WEIGHTINGS, collator_class
 from modeling_aoarm.model_card import CardArguments
 from modeling_aoarm.orders import OrderCurriculum
 from modeling_aoarm.reporting import loss_curve, plot_loss_curve, versions, write_json
@@ -115,13 +117,17 @@ class DataArguments(TextArguments):
         default=None,
         metadata={
             "help": "Curriculum: begin with these orders and move to --order. 'none' for --order all the time. "
-            "Default: left_to_right where --order is not given; none where it is."
+            "Default: left_to_right where --order is not given; none where it is, and for the bidirectional variant."
         },
     )
     anneal_until: float = field(
         default=0.4, metadata={"help": "Share of the training after which a curriculum has arrived at --order."}
     )
     order_seed: int = field(default=0, metadata={"help": "Seed of the training orders."})
+    weighting: str = field(
+        default="elbo",
+        metadata={"help": "Weights of masked tokens, for the bidirectional variant.", "choices": WEIGHTINGS},
+    )
 
 
 @dataclass
@@ -225,18 +231,22 @@ def build_config(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase,
     return config
 
 
-def build_collator(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, config) -> DataCollatorForAnyOrderLM:
-    """The collator with the training orders."""
+def build_collator(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, config) -> DataCollatorWithOrders:
+    """The variant's collator with the training orders."""
     start, end = data_args.start_order, data_args.order
+    options = {}
     if config.attention_variant == "causal":
         if end not in (None, "left_to_right") or start not in (None, "none", "left_to_right"):
             raise ValueError(f"--order must be left_to_right for the causal variant, got {end} (from {start}).")
         start, end = None, "left_to_right"
+    elif config.attention_variant == "bidirectional":
+        # In other orders only one token of a row is learned.
+        end, options = end or "uniform", {"weighting": data_args.weighting}
     elif end is None:
         # Any order is hard to learn from nothing: left to right first, where neighbours are known, is faster.
         start, end = start or "left_to_right", "uniform"
     order = end if start in (None, "none") else OrderCurriculum(start, end, until=data_args.anneal_until)
-    return DataCollatorForAnyOrderLM(tokenizer, order=order, seed=data_args.order_seed)
+    return collator_class(config)(tokenizer, order=order, seed=data_args.order_seed, **options)
 
 
 def rows_of_prose(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
@@ -254,7 +264,7 @@ def rows_of_prose(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, cou
 
 def fill_blanks(output_dir: str, rows: list[list[int]]) -> list[dict[str, str]]:
     """Loads the saved model and fills two blanks in each row, greedily in a random order."""
-    model = AutoModelForCausalLM.from_pretrained(output_dir)
+    model = generative_head(AutoConfig.from_pretrained(output_dir)).from_pretrained(output_dir)
     tokenizer = AutoTokenizer.from_pretrained(output_dir)
     canvases = []
     for ids in rows:
@@ -319,7 +329,7 @@ def main(argv: list[str]) -> None:
             for name, split in texts.items()
         }
     kwargs = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
-    model = AutoModelForCausalLM.from_config(config, **kwargs)
+    model = generative_head(config)._from_config(config, **kwargs)
     # Under ZeRO-3 a process holds none, and knows their sizes.
     parameters = sum(getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters())
     logger.info("%s: %s parameters", config.attention_variant, f"{parameters:,}")

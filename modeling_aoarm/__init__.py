@@ -3,16 +3,18 @@
 
 import contextlib
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_aoarm import AOARMConfig
 from .conversion import convert_causal_lm
-from .data_collator import DataCollatorForAnyOrderLM, with_example_index
+from .data_collator import DataCollatorForAnyOrderLM, DataCollatorWithOrders, with_example_index
 from .generation_aoarm import AOARMGenerateOutput
 from .generation_config_aoarm import AOARMGenerationConfig
 from .infilling import Candidate, Infilling, infill
-from .modeling_aoarm import AOARMForCausalLM, AOARMModel
+from .masked_diffusion_collator import DataCollatorForMaskedDiffusion
+from .masked_lm_aoarm import AOARMForMaskedLM
+from .modeling_aoarm import AOARMForCausalLM, AOARMModel, generative_head
 from .orders import OrderCurriculum, OrderMixture, sample_orders
 from .peft_support import lora_config, register_default_targets
 from .scoring_aoarm import AOARMScoreOutput
@@ -21,16 +23,20 @@ from .scoring_aoarm import AOARMScoreOutput
 __all__ = [
     "AOARMConfig",
     "AOARMForCausalLM",
+    "AOARMForMaskedLM",
     "AOARMGenerateOutput",
     "AOARMGenerationConfig",
     "AOARMModel",
     "AOARMScoreOutput",
     "Candidate",
     "DataCollatorForAnyOrderLM",
+    "DataCollatorForMaskedDiffusion",
+    "DataCollatorWithOrders",
     "Infilling",
     "OrderCurriculum",
     "OrderMixture",
     "convert_causal_lm",
+    "generative_head",
     "infill",
     "lora_config",
     "sample_orders",
@@ -40,6 +46,7 @@ __all__ = [
 AutoConfig.register("aoarm", AOARMConfig)
 AutoModel.register(AOARMConfig, AOARMModel)
 AutoModelForCausalLM.register(AOARMConfig, AOARMForCausalLM)
+AutoModelForMaskedLM.register(AOARMConfig, AOARMForMaskedLM)
 # Trainer's label smoothing shifts labels only for the classes named here.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["aoarm"] = "AOARMForCausalLM"
 
@@ -47,6 +54,7 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["aoarm"] = "AOARMForCausalLM"
 AOARMConfig.register_for_auto_class()
 AOARMModel.register_for_auto_class("AutoModel")
 AOARMForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+AOARMForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 
 # PEFT may be missing.
 with contextlib.suppress(ImportError):

@@ -8,12 +8,10 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 
-# Every entry is written to a saved folder, so that each Auto class finds its code there.
-AUTO_MAP = {
-    "AutoConfig": "configuration_aoarm.AOARMConfig",
-    "AutoModel": "modeling_aoarm.AOARMModel",
-    "AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM",
-}
+# Every entry is written to a saved folder, so that each Auto class finds its code there; a variant has one head.
+AUTO_MAP = {"AutoConfig": "configuration_aoarm.AOARMConfig", "AutoModel": "modeling_aoarm.AOARMModel"}
+CAUSAL_HEAD = {"AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM"}
+MASKED_HEAD = {"AutoModelForMaskedLM": "masked_lm_aoarm.AOARMForMaskedLM"}
 
 # Variants without rotations, whose tables of positions end.
 TABLE_VARIANTS = ("double_position", "adaptive_norm")
@@ -25,8 +23,8 @@ STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 @strict
 class AOARMConfig(PreTrainedConfig):
     r"""
-    Configuration of [`AOARMModel`] and [`AOARMForCausalLM`]: Llama's decoder plus one choice, how the target
-    position reaches the predictor. All fields but the first five have the names and meanings they have in
+    Configuration of [`AOARMModel`], [`AOARMForCausalLM`] and [`AOARMForMaskedLM`]: Llama's decoder plus one choice, how
+    the target position reaches the predictor. All fields but the first five have the names and meanings they have in
     [`LlamaConfig`].
 
     Args:
@@ -40,6 +38,9 @@ class AOARMConfig(PreTrainedConfig):
             - `"adaptive_norm"`: one stream without rotations; an embedding of the content position is added, and one of
               the target position makes shifts, scales and gates of all layers (AO-GPT, arXiv:2506.19935).
             - `"causal"`: the left-to-right Llama, which knows no target: the autoregressive baseline.
+            - `"bidirectional"`: rows in sentence order, blanks hold the mask token, and all rows see each other: masked
+              diffusion (MDLM, arXiv:2406.07524; ARDM, arXiv:2110.02037), the baseline without a cache. Its head is
+              [`AOARMForMaskedLM`].
         query_stream_init (`"learned"` or `"content"`, defaults to `"learned"`):
             Where the query stream of `two_stream` starts: from one learned vector (XLNet), or from the row's own
             token embedding, which makes the identity order equal to Llama. The other variants ignore it.
@@ -62,7 +63,8 @@ class AOARMConfig(PreTrainedConfig):
         rope_parameters (`dict`, *optional*):
             As in Llama; `rope_type` is one of `default`, `linear`, `llama3` and `yarn`.
         mask_token_id (`int`, *optional*):
-            The id that stands in the blanks of a canvas. The model never reads it: blanks are given by a mask.
+            The id that stands in the blanks of a canvas. `bidirectional` needs one, reads it there and never predicts
+            it. The other variants never read it: blanks are given by a mask.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for an unknown name or a value of the wrong type or range; the
@@ -83,9 +85,9 @@ class AOARMConfig(PreTrainedConfig):
         "layers.*.mlp.down_proj": "rowwise",
     }
 
-    attention_variant: Literal["two_stream", "decoupled_rope", "double_position", "adaptive_norm", "causal"] = (
-        "two_stream"
-    )
+    attention_variant: Literal[
+        "two_stream", "decoupled_rope", "double_position", "adaptive_norm", "causal", "bidirectional"
+    ] = "two_stream"
     query_stream_init: Literal["learned", "content"] = "learned"
     double_position_mode: Literal["concatenated", "summed"] = "concatenated"
     target_embedding_size: int = 128
@@ -120,7 +122,7 @@ class AOARMConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
         if getattr(self, "auto_map", None) is None:
-            self.auto_map = dict(AUTO_MAP)
+            self.auto_map = AUTO_MAP | (MASKED_HEAD if self.attention_variant == "bidirectional" else CAUSAL_HEAD)
 
     def validate_sizes(self):
         """Sizes are positive, and heads share out evenly."""
@@ -169,6 +171,13 @@ class AOARMConfig(PreTrainedConfig):
             for token_id in value if isinstance(value, list) else [value]:
                 if token_id is not None and not 0 <= token_id < self.vocab_size:
                     raise ValueError(f"`{name}` must lie in [0, vocab_size={self.vocab_size}), got {token_id}.")
+
+    def validate_mask_token(self):
+        """Masked diffusion needs a mask."""
+        if self.attention_variant == "bidirectional" and self.mask_token_id is None:
+            raise ValueError(
+                "`mask_token_id` must be the id that stands in blanks for attention_variant='bidirectional', got None."
+            )
 
 
 __all__ = ["AOARMConfig"]

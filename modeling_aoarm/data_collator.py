@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The data collator: sentences in, batches of rows in generation order out."""
+"""Data collators that draw an order for each example: sentences in, batches of rows in generation order out."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 
 
-class _Sentence(NamedTuple):
+class Sentence(NamedTuple):
     """One example, checked, in sentence order.
 
     Args:
@@ -33,23 +33,16 @@ class _Sentence(NamedTuple):
     is_context: np.ndarray
 
 
-class _Rows(NamedTuple):
-    """One example in generation order: `input_ids`, `position_ids` and `labels`, each int64 `[rows]`."""
-
-    input_ids: np.ndarray
-    position_ids: np.ndarray
-    labels: np.ndarray
-
-
 @dataclass
-class DataCollatorForAnyOrderLM:
-    """Draws an order for each example and makes batches whose rows are in generation order.
+class DataCollatorWithOrders:
+    """What [`DataCollatorForAnyOrderLM`] and [`DataCollatorForMaskedDiffusion`] share: features, orders and a clock.
 
     A feature is a mapping with
 
     - `input_ids`: the sentence's tokens, in sentence order. Where the tokenizer has a beginning-of-sentence token and
-      the sentence does not start with it, it is prepended. It is always row 0 at position 0, column c of the sentence
-      then has position c + 1. Without such a token column c has position c and the first row is given, not predicted;
+      the sentence does not start with it, it is prepended. It is always given, at position 0, column c of the sentence
+      then has position c + 1. Without such a token column c has position c and the order's first token is given, not
+      predicted;
     - `example_index`: the example's number in the data set, see [`with_example_index`]. Its order is a function of
       `seed`, the epoch and this number, so batches, workers and processes change nothing;
     - `attention_mask` (optional): 0 marks padding, at either end, which is dropped;
@@ -59,10 +52,7 @@ class DataCollatorForAnyOrderLM:
       (optional), how many of its first columns are given (default: as many as have the label -100). It needs no
       `example_index`.
 
-    Other keys are ignored, and so are values of `None`.
-
-    Batches hold `input_ids`, `attention_mask`, `position_ids` and `labels`, each int64 `[batch, rows]`, padded on the
-    right. Labels are -100 for given tokens, the beginning-of-sentence token and padding; the model's loss shifts them.
+    Other keys are ignored, and so are values of `None`. Batches are padded on the right.
 
     A curriculum needs a clock: call [`start_epoch`] at the start of each pass over the data.
 
@@ -160,23 +150,39 @@ class DataCollatorForAnyOrderLM:
         for number, feature in enumerate(features):
             index = feature.get("example_index")
             name = f"feature {number} of the batch" if index is None else f"example {index}"
-            examples.append(self._rows(feature, name, mixture))
+            sentence = self._sentence(feature, name)
+            min_context = 0 if self.tokenizer.bos_token_id is not None else 1
+            order = self._order(feature, name, mixture, sentence.is_context, min_context)
+            examples.append(self._rows(feature, name, mixture, sentence, *order))
         batch = self._packed(examples) if self.packing else self._padded(examples)
         self._clock.batches_seen += 1
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
-    def _rows(self, feature: Mapping[str, Any], name: str, mixture: OrderMixture) -> _Rows:
-        tokens, is_context = self._sentence(feature, name)
-        bos = self.tokenizer.bos_token_id
-        first = np.array([] if bos is None else [bos], dtype=np.int64)
-        columns, num_context = self._order(feature, name, mixture, is_context, min_context=1 - len(first))
-        input_ids = np.concatenate([first, tokens[columns]])
-        position_ids = np.concatenate([np.zeros_like(first), columns + len(first)])
-        labels = input_ids.copy()
-        labels[: len(first) + num_context] = IGNORED
-        return _Rows(input_ids, position_ids, labels)
+    def _rows(
+        self,
+        feature: Mapping[str, Any],
+        name: str,
+        mixture: OrderMixture,
+        sentence: Sentence,
+        columns: np.ndarray,
+        num_context: int,
+    ) -> dict[str, np.ndarray]:
+        """One example of a batch, `[rows]` each, beginning-of-sentence token included.
 
-    def _sentence(self, feature: Mapping[str, Any], name: str) -> _Sentence:
+        Args:
+            feature, name, mixture: where it comes from.
+            sentence: its tokens.
+            columns: int64 `[columns]`, the sentence's columns in generation order.
+            num_context: how many of them are given.
+        """
+        raise NotImplementedError
+
+    def _with_bos(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens behind the beginning-of-sentence token, where there is one."""
+        bos = self.tokenizer.bos_token_id
+        return tokens if bos is None else np.concatenate([[bos], tokens])
+
+    def _sentence(self, feature: Mapping[str, Any], name: str) -> Sentence:
         if feature.get("input_ids") is None:
             raise ValueError(f"Every feature needs `input_ids`; {name} has the keys {sorted(feature)}.")
         tokens = _as_integers("input_ids", feature["input_ids"], name)
@@ -215,7 +221,7 @@ class DataCollatorForAnyOrderLM:
             missing = self.max_length - rows
             tokens = np.pad(tokens, (0, missing), constant_values=self.tokenizer.eos_token_id)
             is_context = np.pad(is_context, (0, missing), constant_values=False)
-        return _Sentence(tokens, is_context)
+        return Sentence(tokens, is_context)
 
     def _order(
         self, feature: Mapping[str, Any], name: str, mixture: OrderMixture, is_context: np.ndarray, min_context: int
@@ -225,18 +231,10 @@ class DataCollatorForAnyOrderLM:
             return _own_order(feature, name, is_context, min_context)
         if feature.get("num_context") is not None:
             raise ValueError(f"`num_context` belongs to an `order` of the example's own; {name} has no `order`.")
-        if feature.get("example_index") is None:
-            raise ValueError(
-                f"Orders are drawn by example, but {name} has no `example_index`. Add the column with "
-                "`dataset = with_example_index(dataset)`, and with the Trainer set `remove_unused_columns=False`. "
-                f"The feature has the keys {sorted(feature)}."
-            )
         given, free = is_context.nonzero()[0], (~is_context).nonzero()[0]
         drawn, num_drawn_context = mixture.draw(
             len(free),
-            example_index=as_integer("example_index", feature["example_index"]),
-            seed=self.seed,
-            epoch=self._clock.epoch,
+            **self._stream(feature, name),
             min_context=max(min_context - len(given), 0),
         )
         columns = np.concatenate([given, free[drawn]])
@@ -244,34 +242,80 @@ class DataCollatorForAnyOrderLM:
         columns[:num_context].sort()
         return columns, num_context
 
-    def _padded(self, examples: list[_Rows]) -> dict[str, np.ndarray]:
-        shape = len(examples), self._round_up(max(len(example.input_ids) for example in examples))
-        batch = {
-            "input_ids": np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64),
-            "attention_mask": np.zeros(shape, dtype=np.int64),
-            "position_ids": np.zeros(shape, dtype=np.int64),
-            "labels": np.full(shape, IGNORED, dtype=np.int64),
-        }
+    def _stream(self, feature: Mapping[str, Any], name: str) -> dict[str, int]:
+        """What an example's random numbers are a function of."""
+        if feature.get("example_index") is None:
+            raise ValueError(
+                f"Orders are drawn by example, but {name} has no `example_index`. Add the column with "
+                "`dataset = with_example_index(dataset)`, and with the Trainer set `remove_unused_columns=False`. "
+                f"The feature has the keys {sorted(feature)}."
+            )
+        index = as_integer("example_index", feature["example_index"])
+        return {"example_index": index, "seed": self.seed, "epoch": self._clock.epoch}
+
+    def _padding(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Rows of padding, `name` being one of a batch's entries."""
+        if name == "loss_weights":
+            return np.zeros(shape, dtype=np.float32)
+        fillers = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED, "position_ids": 0}
+        return np.full(shape, fillers[name], dtype=np.int64)
+
+    def _padded(self, examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        shape = len(examples), self._round_up(max(len(example["input_ids"]) for example in examples))
+        batch = {name: self._padding(name, shape) for name in examples[0]}
+        batch["attention_mask"] = np.zeros(shape, dtype=np.int64)
         for number, example in enumerate(examples):
-            rows = slice(len(example.input_ids))
+            rows = slice(len(example["input_ids"]))
             batch["attention_mask"][number, rows] = 1
-            for name, values in example._asdict().items():
+            for name, values in example.items():
                 batch[name][number, rows] = values
         return batch
 
-    def _packed(self, examples: list[_Rows]) -> dict[str, np.ndarray]:
-        total = sum(len(example.input_ids) for example in examples)
+    def _packed(self, examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        total = sum(len(example["input_ids"]) for example in examples)
         padding = self._round_up(total) - total
         if padding:
-            pad_ids = np.full(padding, self.tokenizer.pad_token_id, dtype=np.int64)
-            examples = [*examples, _Rows(pad_ids, np.arange(padding), np.full(padding, IGNORED, dtype=np.int64))]
-        batch = {name: np.concatenate([getattr(each, name) for each in examples])[None] for name in _Rows._fields}
-        lengths = [len(example.input_ids) for example in examples]
+            filler = {name: self._padding(name, (padding,)) for name in examples[0]}
+            if "position_ids" in filler:
+                # No position may come twice.
+                filler["position_ids"] = np.arange(padding)
+            examples = [*examples, filler]
+        batch = {name: np.concatenate([example[name] for example in examples])[None] for name in examples[0]}
+        lengths = [len(example["input_ids"]) for example in examples]
         return batch | {"segment_ids": np.repeat(np.arange(len(examples)), lengths)[None]}
 
     def _round_up(self, rows: int) -> int:
         multiple = self.pad_to_multiple_of or 1
         return -(-rows // multiple) * multiple
+
+
+@dataclass
+class DataCollatorForAnyOrderLM(DataCollatorWithOrders):
+    """Draws an order for each example and makes batches whose rows are in generation order.
+
+    Features, arguments and errors are those of [`DataCollatorWithOrders`]. Batches hold `input_ids`, `attention_mask`,
+    `position_ids` and `labels`, each int64 `[batch, rows]`. The beginning-of-sentence token is always row 0. Labels are
+    -100 for given tokens, the beginning-of-sentence token and padding; the model's loss shifts them.
+    """
+
+    def _rows(
+        self,
+        feature: Mapping[str, Any],
+        name: str,
+        mixture: OrderMixture,
+        sentence: Sentence,
+        columns: np.ndarray,
+        num_context: int,
+    ) -> dict[str, np.ndarray]:
+        input_ids = self._with_bos(sentence.tokens[columns])
+        first = len(input_ids) - len(columns)
+        labels = input_ids.copy()
+        labels[: first + num_context] = IGNORED
+        return {
+            "input_ids": input_ids,
+            "position_ids": np.concatenate([np.zeros(first, dtype=np.int64), columns + first]),
+            "labels": labels,
+        }
 
 
 class _Clock:
@@ -433,4 +477,4 @@ def _hashed_index(example: Mapping[str, Any]) -> dict[str, int]:
     return {"example_index": int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=8).digest(), "little") >> 1}
 
 
-__all__ = ["DataCollatorForAnyOrderLM", "with_example_index"]
+__all__ = ["DataCollatorForAnyOrderLM", "DataCollatorWithOrders", "with_example_index"]

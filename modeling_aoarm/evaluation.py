@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .data_collator import DataCollatorForAnyOrderLM
+from .masked_diffusion_collator import collator_class
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,23 @@ def evaluate_order(
     Draw k gives example i the order that `sample_orders` makes from (`seed`, k, i): the orders do not depend on the
     batch size or on the number of processes, so two models see the same ones.
 
+    A `bidirectional` model needs a pass for each token of an order. Here a draw makes one pass over each example, with
+    a random prefix of its order seen, and estimates the example's NLL without bias (see
+    [`DataCollatorForMaskedDiffusion`]); the standard error over draws covers that. `model.score` is exact.
+
     Args:
-        model: an `AOARMForCausalLM`; put in evaluation mode for the time of the call.
+        model: an `AOARMForCausalLM` or `AOARMForMaskedLM`; put in evaluation mode for the time of the call.
         dataset: indexable rows with `input_ids`, sentence order, without BOS or with it, and perhaps `labels`, which
             are -100 where a token is given and not predicted.
         tokenizer: gives the BOS that is put first, and the padding id.
         order: anything that `sample_orders` takes.
-        draws: how many orders each example is scored in. Use 1 for orders that are not random, like `left_to_right`.
+        draws: how many orders each example is scored in. Use 1 for orders that are not random, like `left_to_right`,
+            unless the model is `bidirectional`.
         seed: seed of the orders.
         batch_size: examples per forward pass and process.
         characters: number of characters that the predicted tokens of one draw spell, for bits per character. Only
             meaningful for orders without context tokens, which predict the whole text.
-        max_length: as in `DataCollatorForAnyOrderLM`.
+        max_length: as in `DataCollatorWithOrders`.
         accelerator: an `accelerate.Accelerator`. With several processes each scores its share of the batches, and every
             process gets all results; the weights may be sharded. Its mixed precision is used.
         progress: show a progress bar, on the main process.
@@ -127,7 +132,7 @@ def evaluate_order(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     process_index, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     precision = accelerator.autocast if accelerator else contextlib.nullcontext
-    collator = DataCollatorForAnyOrderLM(tokenizer, order=order, seed=seed, max_length=max_length)
+    collator = collator_class(model.config)(tokenizer, order=order, seed=seed, max_length=max_length)
 
     nll = torch.zeros(draws, len(dataset), dtype=torch.float64)
     tokens = torch.zeros(draws, len(dataset), dtype=torch.int64)
@@ -174,7 +179,10 @@ def _example(row: dict, index: int) -> dict:
 def _score(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Nats (float64) and number of predicted tokens (int64) of each example, `[batch]`, on the CPU."""
     batch = {name: value.to(model.device) for name, value in batch.items()}
-    labels = batch.pop("labels")[:, 1:]
-    logits = model(**batch, use_cache=False).logits[:, :-1]
+    labels, weights = batch.pop("labels"), batch.pop("loss_weights", None)
+    logits = model(**batch, use_cache=False).logits
+    if weights is None:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+        weights = torch.ones_like(labels)
     token_nll = functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
-    return token_nll.double().sum(1).cpu(), labels.ne(-100).sum(1).cpu()
+    return (token_nll * weights).double().sum(1).cpu(), labels.ne(-100).sum(1).cpu()

@@ -76,6 +76,9 @@ class AOARMGenerateOutput(ModelOutput):
 class AOARMGenerationMixin:
     """`generate` for canvases with blanks. Without blanks it is the library's own `generate`, left to right."""
 
+    # Whether the library's own `generate` has a meaning for the model.
+    continues_text = True
+
     def adjust_generation_fn(self, *args, **kwargs) -> None:
         # The library loads its own class here, which keeps our entries but does not check them.
         super().adjust_generation_fn(*args, **kwargs)
@@ -175,7 +178,7 @@ class AOARMGenerationMixin:
         cache = kwargs.get("past_key_values")
         holds_canvases = getattr(cache, "holds_canvases", False)
         is_left_to_right = decoding_order is None or is_named(decoding_order, "left_to_right")
-        is_plain = is_left_to_right and tokens_per_step in (None, 1) and draft_length is None
+        is_plain = is_left_to_right and tokens_per_step in (None, 1) and draft_length is None and self.continues_text
         if generation_mask is None and is_plain and not holds_canvases:
             for name, is_given in (
                 ("generator", generator is not None),
@@ -411,7 +414,8 @@ class AOARMGenerationMixin:
         targets = most_blanks if plan.adaptive else plan.most
         capacity = rows.columns.shape[1] + drafts + max(copies_of_drafts, targets - 1, 0)
         if is_fixed:
-            capacity = max(capacity, generation_config.max_cache_len or 0)
+            # Steps are compiled for each capacity: canvases of about the same length share them.
+            capacity = max(-(-capacity // 64) * 64, generation_config.max_cache_len or 0)
         if cache is None:
             new = CanvasCache(self.config.num_hidden_layers, capacity, is_fixed)
             reader, cached = RowReader(self, new, is_read=False), nothing

@@ -5,6 +5,7 @@ A machine is never quiet. So the ways that are compared take turns, over and ove
 one round: load that comes and goes, and clocks that change, cancel. A ratio is the median over rounds.
 """
 
+import argparse
 import datetime
 import operator
 import os
@@ -47,7 +48,6 @@ COLOURS = {
 class BenchmarkArguments:
     """What all benchmarks take."""
 
-    repetitions: int = field(default=5, metadata={"help": "Rounds that are measured, after one that is not."})
     threads: int | None = field(default=None, metadata={"help": "torch threads. Default: torch's own number."})
     seed: int = field(default=0, metadata={"help": "Of weights, tokens and orders."})
     output_dir: str | None = field(
@@ -56,15 +56,34 @@ class BenchmarkArguments:
     quick: bool = field(default=False, metadata={"help": "Toy sizes: a run of seconds, to see that everything works."})
 
     def __post_init__(self):
-        for name in ("repetitions", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}.")
+        self.check_at_least(1, "threads")
         if self.threads is not None:
             torch.set_num_threads(self.threads)
 
+    def check_at_least(self, least: int, *names: str) -> None:
+        """Raises a ValueError for an argument, or a number in one that is a list, below `least`."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and min(value if isinstance(value, list) else [value], default=least - 1) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}.")
+
+
+@dataclass
+class TimingArguments(BenchmarkArguments):
+    """What benchmarks of time take."""
+
+    repetitions: int = field(default=5, metadata={"help": "Rounds that are measured, after one that is not."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(1, "repetitions")
+
 
 Arguments = TypeVar("Arguments", bound=BenchmarkArguments)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Docstrings as they stand, and the defaults of arguments."""
 
 
 def parse_arguments(
@@ -78,8 +97,7 @@ def parse_arguments(
         quick: defaults that `--quick` changes.
         description: the script's docstring.
     """
-    # The script's own; the library's formatter fills paragraphs.
-    parser = HfArgumentParser(kind, description=description.strip().partition("\n\n")[0])
+    parser = HfArgumentParser(kind, description=description, formatter_class=_HelpFormatter)
     if "--quick" in argv:
         parser.set_defaults(**quick)
     try:
@@ -118,6 +136,11 @@ def median_ratio(values: Sequence[float], reference: Sequence[float]) -> float:
     return median(value / base for value, base in zip(values, reference, strict=True))
 
 
+def figure(value: float) -> str:
+    """A figure for people: whole from 1,000 on, four digits below."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 @dataclass(frozen=True)
 class Target:
     """What a figure is to reach.
@@ -140,7 +163,7 @@ class Target:
             raise ValueError(f"`kind` must be one of {sorted(self._COMPARE)}, got {self.kind!r}.")
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.bound:,g}"
+        return f"{self.kind} {figure(self.bound)}"
 
     def is_met(self, value: float) -> bool:
         return self._COMPARE[self.kind](value, self.bound)
@@ -171,10 +194,9 @@ def judged(what: str, against: str, value: float, target: Target | None, **detai
 
 def verdict(entry: Mapping[str, Any]) -> str:
     """The table cell of a [`judged`] figure, as `"1.032 (<= 1.05: met)"`."""
-    value = f"{entry['value']:,.0f}" if abs(entry["value"]) >= 1000 else f"{entry['value']:.3f}"
     if entry["target"] is None:
-        return value
-    return f"{value} ({entry['target']}: {'met' if entry['met'] else 'missed'})"
+        return figure(entry["value"])
+    return f"{figure(entry['value'])} ({entry['target']}: {'met' if entry['met'] else 'missed'})"
 
 
 def git_commit(folder: str | os.PathLike) -> str | None:

@@ -73,11 +73,12 @@ def model_card(
     if adapter and base_model is None:
         raise ValueError("base_model must name the adapter's model, got None.")
     source = report.get("data", {}).get("source")
+    is_masked = config.attention_variant == "bidirectional"
     metadata = ModelCardData(
         language=language,
         license=license,
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="fill-mask" if is_masked else "text-generation",
         tags=["any-order", "infilling", config.attention_variant, "custom_code"],
         # A path on somebody's disk is no name on the Hub.
         base_model=base_model if base_model is not None and not Path(base_model).exists() else None,
@@ -86,6 +87,7 @@ def model_card(
     )
     text = _template(f"{config.attention_variant}.md.jinja").render(
         config=config,
+        auto_class="AutoModelForMaskedLM" if is_masked else "AutoModelForCausalLM",
         report={"data": {}, "training": {}, "samples": [], **report},
         figures=report.get("evaluation", {}),
         model_id=model_id,

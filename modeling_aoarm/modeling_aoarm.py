@@ -11,13 +11,17 @@ keys and values. The variants differ in the streams that there are and in where 
 | `causal`          | one                                      | content position                             |
 | `double_position` | one                                      | nothing; see [`DoublePositionEmbedding`]     |
 | `adaptive_norm`   | one                                      | nothing; see [`AdaptiveNormDecoderLayer`]    |
+| `bidirectional`   | one                                      | content position                             |
 
-Keys are rotated by content positions. The last two have tables of positions in place of rotations: what they know of
-positions is added to the tokens, and in `adaptive_norm` the target modulates the layers.
+Keys are rotated by content positions. `double_position` and `adaptive_norm` have tables of positions in place of
+rotations: what they know of positions is added to the tokens, and in `adaptive_norm` the target modulates the layers.
 
 All streams see rows <= r, so they share one causal attention call, in which they are further query heads over the same
 keys and values. Target - 1 is the slot from which a left-to-right decoder predicts the target: in the identity order
 `decoupled_rope` is Llama exactly, and so is `two_stream` when its query stream starts from the content.
+
+In `bidirectional` rows are in sentence order, blanks hold the mask token, all rows see each other, and each predicts
+its own token; see [`AOARMForMaskedLM`].
 
 Initialisation (by [`PreTrainedModel`]): the weights of linear layers and embeddings, the learned query vector included,
 are normal with standard deviation `initializer_range`; biases are zero; norms are one.
@@ -31,7 +35,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
@@ -40,6 +44,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig
+from .fused_loss_aoarm import fused_causal_lm_loss
 from .generation_aoarm import AOARMGenerationMixin
 from .generation_config_aoarm import AOARMGenerationConfig
 from .layers_aoarm import (
@@ -49,7 +54,7 @@ from .layers_aoarm import (
     DoublePositionEmbedding,
     modulate,
 )
-from .packing import as_indices, check_first_labels, packed_causal_mask
+from .packing import as_indices, check_first_labels, packed_mask
 from .positions import RowPositions
 from .prompt_learning import refuse_orders_in_prompt_learning
 from .scoring_aoarm import AOARMScoringMixin
@@ -80,6 +85,7 @@ class AOARMCausalLMOutputWithPast(CausalLMOutputWithPast):
     Args:
         loss: mean cross-entropy in nats per token over the labels that are not -100.
         logits: `[batch, rows, vocab]`, or `[batch, rows, targets, vocab]`: row r is about `target_position_ids[:, r]`.
+            `None` where they were skipped.
         past_key_values, hidden_states, attentions, content_hidden_states, content_attentions:
             see [`AOARMModelOutputWithPast`].
     """
@@ -182,9 +188,7 @@ class AOARMModel(AOARMPreTrainedModel):
             return None, None
         # One rotation serves all heads.
         places = torch.cat([position_ids[None], self.query_positions(position_ids, targets)])
-        cos, sin = (
-            part.unflatten(0, places.shape[:2]).unsqueeze(-2) for part in self.rotary_emb(streams, places.flatten(0, 1))
-        )
+        cos, sin = (part.view(*places.shape, 1, -1) for part in self.rotary_emb(streams, places.flatten(0, 1)))
         return (cos[1:], sin[1:]), (cos[0], sin[0])
 
     def query_positions(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
@@ -212,7 +216,7 @@ class AOARMModel(AOARMPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMModelOutputWithPast:
-        """Runs the decoder on rows in generation order.
+        """Runs the decoder on rows in generation order; in sentence order for `bidirectional`.
 
         Args:
             input_ids: int64 `[batch, rows]`, the rows' tokens. Either these or `inputs_embeds`.
@@ -233,7 +237,8 @@ class AOARMModel(AOARMPreTrainedModel):
             ValueError: for a wrong shape or dtype, positions outside the table (left-to-right text may be longer, as in
                 Llama), a position that comes twice in an example, several targets in a single-stream variant,
                 positions for `causal` that are not the identity, cached rows whose targets cannot be known,
-                `segment_ids` together with a cache, and `is_causal=False`, with which rows would see their targets.
+                `segment_ids` together with a cache, `is_causal=False`, with which rows would see their targets, and
+                targets and caches for `bidirectional`, which has none.
                 Values of positions are not checked under `torch.compile`.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -251,7 +256,21 @@ class AOARMModel(AOARMPreTrainedModel):
                     f"{list(attention_mask.shape)}."
                 )
             use_cache = False
-        if kwargs.get("is_causal") is False:
+        is_causal = self.config.attention_variant != "bidirectional"
+        if not is_causal:
+            for name, value in (
+                ("target_position_ids", target_position_ids),
+                ("past_key_values", past_key_values),
+                ("use_cache", use_cache or None),
+                ("is_causal", kwargs.get("is_causal") or None),
+            ):
+                if value is not None:
+                    raise ValueError(
+                        f"`{name}` must not be given for attention_variant='bidirectional', where all rows see each "
+                        f"other and predict their own tokens; got {type(value).__name__}."
+                    )
+            kwargs["is_causal"] = use_cache = False
+        elif kwargs.get("is_causal") is False:
             raise ValueError("`is_causal` must not be False: rows would see the tokens that they are to predict.")
         is_given = position_ids is not None or target_position_ids is not None
         if use_cache is None:
@@ -287,17 +306,21 @@ class AOARMModel(AOARMPreTrainedModel):
         condition = None
         if self.config.attention_variant == "adaptive_norm":
             condition = nn.functional.silu(self.target_embedding(targets[..., 0]))
-        if positions.starts is None:
-            causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
+        if is_checked and attention_mask is None and rows == 1:
+            # One row sees all rows of its cache.
+            mask = None
+        elif positions.starts is None:
+            make_mask = create_causal_mask if is_causal else create_bidirectional_mask
+            mask = make_mask(self.config, inputs_embeds, attention_mask, past_key_values=past_key_values)
         else:
-            causal_mask, packing_kwargs = packed_causal_mask(self.config, inputs_embeds, positions.starts)
+            mask, packing_kwargs = packed_mask(self.config, inputs_embeds, positions.starts, is_causal)
             kwargs.update(packing_kwargs)
         outputs = self.run_layers(
             streams,
             query_rotation,
             key_rotation,
             condition,
-            attention_mask=causal_mask,
+            attention_mask=mask,
             past_key_values=past_key_values,
             return_dict=True,
             **kwargs,
@@ -347,6 +370,26 @@ class AOARMModel(AOARMPreTrainedModel):
         return outputs
 
 
+def generative_head(config: AOARMConfig) -> type[AOARMPreTrainedModel]:
+    """The class with `generate` and `score` that a variant has: [`AOARMForCausalLM`] or [`AOARMForMaskedLM`]."""
+    if config.attention_variant != "bidirectional":
+        return AOARMForCausalLM
+    # It is made of this module's classes. Saved folders find it by this line.
+    from .masked_lm_aoarm import AOARMForMaskedLM
+
+    return AOARMForMaskedLM
+
+
+def check_head(model: AOARMPreTrainedModel) -> None:
+    """Raises a ValueError for a head that the variant does not have."""
+    right = generative_head(model.config)
+    if not isinstance(model, right):
+        raise ValueError(
+            f"attention_variant={model.config.attention_variant!r} needs the head {right.__name__} "
+            f"(AutoModel{right.__name__.removeprefix('AOARM')}), got {type(model).__name__}."
+        )
+
+
 class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationMixin, GenerationMixin):
     """An any-order autoregressive model with a language modelling head.
 
@@ -360,6 +403,7 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
 
     def __init__(self, config: AOARMConfig):
         super().__init__(config)
+        check_head(self)
         self.model = AOARMModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -378,6 +422,7 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMCausalLMOutputWithPast:
         """Predicts, from the rows up to r, the token at row r's target position. See also [`AOARMModel.forward`].
@@ -387,10 +432,13 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
                 learned (context, padding, the first row of each packed segment). They are shifted inside, as in every
                 causal language model of the library: row r's logits are scored against row r + 1's label.
             logits_to_keep: how many of the last rows get logits, or which rows, int64 `[kept]`; 0 means all.
+            skip_logits: whether only the loss is wanted. It is then computed in pieces, which saves the memory of
+                logits and of their gradients, most of what a step needs where the vocabulary is large.
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
-                the next row's position, or on the first row of a packed segment.
+                the next row's position, or on the first row of a packed segment; for `skip_logits` without labels or
+                with an output layer that is not a plain linear one.
         """
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         outputs: AOARMModelOutputWithPast = self.model(
@@ -407,10 +455,16 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
         if labels is not None:
             # After the model has checked the shapes of what it was given.
             self.check_labels(labels, outputs.last_hidden_state, past, position_ids, target_position_ids, segment_ids)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
+        loss, logits = None, None
+        if skip_logits:
+            if labels is None:
+                raise ValueError("`skip_logits` leaves the loss only, so it needs `labels`, got None.")
+            items = kwargs.get("num_items_in_batch")
+            loss = fused_causal_lm_loss(outputs.last_hidden_state, self.lm_head, labels, items)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        if labels is not None and not skip_logits:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return AOARMCausalLMOutputWithPast(
             loss=loss,
@@ -455,4 +509,4 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
 
 refuse_orders_in_prompt_learning(AOARMPreTrainedModel)
 
-__all__ = ["AOARMForCausalLM", "AOARMModel", "AOARMPreTrainedModel"]
+__all__ = ["AOARMForCausalLM", "AOARMModel", "AOARMPreTrainedModel", "check_head", "generative_head"]

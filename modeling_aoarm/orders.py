@@ -295,10 +295,16 @@ class OrderMixture:
                 f"of example {example_index}."
             )
         rng = _example_generator(seed, epoch, example_index)
-        # The component is drawn first, and always: a curriculum moves this threshold and keeps the rest of the stream.
+        return self._component(rng).draw(rng, length, min_context)
+
+    def component_of(self, *, example_index: int, seed: int = 0, epoch: int = 0) -> OrderDistribution:
+        """The component that [`draw`] takes for one example; arguments and errors as there."""
+        return self._component(_example_generator(seed, epoch, example_index))
+
+    def _component(self, rng: np.random.Generator) -> OrderDistribution:
+        # Drawn first, and always: a curriculum moves this threshold and keeps the rest of the stream.
         threshold = rng.random() * sum(self.weights)
-        component = int(np.searchsorted(np.cumsum(self.weights[:-1]), threshold, side="right"))
-        return self.distributions[component].draw(rng, length, min_context)
+        return self.distributions[int(np.searchsorted(np.cumsum(self.weights[:-1]), threshold, side="right"))]
 
 
 def _example_generator(seed: int, epoch: int, example_index: int) -> np.random.Generator:

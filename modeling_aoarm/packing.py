@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 
@@ -37,10 +37,10 @@ def segment_starts(segment_ids: torch.Tensor, real: torch.Tensor) -> torch.Tenso
     return torch.nn.functional.pad(changes, (1, 0), value=True)
 
 
-def packed_causal_mask(
-    config: PreTrainedConfig, inputs_embeds: torch.Tensor, starts: torch.Tensor
+def packed_mask(
+    config: PreTrainedConfig, inputs_embeds: torch.Tensor, starts: torch.Tensor, is_causal: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """The causal mask inside each segment, in the form that the attention backend wants.
+    """The mask inside each segment, causal or not, in the form that the attention backend wants.
 
     Content positions say nothing about segments (the library would take each jump for a new one), so the mask is built
     from the rows' numbers within their segment.
@@ -49,14 +49,24 @@ def packed_causal_mask(
         config: the model's config, which names the backend.
         inputs_embeds: `[batch, rows, hidden]`.
         starts: bool `[batch, rows]`, see [`segment_starts`].
+        is_causal: whether rows see only the rows up to their own.
 
     Returns:
         The mask, and further arguments for the attention interface.
     """
     batch, rows = starts.shape
-    row = torch.arange(rows, device=starts.device).expand(batch, rows)
-    row_in_segment = row - torch.where(starts, row, 0).cummax(dim=1).values
-    mask = create_causal_mask(config, inputs_embeds, None, None, position_ids=row_in_segment)
+    if is_causal:
+        row = torch.arange(rows, device=starts.device).expand(batch, rows)
+        row_in_segment = row - torch.where(starts, row, 0).cummax(dim=1).values
+        mask = create_causal_mask(config, inputs_embeds, None, None, position_ids=row_in_segment)
+    else:
+        segment = starts.cumsum(1)
+        mask = create_bidirectional_mask(
+            config,
+            inputs_embeds,
+            None,
+            and_mask_function=lambda batch, head, query, key: segment[batch, query] == segment[batch, key],
+        )
     if not is_flash_attention_requested(config):
         return mask, {}
     # Flash kernels take no mask: they are told where segments start in the flattened batch.
@@ -81,4 +91,4 @@ def check_first_labels(labels: torch.Tensor, segment_ids: torch.Tensor) -> None:
         )
 
 
-__all__ = ["as_indices", "check_first_labels", "packed_causal_mask", "segment_starts"]
+__all__ = ["as_indices", "check_first_labels", "packed_mask", "segment_starts"]

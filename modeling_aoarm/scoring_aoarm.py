@@ -74,6 +74,32 @@ class AOARMScoringMixin:
             ValueError: for malformed canvases, masks and orders, a `num_orders` below 1 or above 1 for an order that is
                 not drawn, and orders that `causal` does not know.
         """
+        canvas, generation_mask, real, given = self._scored_canvas(
+            input_ids, generation_mask, observed_mask, attention_mask
+        )
+        check_generators(generator, len(canvas))
+        context = resolve_order("context_order", context_order, given, names=("left_to_right",))
+        orders = self._orders(decoding_order, generation_mask, num_orders, generator)
+        scored = [self._score_order(canvas, real, context, order) for order in orders]
+        token_log_probs, token_is_likeliest = map(torch.stack, zip(*scored, strict=True))
+        log_likelihood = token_log_probs.sum(-1)
+        return AOARMScoreOutput(
+            token_log_probs=token_log_probs,
+            log_likelihood=log_likelihood,
+            mean_log_likelihood=log_likelihood.mean(0),
+            log_mean_likelihood=log_likelihood.logsumexp(0) - math.log(len(orders)),
+            decoding_order=orders,
+            token_is_likeliest=token_is_likeliest,
+        )
+
+    def _scored_canvas(
+        self,
+        input_ids: torch.LongTensor,
+        generation_mask: torch.Tensor | None,
+        observed_mask: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The arguments of `score`, checked: int64 tokens, and bool blanks, unpadded and given columns."""
         if generation_mask is None and isinstance(input_ids, torch.Tensor) and input_ids.ndim == 2:
             is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.shape == input_ids.shape
             columns = attention_mask.bool() if is_mask else torch.ones_like(input_ids, dtype=torch.bool)
@@ -103,22 +129,7 @@ class AOARMScoringMixin:
                 raise ValueError(
                     "`observed_mask` must leave at least one given token in each example, got none in some."
                 )
-
-        check_generators(generator, len(input_ids))
-        canvas = input_ids.long()
-        context = resolve_order("context_order", context_order, given, names=("left_to_right",))
-        orders = self._orders(decoding_order, generation_mask, num_orders, generator)
-        scored = [self._score_order(canvas, real, context, order) for order in orders]
-        token_log_probs, token_is_likeliest = map(torch.stack, zip(*scored, strict=True))
-        log_likelihood = token_log_probs.sum(-1)
-        return AOARMScoreOutput(
-            token_log_probs=token_log_probs,
-            log_likelihood=log_likelihood,
-            mean_log_likelihood=log_likelihood.mean(0),
-            log_mean_likelihood=log_likelihood.logsumexp(0) - math.log(len(orders)),
-            decoding_order=orders,
-            token_is_likeliest=token_is_likeliest,
-        )
+        return input_ids.long(), generation_mask, real, given
 
     @staticmethod
     def _orders(
@@ -141,6 +152,10 @@ class AOARMScoringMixin:
         drawn = (resolve_order("decoding_order", decoding_order, generation_mask, generator) for _ in range(num_orders))
         return torch.stack(list(drawn))
 
+    def _scoring_reader(self) -> RowReader:
+        """What reads the rows that are scored."""
+        return RowReader(self, None, is_read=False)
+
     def _score_order(
         self, canvas: torch.Tensor, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,7 +167,7 @@ class AOARMScoringMixin:
         rows.check_order(self.config.attention_variant)
         # Blanks stand side by side at the right end. The last row's token predicts nothing any more.
         width = context.shape[1] + blanks - 1
-        answers = RowReader(self, None, is_read=False).ask(
+        answers = self._scoring_reader().ask(
             canvas,
             rows,
             first=torch.zeros_like(rows.given),
@@ -164,7 +179,7 @@ class AOARMScoringMixin:
             longest=width,
             is_in_step=False,
         )
-        answers, columns = answers[:, :, 0], order.clamp(min=0)
+        answers, columns = answers[:, :, 0].float(), order.clamp(min=0)
         tokens = canvas.gather(1, columns)
         # Padding of the order adds nothing to column 0.
         log_probs, is_likeliest = (

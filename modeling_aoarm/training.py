@@ -17,8 +17,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, speed_metrics
 
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
-from .data_collator import DataCollatorForAnyOrderLM
+from .data_collator import DataCollatorWithOrders
 from .evaluation import OrderNLL, evaluate_order
+from .masked_diffusion_collator import collator_class
 from .model_card import model_card, write_model_card
 from .reporting import naming_disk_errors, replacing, versions
 
@@ -27,7 +28,7 @@ EMA_FILE = "ema.safetensors"
 
 
 class OrderClockCallback(TrainerCallback):
-    """Tells a `DataCollatorForAnyOrderLM` the epoch and the optimiser step: orders and curricula follow the training.
+    """Tells a `DataCollatorWithOrders` the epoch and the optimiser step: orders and curricula follow the training.
 
     `AnyOrderTrainer` adds it by itself; with a plain `Trainer` pass it in `callbacks`, with the same collator.
 
@@ -35,7 +36,7 @@ class OrderClockCallback(TrainerCallback):
         collator: the training collator.
     """
 
-    def __init__(self, collator: DataCollatorForAnyOrderLM):
+    def __init__(self, collator: DataCollatorWithOrders):
         self.collator = collator
         self.batches_seen = None
 
@@ -144,7 +145,8 @@ class AnyOrderTrainer(Trainer):
     (uniform orders, mean over `eval_draws` of them), `eval_any_order_nll_standard_error` (over the orders),
     `eval_left_to_right_nll`, and `eval_loss`, which is the any-order one; the same with `_bpc` in bits per character
     where the evaluation dataset has a column `num_characters` (characters that each row's predicted tokens spell).
-    A `causal` model knows no other order than left to right and gets only that.
+    A `causal` model knows no other order than left to right and gets only that. Those of a `bidirectional` model are
+    estimates, see [`evaluate_order`].
     In several processes each scores its share. Results do not depend on the number of processes or on the batch size.
 
     A checkpoint appears when it is complete, and old ones go after that, so a training may be killed at any moment;
@@ -152,17 +154,34 @@ class AnyOrderTrainer(Trainer):
     losses and weights of a run that was not killed. `save_model` replaces an earlier model when the new one is written.
 
     Args:
-        model, args, data_collator, kwargs: as in `Trainer`; `data_collator` is a `DataCollatorForAnyOrderLM`.
+        model, args, data_collator, kwargs: as in `Trainer`; `data_collator` is the one of the model's variant, see
+            [`~modeling_aoarm.masked_diffusion_collator.collator_class`].
         eval_draws: orders per example in `evaluate()`.
         eval_order_seed: seed of these orders.
+        fused_loss: whether training steps compute the loss without logits, see `skip_logits` of
+            [`AOARMForCausalLM.forward`]: less memory for large vocabularies.
 
     Raises:
-        TypeError: `data_collator` is no `DataCollatorForAnyOrderLM`.
+        TypeError: `data_collator` draws no orders.
+        ValueError: `fused_loss` for a `bidirectional` model or with label smoothing.
     """
 
-    def __init__(self, model=None, args=None, data_collator=None, *, eval_draws=2, eval_order_seed=0, **kwargs):
-        if not isinstance(data_collator, DataCollatorForAnyOrderLM):
-            raise TypeError(f"data_collator must be a DataCollatorForAnyOrderLM, got {type(data_collator).__name__}.")
+    def __init__(
+        self,
+        model=None,
+        args=None,
+        data_collator=None,
+        *,
+        eval_draws=2,
+        eval_order_seed=0,
+        fused_loss=False,
+        **kwargs,
+    ):
+        if not isinstance(data_collator, DataCollatorWithOrders):
+            raise TypeError(
+                "data_collator must be a DataCollatorForAnyOrderLM or DataCollatorForMaskedDiffusion, got "
+                f"{type(data_collator).__name__}."
+            )
         # What was measured last, for the model card.
         self.measured: dict[str, OrderNLL] = {}
         # Where a checkpoint lies while it is written.
@@ -172,6 +191,13 @@ class AnyOrderTrainer(Trainer):
         self.args.remove_unused_columns = False
         self.eval_draws = eval_draws
         self.eval_order_seed = eval_order_seed
+        self.fused_loss = fused_loss
+        variant, smoothing = self.model.config.attention_variant, self.args.label_smoothing_factor
+        if fused_loss and (variant == "bidirectional" or smoothing):
+            raise ValueError(
+                "fused_loss needs an unsmoothed loss of a model with rows in generation order, got "
+                f"attention_variant={variant!r} and label_smoothing_factor={smoothing}."
+            )
         self.add_callback(OrderClockCallback(data_collator))
 
     @property
@@ -183,10 +209,11 @@ class AnyOrderTrainer(Trainer):
         """As `Trainer.train`; a resumed run also restores the averaged weights.
 
         Raises:
-            ValueError: the tokenizer does not fit the model's vocabulary, there is no complete checkpoint to resume
+            ValueError: the collator or its tokenizer does not fit the model, there is no complete checkpoint to resume
                 from (see [`resolve_checkpoint`]), or another process is training in the output folder.
             OSError: a checkpoint could not be written, because the disk is full. The ones before are as they were.
         """
+        self._check_collator()
         vocab_size, tokens = self.model.config.vocab_size, len(self.data_collator.tokenizer)
         if tokens > vocab_size:
             raise ValueError(
@@ -200,6 +227,38 @@ class AnyOrderTrainer(Trainer):
             self.ema.checkpoint = checkpoint
         with exclusive(self.args.output_dir) if self.args.should_save else contextlib.nullcontext():
             return super().train(checkpoint, *args, **kwargs)
+
+    def _check_collator(self) -> None:
+        """Raises a ValueError for batches that the model could not learn from."""
+        config, right = self.model.config, collator_class(self.model.config)
+        if not isinstance(self.data_collator, right):
+            raise ValueError(
+                f"data_collator must be a {right.__name__} for attention_variant={config.attention_variant!r}, got "
+                f"{type(self.data_collator).__name__}."
+            )
+        if config.attention_variant != "bidirectional":
+            return
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor must be 0 for attention_variant='bidirectional', whose loss is weighted; got "
+                f"{self.args.label_smoothing_factor}."
+            )
+        mask_token_id = self.data_collator.tokenizer.mask_token_id
+        if mask_token_id != config.mask_token_id:
+            raise ValueError(
+                f"The collator's tokenizer must have the model's mask_token_id={config.mask_token_id}, got "
+                f"{mask_token_id}."
+            )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in `Trainer`, without logits where nobody wants them, and compiled without masks that hide nothing."""
+        inputs = dict(inputs)
+        if self.fused_loss and not return_outputs:
+            inputs["skip_logits"] = True
+        # While it is traced a model cannot look whether there is padding; with a mask there are no flash kernels.
+        if self.args.torch_compile and "attention_mask" in inputs and bool(inputs["attention_mask"].all()):
+            del inputs["attention_mask"]
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:
@@ -348,7 +407,9 @@ class AnyOrderTrainer(Trainer):
         """
         model = self.accelerator.unwrap_model(self.model)
         has_characters = "num_characters" in (getattr(dataset, "column_names", None) or ())
-        orders = {"any_order": ("uniform", draws), "left_to_right": ("left_to_right", 1)}
+        # A bidirectional model's figures are estimates in a known order, too.
+        draws_left_to_right = draws if model.config.attention_variant == "bidirectional" else 1
+        orders = {"any_order": ("uniform", draws), "left_to_right": ("left_to_right", draws_left_to_right)}
         if model.config.attention_variant == "causal":
             del orders["any_order"]
         with self.ema.swapped_in(self.model) if self.ema is not None else contextlib.nullcontext():

@@ -125,13 +125,21 @@ class Reference:
         head = self.parameters["model.embed_tokens.weight" if self.tied else "lm_head.weight"]
         return predicting @ head.T
 
-    def logits(self, input_ids, position_ids, target_position_ids, visible=None) -> torch.Tensor:
-        """Logits with an optional bool mask `visible` `[batch, rows, rows]` on top of the causal triangle."""
+    def logits(self, input_ids, position_ids, target_position_ids=None, visible=None) -> torch.Tensor:
+        """Logits with an optional bool mask `visible` `[batch, rows, rows]` on top of the causal triangle.
+
+        In `bidirectional`, which has neither triangle nor targets, the mask token's are minus infinity.
+        """
         batch, rows = input_ids.shape
         triangle = torch.arange(rows)[:, None] >= torch.arange(rows)[None, :]
+        is_masked = self.config.attention_variant == "bidirectional"
+        if is_masked:
+            triangle, target_position_ids = torch.ones(rows, rows, dtype=torch.bool), position_ids
         visible = triangle.expand(batch, -1, -1) if visible is None else visible & triangle
         # A row of padding that sees nothing would be NaN; it may see itself.
         visible = visible | torch.eye(rows, dtype=torch.bool)
-        return torch.stack(
+        logits = torch.stack(
             [self._example(input_ids[b], position_ids[b], target_position_ids[b], visible[b]) for b in range(batch)]
         )
+        is_mask_token = torch.arange(logits.shape[-1]) == self.config.mask_token_id
+        return logits.masked_fill(is_mask_token, -torch.inf) if is_masked else logits

@@ -7,7 +7,8 @@ import yaml
 from scripts import REPOSITORY, load_script
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from modeling_aoarm import AOARMConfig
+from modeling_aoarm import AOARMConfig, generative_head
+from modeling_aoarm.masked_diffusion_collator import collator_class
 from modeling_aoarm.tokenization import character_tokenizer
 
 
@@ -27,7 +28,8 @@ def test_folder_loads_by_auto_config_and_builds_its_variant(folder):
     config = AutoConfig.from_pretrained(folder)
     assert isinstance(config, AOARMConfig) and config.attention_variant == folder.name
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = generative_head(config)(config)
+    assert config.architectures == [type(model).__name__]
     assert 5e5 < model.num_parameters() < 1e7
 
 
@@ -90,11 +92,16 @@ def test_recipes_are_checked_and_flags_win(tmp_path):
             "local(2) to lattice until 0.4 of the training",
         ),
         ("causal", {}, "left_to_right"),
+        ("bidirectional", {}, "uniform"),
+        (
+            "bidirectional",
+            {"order": "lattice", "start_order": "uniform"},
+            "uniform to lattice until 0.4 of the training",
+        ),
     ],
 )
 def test_training_orders_follow_the_flags(variant, flags, expected):
     tokenizer = character_tokenizer(["abc"])
-    collator = pretrain.build_collator(
-        pretrain.DataArguments(**flags), tokenizer, AOARMConfig(attention_variant=variant)
-    )
-    assert str(collator.order) == expected
+    config = AOARMConfig(attention_variant=variant, mask_token_id=tokenizer.mask_token_id)
+    collator = pretrain.build_collator(pretrain.DataArguments(**flags), tokenizer, config)
+    assert str(collator.order) == expected and isinstance(collator, collator_class(config))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from variants import VARIANTS, all_variants, tiny_config, tiny_model
+from variants import VARIANTS, every_variant, tiny_config, tiny_model
 
 from modeling_aoarm.evaluation import OrderNLL
 from modeling_aoarm.model_card import CardArguments, model_card, renamed, write_model_card
@@ -45,13 +45,15 @@ def tokenizer():
     return character_tokenizer(["The statement is a blank of eight tokens."])
 
 
-@all_variants
+@every_variant
 def test_the_snippets_of_a_card_run_from_the_saved_folder(variant, tokenizer, tmp_path, monkeypatch, capsys):
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
     model = tiny_model(variant, vocab_size=len(tokenizer), **special)
     model.save_pretrained(tmp_path / "the model")
     tokenizer.save_pretrained(tmp_path / "the model")
-    lines = run_snippets(model_card(model.config, {}, model_id="the model"), tmp_path, monkeypatch, capsys)
+    card = model_card(model.config, {}, model_id="the model")
+    assert card.data.pipeline_tag == ("fill-mask" if variant == "bidirectional" else "text-generation")
+    lines = run_snippets(card, tmp_path, monkeypatch, capsys)
     assert lines[0].startswith("The ")
     if variant != "causal":
         assert lines[0].endswith(" statement is")

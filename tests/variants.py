@@ -1,12 +1,16 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The shared test base: tiny models of every variant, batches for them, and plain functions to compare with."""
+"""The shared test base: tiny models of every variant, batches for them, and plain functions to compare with.
+
+`VARIANTS` have rows in generation order; what is about rows in sentence order with mask tokens is about
+`"bidirectional"`, which is in `EVERY_VARIANT` besides.
+"""
 
 import itertools
 
 import pytest
 import torch
 
-from modeling_aoarm import AOARMConfig, AOARMForCausalLM
+from modeling_aoarm import AOARMConfig, AOARMForCausalLM, AOARMForMaskedLM, generative_head
 
 
 VARIANTS = {
@@ -18,10 +22,12 @@ VARIANTS = {
     "adaptive_norm": {"attention_variant": "adaptive_norm", "target_embedding_size": 12},
     "causal": {"attention_variant": "causal"},
 }
+EVERY_VARIANT = {**VARIANTS, "bidirectional": {"attention_variant": "bidirectional", "mask_token_id": 22}}
 ANY_ORDER = [name for name in VARIANTS if name != "causal"]
 TWO_STREAM = [name for name in VARIANTS if name.startswith("two_stream")]
 SINGLE_STREAM = [name for name in VARIANTS if name not in TWO_STREAM]
 
+every_variant = pytest.mark.parametrize("variant", list(EVERY_VARIANT))
 all_variants = pytest.mark.parametrize("variant", list(VARIANTS))
 any_order_variants = pytest.mark.parametrize("variant", ANY_ORDER)
 two_stream_variants = pytest.mark.parametrize("variant", TWO_STREAM)
@@ -40,12 +46,13 @@ SIZES = {
 
 
 def tiny_config(variant: str, **changes) -> AOARMConfig:
-    return AOARMConfig(**{**SIZES, **VARIANTS[variant], **changes})
+    return AOARMConfig(**{**SIZES, **EVERY_VARIANT[variant], **changes})
 
 
-def tiny_model(variant: str, seed: int = 0, **changes) -> AOARMForCausalLM:
+def tiny_model(variant: str, seed: int = 0, **changes) -> AOARMForCausalLM | AOARMForMaskedLM:
     torch.manual_seed(seed)
-    return AOARMForCausalLM(tiny_config(variant, **changes)).eval()
+    config = tiny_config(variant, **changes)
+    return generative_head(config)(config).eval()
 
 
 def random_rows(variant: str, batch: int, rows: int, seed: int = 0, vocab_size: int = SIZES["vocab_size"]) -> dict:

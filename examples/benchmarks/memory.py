@@ -1,24 +1,52 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Count the memory that training needs: weights, gradients and AdamW's states for models of several sizes, and what each
-token adds.
+Count the memory that training needs: weights, gradients and AdamW's states for models of several sizes, what each token
+adds, and the peak of a whole training step.
 
     python examples/benchmarks/memory.py
 
-Parameters are counted on the meta device. Activations are the bytes that autograd keeps for the backward pass, counted
-by saved-tensor hooks in small models with causal attention in one fused kernel (no padding) on a CPU; as they are
-linear in rows, layers and widths, a few small models give the formula for all. Nothing here needs a GPU; seconds.
-Prints the tables of `configuration/accelerate/README.md`.
+1. The tables of `configuration/accelerate/README.md`. Parameters are counted on the meta device. Activations are the
+   bytes that autograd keeps for the backward pass, counted by saved-tensor hooks in small models with causal attention
+   in one fused kernel (no padding) on a CPU; as they are linear in rows, layers and widths, a few small models give the
+   formula for all.
+2. The peak of a training step (forward pass with labels, backward pass, AdamW) over the length of one example, for 4
+   layers of width 256 in float32, against Llama and XLNet: every allocation and release of torch's allocator, from its
+   profiler, so that temporary tensors of kernels count too. It is a count of bytes and the same in every run. Another
+   step lists the shapes of all tensors that operators make: which of them have two dimensions that grow with the rows.
+
+Nothing here needs a GPU; about a minute. Writes `benchmark_memory.json` and `benchmark_memory.png` to `--output_dir`.
 """
 
-import argparse
 import contextlib
 import itertools
+import json
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from modeling_aoarm import AOARMConfig, AOARMForCausalLM
+from modeling_aoarm.contestants import LIBRARY, SIZES, new_model, training_batch
+from modeling_aoarm.contestants import VARIANTS as CONTESTANTS
+from modeling_aoarm.measuring import (
+    BenchmarkArguments,
+    Report,
+    Target,
+    judged,
+    parse_arguments,
+    plot_over_lengths,
+    print_table,
+    print_verdicts,
+)
 
 
 # The last two have the shapes of TinyLlama and Llama 2.
@@ -43,6 +71,7 @@ MODELS = {
     "7B": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
 }
 VARIANTS = ("two_stream", "decoupled_rope")
+QUICK = dict(lengths=[48, 96, 192], models=["two_stream", "XLNet"])
 # Bytes per parameter of weights, gradients and AdamW's states (with the float32 weights that DeepSpeed updates), in
 # mixed bf16 precision, and which of them are shared out among the processes.
 STRATEGIES = {
@@ -187,16 +216,195 @@ def tables(processes: int, tokens: int) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=8, help="GPUs.")
-    parser.add_argument("--tokens", type=int, default=8192, help="Tokens of a batch on each GPU.")
-    arguments = parser.parse_args()
-    for name in ("processes", "tokens"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}.")
+@dataclass
+class MemoryArguments(BenchmarkArguments):
+    """What is counted."""
+
+    processes: int = field(default=8, metadata={"help": "For the first tables: GPUs."})
+    tokens: int = field(default=8192, metadata={"help": "For the first tables: tokens of a batch on each GPU."})
+    models: list[str] = field(
+        default_factory=lambda: ["two_stream", "decoupled_rope", *LIBRARY],
+        metadata={"help": f"For the peak: of {', '.join([*CONTESTANTS, *LIBRARY])}."},
+    )
+    lengths: list[int] = field(
+        default_factory=lambda: [512, 1024, 2048],
+        metadata={"help": "For the peak: tokens of the example, each twice the one before."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(1, "processes", "tokens")
+        unknown = [name for name in self.models if name not in (*CONTESTANTS, *LIBRARY)]
+        if unknown:
+            raise ValueError(f"--models must be of {[*CONTESTANTS, *LIBRARY]}, got {unknown}.")
+        if len(self.lengths) < 3 or any(b != 2 * a for a, b in itertools.pairwise(self.lengths)):
+            raise ValueError(f"--lengths must be three or more, each twice the one before, got {self.lengths}.")
+        # These could not be told from numbers of rows.
+        widths = {*SIZES.values(), SIZES["hidden_size"] // SIZES["num_attention_heads"]}
+        if clashes := sorted(widths & set(self.lengths)):
+            raise ValueError(f"--lengths must not be widths of the models, got {clashes}.")
+
+
+class ShapeRecorder(TorchDispatchMode):
+    """Takes down the shapes of all tensors that operators return, those of the backward pass included."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.shapes.update(tuple(each.shape) for each in tree_leaves(result) if isinstance(each, torch.Tensor))
+        return result
+
+
+def rows_by_rows(shapes: set[tuple[int, ...]], rows: int, widths: set[int]) -> list[tuple[int, ...]]:
+    """The shapes with two or more dimensions of at least `rows` that are not widths of the model, sorted."""
+    return sorted(shape for shape in shapes if sum(size >= rows and size not in widths for size in shape) > 1)
+
+
+def allocations(run) -> list[tuple[int, int]]:
+    """What torch's allocator gives out (bytes > 0) and takes back (< 0) while `run()` runs: addresses and bytes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    events = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    return [(event["args"]["Addr"], event["args"]["Bytes"]) for event in events]
+
+
+def peak_bytes(events: list[tuple[int, int]]) -> int:
+    """The most bytes that are held at once, of those that are given out in `events`."""
+    held, total, peak = {}, 0, 0
+    for address, size in events:
+        if size > 0:
+            held[address] = size
+            total += size
+            peak = max(peak, total)
+        else:
+            # What was there before is not counted.
+            total -= held.pop(address, 0)
+    return peak
+
+
+def measure_peak(model: PreTrainedModel, name: str, rows: int, seed: int) -> dict:
+    """Counts one training step on one example.
+
+    Returns:
+        `peak_bytes` of the step beyond weights and AdamW's states (gradients count), these `weight_bytes` and
+        `optimizer_bytes`, the `largest_allocation_bytes`, and the shapes that are `rows_by_rows`.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    batch = training_batch(name, 1, rows, model.config.vocab_size, seed)
+
+    def step() -> None:
+        model(**batch).loss.backward()
+        optimizer.step()
+
+    # The first step makes the optimiser's states.
+    step()
+    optimizer.zero_grad(set_to_none=True)
+    events = allocations(step)
+    optimizer.zero_grad(set_to_none=True)
+    with ShapeRecorder() as recorder:
+        step()
+    optimizer.zero_grad(set_to_none=True)
+    widths = {size for weight in model.parameters() for size in weight.shape} - {rows}
+    states = (each for state in optimizer.state.values() for each in state.values())
+    return {
+        "model": name,
+        "parameters": model.num_parameters(),
+        "length": rows,
+        "peak_bytes": peak_bytes(events),
+        "weight_bytes": sum(weight.nbytes for weight in model.parameters()),
+        "optimizer_bytes": sum(each.nbytes for each in states),
+        "largest_allocation_bytes": max(size for _, size in events),
+        "allocations": sum(size > 0 for _, size in events),
+        "rows_by_rows": [list(shape) for shape in rows_by_rows(recorder.shapes, rows, widths)],
+    }
+
+
+def measure_peaks(arguments: MemoryArguments) -> list[dict]:
+    """`measure_peak` of each model at each length, and `bytes_per_row`, which a row more than at the length before
+    adds (`None` at the first).
+    """
+    entries = []
+    progress = tqdm(total=len(arguments.models) * len(arguments.lengths), desc="peak memory", unit="step")
+    for name in arguments.models:
+        model = new_model(name, arguments.seed, max(arguments.lengths)).train()
+        before = None
+        for rows in arguments.lengths:
+            entry = measure_peak(model, name, rows, arguments.seed)
+            entry["bytes_per_row"] = None
+            if before is not None:
+                entry["bytes_per_row"] = (entry["peak_bytes"] - before["peak_bytes"]) / (rows - before["length"])
+            entries.append(entry)
+            before = entry
+            progress.update()
+    progress.close()
+    return entries
+
+
+def judge(entries: list[dict]) -> list[dict]:
+    """How each model's peak grows, and its tensors of rows x rows; `two_stream` has targets."""
+    verdicts = []
+    for name in dict.fromkeys(entry["model"] for entry in entries):
+        own = [entry for entry in entries if entry["model"] == name]
+        linear, none = (Target("<=", 1.01), Target("<=", 0)) if name == "two_stream" else (None, None)
+        first, last = own[0], own[-1]
+        what = f"{name}, peak of a step at {last['length']} tokens"
+        verdicts.append(judged(what, f"at {first['length']}", last["peak_bytes"] / first["peak_bytes"], None))
+        # 1 where memory is linear, 2 where it is quadratic.
+        ratio = last["bytes_per_row"] / own[-2]["bytes_per_row"]
+        what = f"{name}, bytes that a token adds up to {last['length']} tokens"
+        verdicts.append(judged(what, f"up to {own[-2]['length']}", ratio, linear))
+        shapes = {tuple(shape) for entry in own for shape in entry["rows_by_rows"]}
+        verdicts.append(judged(f"{name}, shapes of rows x rows", "", len(shapes), none))
+    return verdicts
+
+
+def draw(entries: list[dict]) -> Figure:
+    """Peak memory over the length."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    curves = {}
+    for entry in entries:
+        curves.setdefault(entry["model"], []).append((entry["length"], entry["peak_bytes"] / 2**20))
+    plot_over_lengths(axes, curves)
+    axes.set_xlabel("tokens of the example")
+    axes.set_ylabel("MiB beyond weights and AdamW's states")
+    size = f"{SIZES['num_hidden_layers']} layers of width {SIZES['hidden_size']}"
+    axes.set_title(f"Peak memory of one training step: {size}, float32")
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse_arguments(MemoryArguments, argv, QUICK, __doc__)
+    report = Report(__file__, argv, arguments.seed)
     print(tables(arguments.processes, arguments.tokens))
+    entries = measure_peaks(arguments)
+    verdicts = judge(entries)
+    rows = [
+        (
+            entry["model"],
+            f"{entry['parameters']:,}",
+            str(entry["length"]),
+            f"{entry['peak_bytes'] / 2**20:.1f}",
+            f"{(entry['weight_bytes'] + entry['optimizer_bytes']) / 2**20:.1f}",
+            "-" if entry["bytes_per_row"] is None else f"{entry['bytes_per_row']:,.0f}",
+            f"{entry['largest_allocation_bytes'] / 2**20:.2f}",
+            str(len(entry["rows_by_rows"])),
+        )
+        for entry in entries
+    ]
+    columns = ("model", "parameters", "length", "step's peak, MiB", "weights and AdamW, MiB", "bytes / further token")
+    columns += ("largest allocation, MiB", "rows x rows")
+    print_table("Peak memory of one training step on one example", columns, rows)
+    print_verdicts(verdicts)
+    report.write(arguments.output_dir, {"sizes": SIZES, "steps": entries, "targets": verdicts}, draw(entries))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

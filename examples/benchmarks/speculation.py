@@ -1,0 +1,263 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""
+Measure speculative decoding: the forward passes and the time that drafts save in a trained model, against one by one.
+
+    python examples/benchmarks/speculation.py                                           # after `make pretrain`
+    python examples/benchmarks/speculation.py --models outputs/pretrain outputs/decoupled
+
+Held-out text of the reference corpus, as long as the model's training rows, with half or all of its characters blank;
+sampling at temperature 1, left to right and in random orders, in batches of 1 and 8, without an end of sentence: all
+ways fill the same blanks. A batch makes passes until its slowest canvas is full: passes per token are those of the
+batch, divided by the blanks of one canvas.
+
+All ways are measured in turn, over and over: ratios of times are medians over rounds of ratios within one round. The
+first round is not counted. Runs on the CPU; about 3 minutes for each model on 2 cores. Writes
+`benchmark_speculation.json` (every number, raw and derived) and `benchmark_speculation.png` to `--output_dir`.
+"""
+
+import functools
+import itertools
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_aoarm import AOARMForCausalLM, AOARMGenerateOutput
+from modeling_aoarm.measuring import (
+    COLOURS,
+    Report,
+    Target,
+    TimingArguments,
+    judged,
+    median_ratio,
+    parse_arguments,
+    print_table,
+    print_verdicts,
+    take_turns,
+)
+from modeling_aoarm.text_data import cut_into_blocks, load_texts
+
+
+QUICK = dict(repetitions=2, canvases=2, batch_sizes=[1, 2], draft_lengths=[1, 4], block_size=12)
+ORDERS, SHARES = ("left_to_right", "random"), ("half", "all")
+FASTER = Target("<=", 1.0)
+
+
+@dataclass
+class SpeculationArguments(TimingArguments):
+    """What is decoded."""
+
+    models: list[str] = field(
+        default_factory=lambda: ["outputs/pretrain"], metadata={"help": "Folders of trained models."}
+    )
+    draft_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "Drafts of a pass."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Canvases of a batch."})
+    canvases: int = field(default=8, metadata={"help": "How many canvases there are, in batches."})
+    block_size: int | None = field(
+        default=None, metadata={"help": "Columns of a canvas without BOS. Default: as in training, else 64."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(1, "draft_lengths", "batch_sizes", "canvases")
+        self.check_at_least(2, "block_size")
+        for folder in self.models:
+            if not (Path(folder) / "config.json").is_file():
+                raise ValueError(f"--models must be folders of models (`make pretrain` makes one), got {folder}.")
+
+
+def cut_canvases(texts: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, count: int) -> torch.Tensor:
+    """Full rows of text behind BOS, int64 `[count, columns]`, spread over the texts."""
+    rows = [ids for ids in cut_into_blocks(texts, tokenizer, block_size)["input_ids"] if len(ids) == block_size]
+    if len(rows) < count:
+        raise ValueError(f"--canvases must be at most {len(rows)}, the full rows of held-out text, got {count}.")
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return torch.tensor([bos + list(ids) for ids in rows[:: len(rows) // count][:count]])
+
+
+def draw_blanks(shape: tuple[int, int], share: str, order: str, seed: int) -> torch.Tensor:
+    """Which columns are blank, in the order in which they are to be filled: int64 `[canvases, blanks]`.
+
+    Args:
+        shape: canvases and columns.
+        share: `"all"` but the first column, or a random `"half"` of them.
+        order: `"left_to_right"` or `"random"`.
+        seed: equal seeds draw the same columns for both orders.
+    """
+    canvases, columns = shape
+    generator = torch.Generator().manual_seed(seed)
+    drawn = 1 + torch.rand(canvases, columns - 1, generator=generator).argsort(dim=1)
+    drawn = drawn[:, : columns - 1 if share == "all" else columns // 2]
+    return drawn if order == "random" else drawn.sort(dim=1).values
+
+
+def sample(
+    model: AOARMForCausalLM, canvases: torch.Tensor, blanks: torch.Tensor, batch: int, draft_length: int, seed: int
+) -> list[AOARMGenerateOutput]:
+    """Fills canvases batch by batch; each has a seed of its own, so that the batch size changes no token."""
+    mask = torch.zeros_like(canvases, dtype=torch.bool).scatter(1, blanks, True)
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(canvases))]
+    parts = [slice(start, start + batch) for start in range(0, len(canvases), batch)]
+    return [
+        model.generate(
+            canvases[part],
+            generation_mask=mask[part],
+            decoding_order=blanks[part],
+            generator=generators[part],
+            draft_length=draft_length or None,
+            do_sample=True,
+            top_k=0,
+            # Each canvas keeps its number of blanks.
+            eos_token_id=None,
+            return_dict_in_generate=True,
+        )
+        for part in parts
+    ]
+
+
+def measure(folder: str, texts: Dataset, arguments: SpeculationArguments) -> list[dict]:
+    """Passes and wall times of speculation and one-by-one decoding with a trained model.
+
+    Returns:
+        An entry for each order, share of blanks, batch size and draft length, 0 for one by one. Raw numbers are lists
+        over rounds: `seconds`, for all canvases; `forward_passes`, of each batch; `tokens_per_forward`, the mean over
+        canvases. Derived: passes per canvas and per token, seconds per token, and ratios to one by one.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    path = Path(folder) / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    block_size = arguments.block_size or results.get("data", {}).get("block_size", 64)
+    block_size = min(block_size, model.config.max_position_embeddings - 1)
+    canvases = cut_canvases(texts, tokenizer, block_size, arguments.canvases)
+    entries = []
+    for order, share, batch in itertools.product(ORDERS, SHARES, arguments.batch_sizes):
+        blanks = draw_blanks(canvases.shape, share, order, arguments.seed)
+
+        def way(repetition, length, blanks=blanks, batch=batch):
+            return sample(model, canvases, blanks, batch, length, arguments.seed + len(canvases) * repetition)
+
+        ways = {length: functools.partial(way, length=length) for length in (0, *arguments.draft_lengths)}
+        measured = take_turns(ways, arguments.repetitions, f"{folder}, {order}, {share}, batch {batch}")
+        one_by_one = None
+        for length, (seconds, outputs) in measured.items():
+            entry = {
+                "model": folder,
+                "attention_variant": model.config.attention_variant,
+                "any_order_bits_per_character": results.get("any_order", {}).get("bits_per_character"),
+                "unigram_bits_per_character": results.get("unigram", {}).get("unigram_entropy_all"),
+                "order": order,
+                "blank_share": share,
+                "batch_size": batch,
+                "draft_length": length,
+                "canvases": len(canvases),
+                "columns": canvases.shape[1],
+                "blanks": blanks.shape[1],
+                "seconds": seconds,
+                "forward_passes": [[output.forward_passes for output in each] for each in outputs],
+                "tokens_per_forward": [
+                    torch.cat([output.tokens_per_forward for output in each]).mean().item() for each in outputs
+                ],
+            }
+            one_by_one = one_by_one or entry
+            entry["passes_per_canvas"] = mean(map(mean, entry["forward_passes"]))
+            entry["mean_tokens_per_forward"] = mean(entry["tokens_per_forward"])
+            entry["passes_per_token"] = entry["passes_per_canvas"] / blanks.shape[1]
+            entry["seconds_per_token"] = median(seconds) / blanks.numel()
+            entry["passes_to_one_by_one"] = entry["passes_per_canvas"] / one_by_one["passes_per_canvas"]
+            entry["seconds_to_one_by_one"] = median_ratio(seconds, one_by_one["seconds"])
+            entries.append(entry)
+    return entries
+
+
+def judge(entries: list[dict]) -> list[dict]:
+    """The fewest passes and the least time of each setting, over draft lengths, with their targets."""
+    verdicts, settings = [], ("attention_variant", "model", "order", "blank_share", "batch_size")
+    for setting in dict.fromkeys(tuple(entry[name] for name in settings) for entry in entries):
+        own = [entry for entry in entries if tuple(entry[name] for name in settings) == setting]
+        variant, _, order, share, batch = setting
+        for name, target, label in (
+            ("passes_per_token", Target("<=", 0.5 if variant == "two_stream" else 0.9), "passes per token"),
+            ("seconds_to_one_by_one", FASTER, "time"),
+        ):
+            best = min((entry for entry in own if entry["draft_length"]), key=lambda entry: entry[name])
+            what = f"{variant}, {order.replace('_', ' ')}, {share} blank, batch {batch}: {label}"
+            what += f", {best['draft_length']} drafts"
+            verdicts.append(judged(what, "one by one", best[name], target, model=best["model"]))
+    return verdicts
+
+
+def draw(entries: list[dict]) -> Figure:
+    """Passes per token and time over the draft length, all columns blank."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axes, name, label in zip(
+        figure.subplots(1, 2),
+        ("passes_per_token", "seconds_to_one_by_one"),
+        ("passes per token", "time, ratio to one by one"),
+        strict=True,
+    ):
+        curves = {}
+        for entry in entries:
+            if entry["blank_share"] == "all":
+                key = entry["attention_variant"], entry["order"], entry["batch_size"]
+                curves.setdefault(key, []).append((entry["draft_length"], entry[name]))
+        for (variant, order, batch), points in curves.items():
+            style = ("-" if order == "random" else "--") + ("o" if batch == 1 else "s")
+            text = f"{variant}, {order.replace('_', ' ')}, batch {batch}"
+            axes.plot(*zip(*sorted(points), strict=True), style, color=COLOURS[variant], markersize=4, label=text)
+        axes.axhline(1, color="0.7", linewidth=1)
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(sorted({entry["draft_length"] for entry in entries}))
+        axes.set_xlabel("drafts of a pass (0: one by one)")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.suptitle("Speculative decoding, all columns blank, temperature 1")
+    return figure
+
+
+def describe(entry: dict) -> str:
+    """Which model, and how good it is."""
+    bits, unigram = entry["any_order_bits_per_character"], entry["unigram_bits_per_character"]
+    known = "unknown" if bits is None else f"{bits:.3f}"
+    known += "" if unigram is None else f" (unigram entropy {unigram:.3f})"
+    return f"{entry['model']} ({entry['attention_variant']}), bits per character in any order: {known}"
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse_arguments(SpeculationArguments, argv, QUICK, __doc__)
+    report = Report(__file__, argv, arguments.seed)
+    # What examples/pretrain.py holds out by default.
+    texts = load_texts(validation_fraction=0.06)["validation"]
+    by_model = [measure(folder, texts, arguments) for folder in arguments.models]
+    entries = [entry for own in by_model for entry in own]
+    verdicts = judge(entries)
+    columns = ("order", "blanks", "batch", "drafts", "tokens / pass", "passes / token", "ms / token", "time ratio")
+    for own in by_model:
+        rows = [
+            (
+                entry["order"].replace("_", " "),
+                f"{entry['blanks']} ({entry['blank_share']})",
+                str(entry["batch_size"]),
+                str(entry["draft_length"] or "one by one"),
+                f"{entry['mean_tokens_per_forward']:.2f}",
+                f"{entry['passes_per_token']:.3f}",
+                f"{1000 * entry['seconds_per_token']:.2f}",
+                f"{entry['seconds_to_one_by_one']:.3f}",
+            )
+            for entry in own
+        ]
+        print_table(describe(own[0]), columns, rows, left=2)
+    print_verdicts(verdicts)
+    results = {"repetitions": arguments.repetitions, "speculation": entries, "targets": verdicts}
+    report.write(arguments.output_dir, results, draw(entries))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
