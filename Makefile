@@ -1,4 +1,4 @@
-# make pretrain | test | test-oldest | lint | docs | clean. Each target that needs it makes its environment first.
+# make pretrain | test | test-oldest | lint | benchmarks | docs | clean. Each target that needs it makes its environment first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ OLDEST_STAMP := $(OLDEST)/.installed
 # The quick part of the suite: the laws of models, generation, saving, training batches.
 QUICK := $(addprefix tests/,test_identity_order.py test_laws.py test_generation.py test_saving.py test_data_collator.py)
 
-.PHONY: pretrain test test-oldest lint docs clean environment
+.PHONY: pretrain test test-oldest lint benchmarks docs clean environment
 
 environment: $(STAMP)
 
@@ -39,6 +39,12 @@ test-oldest: $(OLDEST_STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# About 25 minutes on 2 cores that have nothing else to do. Speculation needs the model of `make pretrain`.
+benchmarks: pretrain
+	for part in training decoding speculation memory collation; do \
+		$(BIN)/python examples/benchmarks/$$part.py || exit 1; \
+	done
 
 # Writes docs/api.md from the docstrings.
 docs: $(STAMP)

@@ -151,6 +151,10 @@ class PretrainingArguments(TrainingArguments):
     ema_decay: float | None = field(
         default=None, metadata={"help": "Also keep averaged weights with this decay; they are evaluated and saved."}
     )
+    fused_loss: bool = field(
+        default=False,
+        metadata={"help": "Compute the training loss without logits: less memory where the vocabulary is large."},
+    )
     cpu_threads: int | None = field(
         default=None,
         metadata={
@@ -342,6 +346,7 @@ def main(argv: list[str]) -> None:
         processing_class=tokenizer,
         eval_draws=eval_args.eval_draws,
         eval_order_seed=eval_args.eval_order_seed,
+        fused_loss=args.fused_loss,
         callbacks=[EMACallback(args.ema_decay)] if args.ema_decay is not None else None,
     )
     # Nothing is written before everything that was asked for has been checked.

@@ -67,6 +67,11 @@ class PushArguments:
             raise ValueError(f"--create_pr asks to change main, so --revision must not be given, got {self.revision}.")
 
 
+def head_of(auto_map: dict[str, str] | None) -> str:
+    """The Auto class of a model's head: masked diffusion has another one than the other variants."""
+    return "AutoModelForMaskedLM" if "AutoModelForMaskedLM" in (auto_map or {}) else "AutoModelForCausalLM"
+
+
 def check_model(folder: Path) -> dict[str, str]:
     """Loads a model with its own code and its tokenizer. Returns its `auto_map`.
 
@@ -75,11 +80,11 @@ def check_model(folder: Path) -> dict[str, str]:
     """
     try:
         auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
-        if missing := {"AutoConfig", "AutoModelForCausalLM"} - set(auto_map):
+        if missing := {"AutoConfig", head_of(auto_map)} - set(auto_map):
             raise ValueError(f"the config's auto_map does not have {', '.join(sorted(missing))}")
         # By the names in the config, because the Auto classes would take the code that is installed.
         own_code = {name: get_class_from_dynamic_module(auto_map[name], str(folder)) for name in auto_map}
-        model, loading = own_code["AutoModelForCausalLM"].from_pretrained(
+        model, loading = own_code[head_of(auto_map)].from_pretrained(
             folder, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except Exception as error:
@@ -201,12 +206,12 @@ def check_pushed(repo_id: str, oid: str, auto_map: dict[str, str] | None) -> Non
         AutoConfig.from_pretrained(PeftConfig.from_pretrained(repo_id, revision=oid).base_model_name_or_path)
 
 
-def how_to_load(repo_id: str, revision: str | None, base_model: str | None, has_tokenizer: bool) -> str:
+def how_to_load(repo_id: str, revision: str | None, head: str, base_model: str | None, has_tokenizer: bool) -> str:
     """The snippet that loads what was pushed."""
     at = f', revision="{revision}"' if revision is not None else ""
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    lines = [f"from transformers import {head}, AutoTokenizer", ""]
     if base_model is None:
-        lines += [f'model = AutoModelForCausalLM.from_pretrained("{repo_id}"{at}, trust_remote_code=True)']
+        lines += [f'model = {head}.from_pretrained("{repo_id}"{at}, trust_remote_code=True)']
     else:
         lines[0] = f"from peft import PeftModel\n{lines[0]}"
         lines += [f'model = AutoModelForCausalLM.from_pretrained("{base_model}", trust_remote_code=True)']
@@ -232,7 +237,7 @@ def main(argv: list[str]) -> None:
     check_pushed(repo_id, commit.oid, auto_map)
     print(f"Pushed to {commit.pr_url or commit.commit_url}. To load it:\n")
     has_tokenizer = any(folder.glob("tokenizer*"))
-    print(how_to_load(repo_id, commit.pr_revision or args.revision, base_model, has_tokenizer))
+    print(how_to_load(repo_id, commit.pr_revision or args.revision, head_of(auto_map), base_model, has_tokenizer))
 
 
 if __name__ == "__main__":

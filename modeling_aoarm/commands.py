@@ -10,12 +10,21 @@ import json
 import sys
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from .command_line import DTYPES, add_command, add_loading_arguments, check_is_there, find_device, keep_quiet
 from .conversion import convert_causal_lm
 from .infilling import Infilling, infill
 from .lm_eval_command import add_lm_eval_command
+from .parameters_command import add_parameters_command
 from .reporting import replacing_folder
 
 
@@ -239,7 +248,10 @@ def load(
     keep_quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        is_masked = getattr(config, "attention_variant", None) == "bidirectional"
+        auto_class = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
+        model = auto_class.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"MODEL {name} cannot be loaded: {error}") from error
     if not hasattr(model, "score"):
@@ -280,6 +292,6 @@ def _as_json(text: str, infilling: Infilling, with_candidates: bool) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
-COMMANDS = (add_infill_command, add_convert_command, add_lm_eval_command)
+COMMANDS = (add_infill_command, add_convert_command, add_lm_eval_command, add_parameters_command)
 
 __all__ = ["COMMANDS", "add_convert_command", "add_infill_command", "load", "run_convert", "run_infill"]

@@ -9,8 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, XLNetConfig, XLNetLMHeadModel
 
 from .configuration_aoarm import AOARMConfig
-from .masked_lm_aoarm import AOARMForMaskedLM
-from .modeling_aoarm import AOARMForCausalLM
+from .modeling_aoarm import generative_head
 
 
 SIZES = dict(vocab_size=256, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4)
@@ -58,7 +57,7 @@ def new_model(name: str, seed: int = 0, max_position_embeddings: int = 1025, **c
         # The last token of the vocabulary stands in blanks.
         special["mask_token_id"] = sizes["vocab_size"] - 1
     config = AOARMConfig(attention_variant=name, max_position_embeddings=max_position_embeddings, **sizes, **special)
-    return (AOARMForMaskedLM if name == "bidirectional" else AOARMForCausalLM)(config).eval()
+    return generative_head(config)(config).eval()
 
 
 def training_batch(name: str, batch: int, rows: int, vocab_size: int, seed: int = 0) -> dict[str, torch.Tensor]:

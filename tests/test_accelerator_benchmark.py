@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The accelerator benchmark at toy size on a CPU: counted operations, cells that are kept, and what follows from them."""
+"""The accelerator benchmark at toy size on a CPU: counted operations, cells that are kept, what follows from them."""
 
 import json
 import os

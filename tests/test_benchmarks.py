@@ -1,28 +1,199 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The benchmarks run as they stand, and what they report follows from what they counted. No timing is judged."""
 
+import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 from statistics import mean, median
 
 import pytest
-from scripts import load_script
+import torch
+from scripts import load_script, read_json, run_script
 from variants import tiny_model
 
+from modeling_aoarm.contestants import SIZES, VARIANTS, new_model, training_batch
+from modeling_aoarm.measuring import Report, Target, judged, median_ratio, take_turns, verdict
 from modeling_aoarm.text_data import reference_texts
 from modeling_aoarm.tokenization import character_tokenizer
 
 
-ROOT = Path(__file__).resolve().parents[1]
-DECODING = ROOT / "examples" / "benchmarks" / "decoding.py"
+FOLDER = "examples/benchmarks"
+HEADER = {"command", "date", "total_seconds", "machine", "versions", "seed", "git_commit"}
+
+
+def run(name, folder, *arguments):
+    """The report of a quick run, and what it printed."""
+    flags = ["--quick", "--threads", 1, "--output_dir", folder]
+    process = run_script(f"{FOLDER}/{name}.py", *flags, *arguments)
+    assert process.returncode == 0, process.stderr
+    assert {path.name for path in folder.iterdir()} == {f"benchmark_{name}.json", f"benchmark_{name}.png"}
+    assert (folder / f"benchmark_{name}.png").read_bytes().startswith(b"\x89PNG")
+    report = read_json(folder, f"benchmark_{name}.json")
+    assert set(report) >= HEADER and report["command"].startswith(f"{FOLDER}/{name}.py --quick")
+    return report, process.stdout
+
+
+def check_verdicts(report, printed):
+    """Whether figures meet their targets is said where they have some, in the report and in the table."""
+    assert report["targets"]
+    for entry in report["targets"]:
+        if entry["target"] is None:
+            assert entry["met"] is None
+        else:
+            kind, bound = entry["target"].split()
+            bound = float(bound.replace(",", ""))
+            assert entry["met"] == (entry["value"] <= bound if kind == "<=" else entry["value"] >= bound)
+    assert ": met)" in printed or ": missed)" in printed
+
+
+# What all share
+
+
+def test_ways_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    measured = take_turns({name: lambda round, name=name: calls.append((name, round)) or name for name in "ab"}, 3, "")
+    assert calls == [("a", 0), ("b", 0), *((name, number) for number in range(3) for name in "ab")]
+    assert {name: results for name, (_, results) in measured.items()} == {"a": ["a"] * 3, "b": ["b"] * 3}
+    assert all(len(seconds) == 3 and min(seconds) > 0 for seconds, _ in measured.values())
+
+
+def test_ratios_are_medians_of_ratios_within_a_round():
+    # Of the medians the ratio would be 3 / 2.
+    assert median_ratio([2, 3, 10], [1, 2, 10]) == 1.5
+    assert median_ratio([3, 8, 1], [1, 2, 4]) == 3
+
+
+def test_targets_are_met_up_to_the_bound():
+    assert [Target("<=", 1.05).is_met(value) for value in (1.0, 1.05, 1.051)] == [True, True, False]
+    assert [Target(">=", 4).is_met(value) for value in (3.99, 4, 5)] == [False, True, True]
+    assert verdict(judged("time", "Llama", 1.0321, Target("<=", 1.05))) == "1.032 (<= 1.05: met)"
+    assert verdict(judged("speed", "", 1999999.0, Target(">=", 2e6))) == "1,999,999 (>= 2,000,000: missed)"
+    assert verdict(judged("time", "Llama", 2.0, None)) == "2"
+    with pytest.raises(ValueError, match="kind.*'<'"):
+        Target("<", 1)
+
+
+def test_a_report_names_its_circumstances(tmp_path):
+    header = Report(tmp_path / "mine.py", ["--seed", "3"], seed=3).header()
+    assert header["command"] == "mine.py --seed 3" and header["seed"] == 3 and header["git_commit"] is None
+    assert header["machine"]["threads"] == torch.get_num_threads() and "torch" in header["versions"]
+
+
+# Contestants
+
+
+def test_contestants_are_of_one_size():
+    parameters = {name: new_model(name).num_parameters() for name in ("Llama", "XLNet", *VARIANTS)}
+    own = parameters["two_stream"]
+    assert parameters["Llama"] == parameters["decoupled_rope"] == parameters["bidirectional"]
+    for name, count in parameters.items():
+        # Positions of `double_position` are a table, and the modulation of `adaptive_norm` is what it is.
+        most = {"double_position": 0.05, "adaptive_norm": 0.9}.get(name, 0.005)
+        assert abs(count / own - 1) <= most, name
+
+
+@pytest.mark.parametrize("name", ["two_stream", "decoupled_rope", "double_position", "XLNet"])
+def test_every_contestant_predicts_each_token_from_those_before_it(name):
+    rows = 7
+    model = new_model(name, max_position_embeddings=rows, num_hidden_layers=2)
+    batch = training_batch(name, 2, rows, SIZES["vocab_size"], seed=4)
+    ours = training_batch("two_stream", 2, rows, SIZES["vocab_size"], seed=4)
+    order, tokens = ours["position_ids"], ours["input_ids"]
+
+    def predictions(batch):
+        with torch.no_grad():
+            logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+        return logits if name == "XLNet" else logits[:, :-1]
+
+    assert predictions(batch).shape == (2, rows - 1, SIZES["vocab_size"])
+    if name == "XLNet":
+        assert torch.equal(batch["labels"], tokens[:, 1:])
+    for number in range(rows):
+        changed = dict(batch)
+        column = order[:, number : number + 1] if name == "XLNet" else torch.full((2, 1), number)
+        changed["input_ids"] = batch["input_ids"].scatter(1, column, 0)
+        differs = (predictions(changed) != predictions(batch)).any(-1)
+        # Prediction i is about the token i + 1 of the order.
+        assert not differs[:, :number].any() and differs[:, number:].all()
+
+
+# Training
+
+
+def test_training(tmp_path):
+    report, printed = run("training", tmp_path)
+    check_verdicts(report, printed)
+    found = {(entry["model"], entry["length"]): entry for entry in report["steps"]}
+    assert set(found) == {(name, length) for name in ("Llama", "XLNet", *VARIANTS) for length in (16, 32)}
+    for (name, length), entry in found.items():
+        parts = [sum(each) for each in zip(*entry["seconds_of_parts"].values(), strict=True)]
+        assert entry["seconds"] == pytest.approx(parts) and len(parts) == 2
+        assert entry["batch_size"] * length == 64
+        assert entry["milliseconds"] == pytest.approx(1000 * median(entry["seconds"]))
+        assert entry["tokens_per_second"] == pytest.approx(64 / median(entry["seconds"]))
+        llama = found["Llama", length]["seconds"]
+        ratios = [own / base for own, base in zip(entry["seconds"], llama, strict=True)]
+        assert entry["to_llama"] == pytest.approx(median(ratios))
+        assert name in printed and f"{entry['parameters']:,}" in printed
+    targets = {entry["what"]: entry for entry in report["targets"]}
+    for name, bound in (("decoupled_rope", "<= 1.05"), ("double_position", "<= 1.05"), ("two_stream", "<= 1.8")):
+        entry = targets[f"{name}, 32 tokens, time"]
+        assert (entry["value"], entry["target"]) == (found[name, 32]["to_llama"], bound)
+    ratios = [
+        own / base for own, base in zip(*(found[name, 16]["seconds"] for name in ("XLNet", "two_stream")), strict=True)
+    ]
+    assert targets["two_stream, 16 tokens, times as fast"]["value"] == pytest.approx(median(ratios))
+
+
+# Decoding
+
+
+def test_decoding(tmp_path):
+    report, printed = run("decoding", tmp_path)
+    check_verdicts(report, printed)
+    names = ("way", "order", "batch_size", "length")
+    found = {tuple(entry[name] for name in names): entry for entry in report["decoding"]}
+    cached = {name for name in VARIANTS if name != "bidirectional"}
+    everywhere = cached | {"bidirectional", "Llama, bare loop"}
+    assert {key[0] for key in found if key[1:] == ("random", 1, 16)} == everywhere
+    assert {key[0] for key in found if key[1:] == ("random", 2, 8)} == everywhere | {"Llama, generate"}
+    assert {key[0] for key in found if key[1] == "confidence"} == cached | {"bidirectional"}
+    for (way, order, batch, length), entry in found.items():
+        assert entry["blanks"] == (4 if way == "bidirectional" and order == "random" else length)
+        own = [each / entry["blanks"] for each in entry["seconds"]]
+        loop = [each / length for each in found["Llama, bare loop", "random", batch, length]["seconds"]]
+        assert entry["milliseconds_per_token"] == pytest.approx(1000 * median(own))
+        ratios = [mine / base for mine, base in zip(own, loop, strict=True)]
+        assert entry["to_bare_loop"] == pytest.approx(median(ratios))
+    targets = {entry["what"]: entry for entry in report["targets"]}
+    loop = targets["two_stream, time per token, batch 2, 8 tokens"]
+    assert loop["target"] == "<= 1.5" and loop["value"] == found["two_stream", "random", 2, 8]["to_bare_loop"]
+    per_token = {
+        way: [each / found[way, "random", 1, 16]["blanks"] for each in found[way, "random", 1, 16]["seconds"]]
+        for way in ("two_stream", "bidirectional")
+    }
+    ratios = [slow / fast for slow, fast in zip(per_token["bidirectional"], per_token["two_stream"], strict=True)]
+    assert targets["two_stream, times as fast, batch 1, 16 tokens"]["value"] == pytest.approx(median(ratios))
+    assert targets["two_stream, confidence order, times as fast, 8 tokens"]["target"] == ">= 1.6"
+
+
+def test_the_bare_loop_is_greedy_decoding():
+    script = load_script(f"{FOLDER}/decoding.py")
+    model = new_model("Llama", initializer_range=0.5, num_hidden_layers=2)
+    first = torch.tensor([[3], [7]])
+    expected = model.generate(
+        first, attention_mask=torch.ones_like(first), max_new_tokens=9, do_sample=False, pad_token_id=0
+    )
+    assert torch.equal(script.bare_loop(model, first, 9), expected)
+    assert expected.unique().numel() > 3
+
+
+# Speculation
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The report of a quick run on two untrained models, the folder that it wrote to, and what it printed."""
-    folder = tmp_path_factory.mktemp("decoding")
+def speculation(tmp_path_factory):
+    """The report of a quick run on two untrained models, and what it printed."""
+    folder = tmp_path_factory.mktemp("speculation")
     tokenizer = character_tokenizer(reference_texts())
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
     models = [folder / variant for variant in ("two_stream", "decoupled_rope")]
@@ -31,36 +202,20 @@ def finished(tmp_path_factory):
         model = tiny_model(path.name, vocab_size=len(tokenizer), initializer_range=0.5, **special)
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
-    (models[0] / "results.json").write_text(json.dumps({"any_order": {"bits_per_character": 2.5}}), encoding="utf-8")
-    flags = ["--quick", "--threads", "1", "--repetitions", "2", "--output_dir", folder / "figures"]
-    process = subprocess.run(
-        [sys.executable, DECODING, *flags, "--model", *models],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert process.returncode == 0, process.stderr
-    report = json.loads((folder / "figures" / "decoding_benchmark.json").read_text(encoding="utf-8"))
-    return report, folder / "figures", process.stdout
+    results = {"any_order": {"bits_per_character": 2.5}, "unigram": {"unigram_entropy_all": 4.6875}}
+    (models[0] / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return run("speculation", folder / "figures", "--models", *models)
 
 
 def same_setting(entry):
     return tuple(entry[name] for name in ("model", "order", "blank_share", "batch_size"))
 
 
-def test_everything_is_written(finished):
-    report, figures, printed = finished
-    assert {path.name for path in figures.iterdir()} == {"decoding_benchmark.json", "decoding_benchmark.png"}
-    assert (figures / "decoding_benchmark.png").read_bytes().startswith(b"\x89PNG")
-    assert {"command", "versions", "date", "machine", "git_commit", "seed"} <= set(report)
-    assert "2.500 bits per character" in printed and "Not measured: uncached decoding of 16 tokens" in printed
-    bits = {entry["attention_variant"]: entry["any_order_bits_per_character"] for entry in report["speculation"]}
-    assert bits == {"two_stream": 2.5, "decoupled_rope": None}
-
-
-def test_speculation_takes_at_most_as_many_passes_as_one_by_one(finished):
-    entries = finished[0]["speculation"]
+def test_speculation_takes_at_most_as_many_passes_as_one_by_one(speculation):
+    report, printed = speculation
+    check_verdicts(report, printed)
+    assert "any order: 2.500 (unigram entropy 4.688)" in printed and "any order: unknown" in printed
+    entries = report["speculation"]
     assert len(entries) == 2 * 2 * 2 * 2 * 3
     one_by_one = {same_setting(entry): entry for entry in entries if entry["draft_length"] == 0}
     for entry in entries:
@@ -74,8 +229,9 @@ def test_speculation_takes_at_most_as_many_passes_as_one_by_one(finished):
     assert any(entry["passes_to_one_by_one"] < 1 for entry in entries)
 
 
-def test_ratios_follow_from_the_raw_numbers(finished):
-    entries = finished[0]["speculation"]
+def test_figures_of_speculation_follow_from_the_raw_numbers(speculation):
+    report, _ = speculation
+    entries = report["speculation"]
     one_by_one = {same_setting(entry): entry for entry in entries if entry["draft_length"] == 0}
     for entry in entries:
         reference = one_by_one[same_setting(entry)]
@@ -89,27 +245,81 @@ def test_ratios_follow_from_the_raw_numbers(finished):
         assert entry["passes_to_one_by_one"] == pytest.approx(passes / mean(sum(reference["forward_passes"], [])))
         ratios = [own / base for own, base in zip(entry["seconds"], reference["seconds"], strict=True)]
         assert entry["seconds_to_one_by_one"] == pytest.approx(median(ratios))
+    for entry in report["targets"]:
+        variant = entry["what"].partition(",")[0]
+        if "passes per token" in entry["what"]:
+            assert entry["target"] == ("<= 0.5" if variant == "two_stream" else "<= 0.9")
+            assert entry["value"] in {each["passes_per_token"] for each in entries if each["draft_length"]}
+        else:
+            assert entry["target"] == "<= 1"
 
 
-def test_times_over_length_follow_from_the_raw_numbers(finished):
-    measured = finished[0]["time_over_length"]
-    assert measured["not_measured_uncached"] == [16]
-    found = {(entry["way"], entry["length"]): entry for entry in measured["entries"]}
-    cached = {f"{variant}, cached" for variant in ("two_stream", "decoupled_rope")}
-    uncached = {f"{variant}, uncached" for variant in ("two_stream", "decoupled_rope")}
-    references = {"Llama, bare loop", "Llama, generate"}
-    assert {way for way, length in found if length == 8} == cached | uncached | references
-    assert {way for way, length in found if length == 16} == cached | references
-    for (_, length), entry in found.items():
-        loop = found["Llama, bare loop", length]["seconds"]
-        assert entry["milliseconds_per_token"] == pytest.approx(1000 * median(entry["seconds"]) / length)
-        ratios = [own / base for own, base in zip(entry["seconds"], loop, strict=True)]
-        assert entry["to_bare_loop"] == pytest.approx(median(ratios))
+def test_a_missing_model_is_named(tmp_path):
+    process = run_script(f"{FOLDER}/speculation.py", "--models", tmp_path / "nothing")
+    assert process.returncode == 2
+    assert "make pretrain" in process.stderr and str(tmp_path / "nothing") in process.stderr
 
 
-def test_a_missing_model_is_named(tmp_path, capsys):
-    benchmark = load_script(DECODING)
-    with pytest.raises(SystemExit):
-        benchmark.main(["--model", str(tmp_path / "nothing")])
-    error = capsys.readouterr().err
-    assert "make pretrain" in error and str(tmp_path / "nothing") in error
+# Memory
+
+
+def test_the_peak_is_the_most_that_is_held_at_once():
+    memory = load_script(f"{FOLDER}/memory.py")
+    # The block at 9 was there before.
+    assert memory.peak_bytes([(1, 100), (2, 50), (1, -100), (9, -500), (3, 60), (2, -50), (1, 20)]) == 150
+
+    def pieces():
+        first = torch.ones(1000, dtype=torch.float64)
+        del first
+        second, third = torch.ones(500, dtype=torch.float64), torch.ones(700, dtype=torch.float64)
+        return second, third
+
+    assert memory.peak_bytes(memory.allocations(pieces)) == pytest.approx(9600, abs=200)
+
+
+def test_tensors_of_rows_by_rows_are_found_where_they_are():
+    memory = load_script(f"{FOLDER}/memory.py")
+    assert memory.rows_by_rows({(2, 520, 256), (1, 4, 520, 64), (4, 520, 520), (1, 600, 520)}, 520, {256}) == [
+        (1, 600, 520),
+        (4, 520, 520),
+    ]
+    rows = 520
+    found = {}
+    for name in ("two_stream", "decoupled_rope", "XLNet"):
+        model = new_model(name, max_position_embeddings=rows, num_hidden_layers=1).train()
+        found[name] = memory.measure_peak(model, name, rows, seed=0)
+    assert found["two_stream"]["rows_by_rows"] == found["decoupled_rope"]["rows_by_rows"] == []
+    assert any(shape[-2:] == [rows, rows] for shape in found["XLNet"]["rows_by_rows"])
+    model = new_model("two_stream", max_position_embeddings=rows, num_hidden_layers=1).train()
+    model.set_attn_implementation("eager")
+    eager = memory.measure_peak(model, "two_stream", rows, seed=0)
+    assert eager["rows_by_rows"] and eager["peak_bytes"] > found["two_stream"]["peak_bytes"]
+
+
+def test_memory(tmp_path):
+    report, printed = run("memory", tmp_path)
+    check_verdicts(report, printed)
+    assert "| bytes per token | weights | each layer | once |" in printed
+    for name in ("two_stream", "XLNet"):
+        own = [entry for entry in report["steps"] if entry["model"] == name]
+        assert [entry["length"] for entry in own] == [48, 96, 192]
+        # Float32, and two moments of AdamW.
+        assert all(entry["weight_bytes"] == 4 * entry["parameters"] for entry in own)
+        assert all(entry["optimizer_bytes"] >= 8 * entry["parameters"] for entry in own)
+        for before, entry in itertools.pairwise(own):
+            assert entry["bytes_per_row"] == (entry["peak_bytes"] - before["peak_bytes"]) / before["length"]
+
+
+# Collation
+
+
+def test_collation(tmp_path):
+    report, printed = run("collation", tmp_path)
+    assert "uniform, masked diffusion" in printed
+    assert {(entry["order"], entry["workers"]) for entry in report["collation"]} == {
+        (order, workers) for order in ("uniform", "local(16)", "uniform, masked diffusion") for workers in (0, 1, 2)
+    }
+    for entry in report["collation"]:
+        assert entry["tokens"] == 3 * 4 * 16
+        assert entry["tokens_per_second"] == pytest.approx(entry["tokens"] / median(entry["seconds"]))
+    assert {entry["target"] for entry in report["targets"] if entry["workers"] <= 1} == {">= 2,000,000"}

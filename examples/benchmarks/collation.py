@@ -45,6 +45,8 @@ ORDERS += ["strided(8)", "fractal"]
 TRAINED = ("decoupled_rope", "two_stream")
 QUICK = dict(repetitions=2, batch_size=4, rows=16, batches=3, orders=["uniform", "local(16)"])
 TARGET = Target(">=", 2e6)
+# Of its tokens only the special ones matter.
+TOKENIZER = character_tokenizer(["text"])
 
 
 @dataclass
@@ -89,7 +91,7 @@ def measure_order(
         An entry for the collator alone (`workers` 0) and for each number of workers: `seconds` (raw, of all batches),
         `tokens` (of all batches, padding not counted) and `tokens_per_second`.
     """
-    collator = kind(character_tokenizer(["text"]), order=order, seed=arguments.seed)
+    collator = kind(TOKENIZER, order=order, seed=arguments.seed)
     dataset = Sentences(sentences, arguments.batch_size * arguments.batches)
     starts = range(0, len(dataset), arguments.batch_size)
     batches = [[dataset[start + index] for index in range(arguments.batch_size)] for start in starts]
@@ -178,9 +180,11 @@ def main(argv: list[str]) -> None:
     report = Report(__file__, argv, arguments.seed)
     training = measure_training(arguments)
     rng = random.Random(arguments.seed)
+    first = max(TOKENIZER.all_special_ids) + 1
     # The beginning-of-sentence token is a row too.
     sentences = [
-        [rng.randrange(SIZES["vocab_size"]) for _ in range(arguments.rows - 1)] for _ in range(arguments.batch_size)
+        [rng.randrange(first, SIZES["vocab_size"]) for _ in range(arguments.rows - 1)]
+        for _ in range(arguments.batch_size)
     ]
     kinds = [(order, DataCollatorForAnyOrderLM) for order in arguments.orders]
     kinds.append(("uniform", DataCollatorForMaskedDiffusion))
