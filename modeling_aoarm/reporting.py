@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -107,9 +107,12 @@ def write_json(path: str | os.PathLike, value) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that figures depend on."""
-    packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    """Versions of Python and of the packages that figures depend on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def loss_curve(log_history: list[dict[str, float]]) -> dict[str, list[dict[str, float]]]:

@@ -165,10 +165,9 @@ def test_compiled_training_has_no_mask_tensor(name):
         found.extend(node.kwargs for node in graph.graph.nodes if "scaled_dot_product" in str(node.target))
         return graph.forward
 
-    model = models.new_model(name, 0, 16, models.TOY_SIZES, CPU).train()
-    batch = training.draw_batch(name, 64, 2, 16, CPU)
     torch._dynamo.reset()
-    torch.compile(model, backend=recording, fullgraph=True)(**batch)
+    arguments = SimpleNamespace(seed=0, compile_backend=recording)
+    training.TrainingSteps(name, 16, 2, 1, arguments, models.TOY_SIZES, CPU).run(1)
     assert [each["attn_mask"] for each in found] == [None, None]
     assert [each["is_causal"] for each in found] == [name != "bidirectional"] * 2
 

@@ -120,10 +120,11 @@ def test_every_contestant_predicts_each_token_from_those_before_it(name):
 
 
 def test_training(tmp_path):
-    report, printed = run("training", tmp_path)
+    models = ("Llama", "two_stream", "double_position", "XLNet")
+    report, printed = run("training", tmp_path, "--models", *models)
     check_verdicts(report, printed)
     found = {(entry["model"], entry["length"]): entry for entry in report["steps"]}
-    assert set(found) == {(name, length) for name in ("Llama", "XLNet", *VARIANTS) for length in (16, 32)}
+    assert set(found) == {(name, length) for name in models for length in (16, 32)}
     for (name, length), entry in found.items():
         parts = [sum(each) for each in zip(*entry["seconds_of_parts"].values(), strict=True)]
         assert entry["seconds"] == pytest.approx(parts) and len(parts) == 2
@@ -135,7 +136,7 @@ def test_training(tmp_path):
         assert entry["to_llama"] == pytest.approx(median(ratios))
         assert name in printed and f"{entry['parameters']:,}" in printed
     targets = {entry["what"]: entry for entry in report["targets"]}
-    for name, bound in (("decoupled_rope", "<= 1.05"), ("double_position", "<= 1.05"), ("two_stream", "<= 1.8")):
+    for name, bound in (("double_position", "<= 1.05"), ("two_stream", "<= 1.8")):
         entry = targets[f"{name}, 32 tokens, time"]
         assert (entry["value"], entry["target"]) == (found[name, 32]["to_llama"], bound)
     ratios = [
@@ -214,6 +215,8 @@ def same_setting(entry):
 def test_speculation_takes_at_most_as_many_passes_as_one_by_one(speculation):
     report, printed = speculation
     check_verdicts(report, printed)
+    # Titles are as wide as their tables.
+    printed = " ".join(printed.split())
     assert "any order: 2.500 (unigram entropy 4.688)" in printed and "any order: unknown" in printed
     entries = report["speculation"]
     assert len(entries) == 2 * 2 * 2 * 2 * 3
@@ -303,9 +306,10 @@ def test_memory(tmp_path):
     for name in ("two_stream", "XLNet"):
         own = [entry for entry in report["steps"] if entry["model"] == name]
         assert [entry["length"] for entry in own] == [48, 96, 192]
-        # Float32, and two moments of AdamW.
         assert all(entry["weight_bytes"] == 4 * entry["parameters"] for entry in own)
-        assert all(entry["optimizer_bytes"] >= 8 * entry["parameters"] for entry in own)
+        if name == "two_stream":
+            # Two moments, and a counter for each tensor. (XLNet has parameters that this step does not use.)
+            assert all(0 < entry["optimizer_bytes"] - 8 * entry["parameters"] < 1000 for entry in own)
         for before, entry in itertools.pairwise(own):
             assert entry["bytes_per_row"] == (entry["peak_bytes"] - before["peak_bytes"]) / before["length"]
 
