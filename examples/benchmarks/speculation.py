@@ -213,7 +213,8 @@ def draw(entries: list[dict]) -> Figure:
             axes.plot(*zip(*sorted(points), strict=True), style, color=COLOURS[variant], markersize=4, label=text)
         axes.axhline(1, color="0.7", linewidth=1)
         # Above the curves the legend has its place.
-        axes.set_ylim(0, 1.5 * max(value for points in curves.values() for _, value in points))
+        highest = max(value for points in curves.values() for _, value in points)
+        axes.set_ylim(0, 1.5 * highest)
         axes.set_xticks(sorted({entry["draft_length"] for entry in entries}))
         axes.set_xlabel("drafts of a pass (0: one by one)")
         axes.set_ylabel(label)
