@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-# All linear layers but the head, those of single variants included. PEFT's entry for Llama, queries and values only, came
-# out a little worse with as many parameters (`examples/finetune_peft.py`: 1.499 against 1.487 nats per token after 300
-# steps, one seed).
+# All linear layers but the head, those of single variants included. PEFT's entry for Llama, queries and values only,
+# came out a little worse with as many parameters (`examples/finetune_peft.py`: 1.499 against 1.487 nats per token after
+# 300 steps, one seed).
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA_TARGETS += ["modulation", "norm_modulation"]
 
