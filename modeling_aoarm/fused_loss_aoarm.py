@@ -25,11 +25,13 @@ def fused_causal_lm_loss(
         Nats per token, a scalar.
 
     Raises:
-        ValueError: the output layer is not a plain linear one (adapters and quantisation have layers of their own).
+        ValueError: the output layer is not a plain linear one (adapters and quantisation have layers of their own), or
+            its weights are elsewhere (ZeRO-3 gathers them for calls of the layer only).
     """
-    if type(head) is not nn.Linear or head.bias is not None:
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.ndim != 2:
         raise ValueError(
-            f"`skip_logits` needs an output layer that is a plain linear layer without bias, got {type(head).__name__}."
+            "`skip_logits` needs an output layer that is a plain linear layer without bias and holds its weights, got "
+            f"{type(head).__name__} with weights of shape {list(getattr(head, 'weight', torch.empty(0)).shape)}."
         )
     following = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten().to(hidden_states.device)
     loss = nn.functional.linear_cross_entropy(

@@ -70,6 +70,12 @@ def test_what_cannot_be_is_refused():
     model, tokens = tiny_model("decoupled_rope"), torch.zeros(1, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match="skip_logits.*labels.*None"):
         model(tokens, skip_logits=True)
+    whole = model.lm_head.weight
+    # What ZeRO-3 leaves of weights between calls.
+    model.lm_head.weight = torch.nn.Parameter(torch.empty(0))
+    with pytest.raises(ValueError, match=r"skip_logits.*holds its weights.*\[0\]"):
+        model(tokens, labels=tokens, skip_logits=True)
+    model.lm_head.weight = whole
     model.lm_head = torch.nn.Sequential(model.lm_head)
     with pytest.raises(ValueError, match="skip_logits.*plain linear.*Sequential"):
         model(tokens, labels=tokens, skip_logits=True)
