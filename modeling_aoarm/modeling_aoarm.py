@@ -100,7 +100,6 @@ class AOARMPreTrainedModel(PreTrainedModel):
     config_class = AOARMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["AOARMDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -155,6 +154,8 @@ class AOARMModel(AOARMPreTrainedModel):
             self.norm_modulation = nn.Linear(config.target_embedding_size, 2 * config.hidden_size)
         else:
             self.rotary_emb = LlamaRotaryEmbedding(config)
+        # The variant's own: FSDP looks for every class that is named.
+        self._no_split_modules = [layer_class.__name__]
         self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False

@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from scripts import load_script
 from variants import ANY_ORDER, tiny_model
 
-from modeling_aoarm import AOARMForCausalLM, AOARMModel
+from modeling_aoarm import AOARMForCausalLM
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -260,9 +260,12 @@ def test_configs_are_read_by_accelerate_and_name_our_classes(path):
     wrapped = (config.fsdp_config or {}).get("fsdp_transformer_layer_cls_to_wrap")
     assert (wrapped is not None) == (config.distributed_type == "FSDP")
     if wrapped is not None:
-        assert [wrapped] == AOARMModel._no_split_modules
+        named = {"adaptive_norm": "AdaptiveNormDecoderLayer"}
+        assert f"# {named['adaptive_norm']} for the variant adaptive_norm." in path.read_text(encoding="utf-8")
         for variant in ANY_ORDER:
-            assert {type(layer).__name__ for layer in tiny_model(variant).model.layers} == {wrapped}
+            model, expected = tiny_model(variant), named.get(variant, wrapped)
+            assert {type(layer).__name__ for layer in model.model.layers} == {expected}
+            assert model._no_split_modules == model.model._no_split_modules == {expected}
     assert (config.deepspeed_config or {}).get("zero_stage") == (int(path.stem[-1]) if "zero" in path.stem else None)
 
 
