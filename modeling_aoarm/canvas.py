@@ -300,10 +300,9 @@ class RowBlock:
         columns = rows.columns.gather(1, read)
         position_ids = rows.row_places.gather(1, read)
         following = read[..., None] + torch.arange(1, targets + 1, device=end.device)
-        asked = following.clamp(max=rows.columns.shape[1] - 1)
-        asked_columns = rows.columns.gather(1, asked.flatten(1))
-        known = (asked_columns >= 0) & (following.flatten(1) < rows.columns.shape[1])
-        asked_places = rows.places.gather(1, asked_columns.clamp(min=0)).view(following.shape)
+        asked = following.clamp(max=rows.columns.shape[1] - 1).flatten(1)
+        known = (rows.columns.gather(1, asked) >= 0) & (following.flatten(1) < rows.columns.shape[1])
+        asked_places = rows.row_places.gather(1, asked).view(following.shape)
         target_position_ids = asked_places.where(known.view(following.shape), position_ids[..., None] + 1)
         return cls(numbers, real, canvas.gather(1, columns), position_ids, target_position_ids)
 

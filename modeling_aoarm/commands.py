@@ -9,19 +9,13 @@ import argparse
 import json
 import sys
 
+import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .command_line import DTYPES, add_command, add_loading_arguments, check_is_there, find_device, keep_quiet
-from .conversion import convert_causal_lm
+from .configuration_aoarm import head_auto_class
+from .conversion import VARIANTS, convert_causal_lm
 from .infilling import Infilling, infill
 from .lm_eval_command import add_lm_eval_command
 from .parameters_command import add_parameters_command
@@ -179,7 +173,7 @@ def add_convert_command(subparsers) -> None:
     parser.add_argument("destination", metavar="DST", help="a new or empty folder for the any-order model")
     parser.add_argument(
         "--attention-variant",
-        choices=("decoupled_rope", "two_stream", "causal"),
+        choices=VARIANTS,
         default="decoupled_rope",
         help="what the model becomes (%(default)s)",
     )
@@ -249,8 +243,7 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        is_masked = getattr(config, "attention_variant", None) == "bidirectional"
-        auto_class = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
+        auto_class = getattr(transformers, head_auto_class(getattr(config, "attention_variant", None)))
         model = auto_class.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"MODEL {name} cannot be loaded: {error}") from error

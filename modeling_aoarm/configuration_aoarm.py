@@ -10,14 +10,21 @@ from transformers.modeling_rope_utils import RopeParameters
 
 # Every entry is written to a saved folder, so that each Auto class finds its code there; a variant has one head.
 AUTO_MAP = {"AutoConfig": "configuration_aoarm.AOARMConfig", "AutoModel": "modeling_aoarm.AOARMModel"}
-CAUSAL_HEAD = {"AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM"}
-MASKED_HEAD = {"AutoModelForMaskedLM": "masked_lm_aoarm.AOARMForMaskedLM"}
+HEADS = {
+    "AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM",
+    "AutoModelForMaskedLM": "masked_lm_aoarm.AOARMForMaskedLM",
+}
 
 # Variants without rotations, whose tables of positions end.
 TABLE_VARIANTS = ("double_position", "adaptive_norm")
 
 # Other types recompute their frequencies from the largest position seen, which changes with the generation order.
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+def head_auto_class(attention_variant: str | None) -> str:
+    """The library's Auto class for the head of a variant; that of causal models for configs without variants."""
+    return "AutoModelForMaskedLM" if attention_variant == "bidirectional" else "AutoModelForCausalLM"
 
 
 @strict
@@ -122,7 +129,8 @@ class AOARMConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
         if getattr(self, "auto_map", None) is None:
-            self.auto_map = AUTO_MAP | (MASKED_HEAD if self.attention_variant == "bidirectional" else CAUSAL_HEAD)
+            head = head_auto_class(self.attention_variant)
+            self.auto_map = AUTO_MAP | {head: HEADS[head]}
 
     def validate_sizes(self):
         """Sizes are positive, and heads share out evenly."""

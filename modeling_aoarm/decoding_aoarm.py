@@ -220,8 +220,9 @@ class CanvasFilling:
             self.cached = self.decided - 1
             self.most_unread = most + again if is_fixed else 1
         answers = self.ask(self.most_unread, 1, targets)[:, 0]
-        count = None
-        if not self.fills_in_step(most) or adaptive:
+        # One blank of each example, all of which have equally many rows.
+        in_step = self.is_in_step and most == 1 and self.sampler.eos_token_ids is None
+        if adaptive or not in_step:
             count = torch.minimum(self.sizes[:, min(self.rounds, self.sizes.shape[1] - 1)], self.total - self.decided)
         if adaptive:
             answers = self.bring_surest_forward(answers, count, most)
@@ -229,14 +230,14 @@ class CanvasFilling:
         scores = self.sampler.process(self.without_early_ends(answers), self.rows_before(most))
         tokens = self.sampler.draw(scores, self.uniforms(most))
         logprobs, was_decided = log_probs_of(answers, tokens), self.decided
-        if self.fills_in_step(most):
+        if in_step:
             self.commit_in_step(tokens, logprobs)
         else:
             self.commit(self.next_rows(most), tokens, logprobs, count)
         if self.reader.cache is not None:
             # The last row has a target once the next blank is chosen, so it is read again where none was filled.
-            is_one = self.fills_in_step(most) and not again
-            self.cached = was_decided if is_one else torch.minimum(was_decided - again, self.decided - 1)
+            is_next = in_step and not again
+            self.cached = was_decided if is_next else torch.minimum(was_decided - again, self.decided - 1)
         if self.sampler.eos_token_ids is None:
             left, lengths = (
                 [each + sign * filled for each, filled in zip(known, wanted, strict=True)]
@@ -429,12 +430,8 @@ class CanvasFilling:
         self.close_blanks(columns.gather(1, (count - 1).clamp(min=0)[:, None]).masked_fill(~ended[:, None], 1 << 60))
         return ended
 
-    def fills_in_step(self, most: int) -> bool:
-        """Whether a pass fills one blank of each example, all of which have equally many rows."""
-        return self.is_in_step and most == 1 and self.sampler.eos_token_ids is None
-
     def commit_in_step(self, tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
-        """`commit` for [`fills_in_step`], with less work."""
+        """`commit` of one token of each example, all of which have equally many rows; with less work."""
         row = slice(self.most_decided, self.most_decided + 1)
         self.canvas.scatter_(1, self.columns[:, row], tokens)
         self.logprobs[:, row], self.steps[:, row] = logprobs, self.reader.passes - 1

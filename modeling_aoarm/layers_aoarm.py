@@ -79,7 +79,7 @@ class AOARMAttention(LlamaAttention):
         key_heads = key.shape[1]
         is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
         sees_all = rows == 1 and attention_mask is None
-        as_rows = streams == 1 or is_masked or sees_all
+        as_rows = is_masked or sees_all
         groups = query.shape[3] // key_heads if is_masked and past_key_values is not None else 1
         if streams == groups == 1:
             query = query[0].transpose(1, 2)

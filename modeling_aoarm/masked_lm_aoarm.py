@@ -15,16 +15,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .canvas import CanvasRows
-from .configuration_aoarm import AOARMConfig
 from .decoding_aoarm import DecodingPlan
 from .generation_aoarm import AOARMGenerationMixin
-from .generation_config_aoarm import AOARMGenerationConfig
 from .masked_reading_aoarm import MaskedReader
 from .masked_scoring_aoarm import MaskedScoringMixin
-from .modeling_aoarm import AOARMModel, AOARMPreTrainedModel, check_head
+from .modeling_aoarm import AOARMLanguageModel
 
 
-class AOARMForMaskedLM(AOARMPreTrainedModel, MaskedScoringMixin, AOARMGenerationMixin, GenerationMixin):
+class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMixin, GenerationMixin):
     """A bidirectional model that predicts the tokens of masked rows (`attention_variant="bidirectional"`).
 
     The mask token stands for what is not known and is never predicted: its logit is minus infinity, so that every row
@@ -32,19 +30,8 @@ class AOARMForMaskedLM(AOARMPreTrainedModel, MaskedScoringMixin, AOARMGeneration
     token is known; they have logits too, but nobody needs them.
     """
 
-    generation_config_class = AOARMGenerationConfig
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
     # Without blanks there is nothing to generate.
     continues_text = False
-
-    def __init__(self, config: AOARMConfig):
-        super().__init__(config)
-        check_head(self)
-        self.model = AOARMModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
 
     @can_return_tuple
     def forward(

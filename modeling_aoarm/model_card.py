@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from .configuration_aoarm import head_auto_class
 from .reporting import replacing
 
 
@@ -73,12 +74,12 @@ def model_card(
     if adapter and base_model is None:
         raise ValueError("base_model must name the adapter's model, got None.")
     source = report.get("data", {}).get("source")
-    is_masked = config.attention_variant == "bidirectional"
+    auto_class = head_auto_class(config.attention_variant)
     metadata = ModelCardData(
         language=language,
         license=license,
         library_name="peft" if adapter else "transformers",
-        pipeline_tag="fill-mask" if is_masked else "text-generation",
+        pipeline_tag="fill-mask" if auto_class == "AutoModelForMaskedLM" else "text-generation",
         tags=["any-order", "infilling", config.attention_variant, "custom_code"],
         # A path on somebody's disk is no name on the Hub.
         base_model=base_model if base_model is not None and not Path(base_model).exists() else None,
@@ -87,7 +88,7 @@ def model_card(
     )
     text = _template(f"{config.attention_variant}.md.jinja").render(
         config=config,
-        auto_class="AutoModelForMaskedLM" if is_masked else "AutoModelForCausalLM",
+        auto_class=auto_class,
         report={"data": {}, "training": {}, "samples": [], **report},
         figures=report.get("evaluation", {}),
         model_id=model_id,

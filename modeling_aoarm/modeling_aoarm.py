@@ -43,7 +43,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig
+from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig, head_auto_class
 from .fused_loss_aoarm import fused_causal_lm_loss
 from .generation_aoarm import AOARMGenerationMixin
 from .generation_config_aoarm import AOARMGenerationConfig
@@ -381,21 +381,11 @@ def generative_head(config: AOARMConfig) -> type[AOARMPreTrainedModel]:
     return AOARMForMaskedLM
 
 
-def check_head(model: AOARMPreTrainedModel) -> None:
-    """Raises a ValueError for a head that the variant does not have."""
-    right = generative_head(model.config)
-    if not isinstance(model, right):
-        raise ValueError(
-            f"attention_variant={model.config.attention_variant!r} needs the head {right.__name__} "
-            f"(AutoModel{right.__name__.removeprefix('AOARM')}), got {type(model).__name__}."
-        )
+class AOARMLanguageModel(AOARMPreTrainedModel):
+    """What the two heads share: the decoder and a linear layer from its states to the vocabulary.
 
-
-class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationMixin, GenerationMixin):
-    """An any-order autoregressive model with a language modelling head.
-
-    Called without positions it is an ordinary left-to-right causal language model. With `position_ids` its rows are
-    tokens in generation order, and row r predicts the token at `target_position_ids[:, r]`.
+    Raises:
+        ValueError: the variant has the other head.
     """
 
     generation_config_class = AOARMGenerationConfig
@@ -404,11 +394,24 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
 
     def __init__(self, config: AOARMConfig):
         super().__init__(config)
-        check_head(self)
+        right = generative_head(config)
+        if not isinstance(self, right):
+            raise ValueError(
+                f"attention_variant={config.attention_variant!r} needs the head {right.__name__} "
+                f"({head_auto_class(config.attention_variant)}), got {type(self).__name__}."
+            )
         self.model = AOARMModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+
+class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMixin, GenerationMixin):
+    """An any-order autoregressive model with a language modelling head.
+
+    Called without positions it is an ordinary left-to-right causal language model. With `position_ids` its rows are
+    tokens in generation order, and row r predicts the token at `target_position_ids[:, r]`.
+    """
 
     @can_return_tuple
     def forward(
@@ -441,6 +444,8 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
                 the next row's position, or on the first row of a packed segment; for `skip_logits` without labels or
                 with an output layer that is not a plain linear one.
         """
+        if skip_logits and labels is None:
+            raise ValueError("`skip_logits` leaves the loss only, so it needs `labels`, got None.")
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         outputs: AOARMModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -458,15 +463,13 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
             self.check_labels(labels, outputs.last_hidden_state, past, position_ids, target_position_ids, segment_ids)
         loss, logits = None, None
         if skip_logits:
-            if labels is None:
-                raise ValueError("`skip_logits` leaves the loss only, so it needs `labels`, got None.")
             items = kwargs.get("num_items_in_batch")
             loss = fused_causal_lm_loss(outputs.last_hidden_state, self.lm_head, labels, items)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        if labels is not None and not skip_logits:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return AOARMCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -510,4 +513,4 @@ class AOARMForCausalLM(AOARMPreTrainedModel, AOARMScoringMixin, AOARMGenerationM
 
 refuse_orders_in_prompt_learning(AOARMPreTrainedModel)
 
-__all__ = ["AOARMForCausalLM", "AOARMModel", "AOARMPreTrainedModel", "check_head", "generative_head"]
+__all__ = ["AOARMForCausalLM", "AOARMLanguageModel", "AOARMModel", "AOARMPreTrainedModel", "generative_head"]

@@ -50,7 +50,13 @@ def conditional(model, tokens, positions, target):
     return logits[0, -1].log_softmax(-1)
 
 
-def replay(model, canvases, output, in_groups=False):
+def conditional_of_column(model, tokens, real, known, column):
+    """[`conditional`] by columns: what stands in `column` of a canvas `[columns]`, after the `known` ones."""
+    positions = real.long().cumsum(0) - 1
+    return conditional(model, tokens[known], positions[known], positions[column])
+
+
+def replay(model, canvases, output, in_groups=False, ask=conditional_of_column):
     """Log-probabilities of the realised order from uncached passes, one token at a time: `[batch, blanks]`.
 
     With `in_groups` a token sees those that were filled in earlier passes, and not those of its own pass.
@@ -58,15 +64,13 @@ def replay(model, canvases, output, in_groups=False):
     logprobs = torch.zeros_like(output.logprobs)
     for row, order in enumerate(output.decoding_order):
         real = canvases["attention_mask"][row].bool()
-        positions = real.long().cumsum(0) - 1
         given = (real & ~canvases["generation_mask"][row]).nonzero().flatten()
         blanks, steps = order[order >= 0], output.decoding_steps[row]
         for index, column in enumerate(blanks):
             before = blanks[:index]
             if in_groups:
                 before = before[steps[:index] < steps[index]]
-            rows = torch.cat([given, before])
-            answer = conditional(model, output.sequences[row, rows], positions[rows], positions[column])
+            answer = ask(model, output.sequences[row], real, torch.cat([given, before]), column)
             logprobs[row, index] = answer[output.sequences[row, column]]
     return logprobs
 

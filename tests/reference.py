@@ -22,6 +22,17 @@ def _rope(x: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tenso
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
+# Every option of the backbone that a variant may have.
+ALL_OPTIONS = {
+    "qk_norm": True,
+    "attention_bias": True,
+    "attention_output_bias": True,
+    "mlp_bias": True,
+    "head_dim": 6,
+    "tie_word_embeddings": True,
+}
+
+
 class Reference:
     """Computes logits `[batch, rows, vocab]` of a model from a float64 copy of its parameters, with gradients."""
 

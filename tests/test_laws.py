@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from reference import Reference
+from reference import ALL_OPTIONS, Reference
 from transformers import DynamicCache, StaticCache
 from variants import (
     SINGLE_STREAM,
@@ -283,14 +283,7 @@ def test_packed_sequences_may_be_padded(variant):
 
 REFERENCE_CASES = {
     "plain": {},
-    "all_options": {
-        "qk_norm": True,
-        "attention_bias": True,
-        "attention_output_bias": True,
-        "mlp_bias": True,
-        "head_dim": 6,
-        "tie_word_embeddings": True,
-    },
+    "all_options": ALL_OPTIONS,
     "one_key_head": {"num_key_value_heads": 1},
     "one_layer": {"num_hidden_layers": 1},
 }
