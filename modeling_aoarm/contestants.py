@@ -24,7 +24,7 @@ def new_model(name: str, seed: int = 0, max_position_embeddings: int = 1025, **c
     parameters: its attention has one matrix more, its MLP one fewer.
 
     Args:
-        name: `"Llama"`, `"XLNet"` or an `attention_variant`.
+        name: `"Llama"`, `"XLNet"` or an `attention_variant`, `"causal"` too.
         seed: of the weights.
         max_position_embeddings: the size of tables of positions, where the model has some.
         changes: to `SIZES`.
@@ -51,8 +51,8 @@ def new_model(name: str, seed: int = 0, max_position_embeddings: int = 1025, **c
             **special,
         )
         return XLNetLMHeadModel(config).eval()
-    if name not in VARIANTS:
-        raise ValueError(f"`name` must be one of {[*LIBRARY, *VARIANTS]}, got {name!r}.")
+    if name not in (*VARIANTS, "causal"):
+        raise ValueError(f"`name` must be one of {[*LIBRARY, *VARIANTS, 'causal']}, got {name!r}.")
     if name == "bidirectional":
         # The last token of the vocabulary stands in blanks.
         special["mask_token_id"] = sizes["vocab_size"] - 1

@@ -2,10 +2,10 @@
 """The models that are measured, and how many floating point operations of their training are useful."""
 
 import torch
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from modeling_aoarm import AOARMConfig, generative_head
+from modeling_aoarm import contestants
 
 
 # Shapes of GPT-2 small: 124 million parameters with a tied vocabulary, which is a multiple of 64.
@@ -55,7 +55,7 @@ def peak_tflops(device_name: str | None) -> float | None:
 
 
 def new_model(name: str, seed: int, max_positions: int, sizes: dict, device: torch.device) -> PreTrainedModel:
-    """A model with new float32 weights and no special token but the mask of `bidirectional`, the last one.
+    """A model with new float32 weights, as [`~modeling_aoarm.contestants.new_model`] makes them, on a device.
 
     Args:
         name: an `attention_variant`, `LLAMA` or `LLAMA_WITHOUT_MASK`.
@@ -64,14 +64,8 @@ def new_model(name: str, seed: int, max_positions: int, sizes: dict, device: tor
         sizes: fields of the config.
         device: where it is made.
     """
-    fields = {"max_position_embeddings": max_positions, **sizes}
-    torch.manual_seed(seed)
     with device:
-        if name not in (LLAMA, LLAMA_WITHOUT_MASK):
-            fields["mask_token_id"] = fields["vocab_size"] - 1
-            config = AOARMConfig(attention_variant=name, **fields)
-            return generative_head(config)(config)
-        model = LlamaForCausalLM(LlamaConfig(bos_token_id=None, eos_token_id=None, **fields))
+        model = contestants.new_model(LLAMA if name == LLAMA_WITHOUT_MASK else name, seed, max_positions, **sizes)
     if name == LLAMA_WITHOUT_MASK:
         model.set_attn_implementation("causal_sdpa")
     return model
