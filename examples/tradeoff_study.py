@@ -1,0 +1,128 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""
+The study that the paper left open: does one stream lose to two because neighbours in the sentence are far in the order?
+
+Models of one size are trained on the same sentences in the same orders, at several lengths and, at one length, in
+orders that move neighbours apart, at random or not. A synthetic source has exact conditionals, so what a model lacks is
+known; text gives differences. A recipe says which cells there are:
+
+    python examples/tradeoff_study.py configuration/recipes/study_smoke.yaml --output_dir outputs/study_smoke
+    python examples/tradeoff_study.py configuration/recipes/study_cpu.yaml --output_dir outputs/study_cpu \\
+        --train_file wiki27_train.txt.xz --validation_file wiki27_validation.txt.xz --compile --processes 2
+    python examples/tradeoff_study.py configuration/recipes/study_gpu.yaml --output_dir outputs/study_gpu \\
+        --train_file ... --validation_file ... --compile --device cuda --max_minutes 9
+
+*Smoke* takes a minute on 2 cores and shows nothing; *CPU* about two hours on 2 cores; *GPU* as long as it gets, in
+pieces: the same command goes on where a run ended or was killed, in any number of processes, and no finished cell is
+computed again. Without files the text is that of the manual inside CPython.
+
+The output folder has a file for each finished cell (`cells`) and its model (`weights`), `attention` (where each head
+looks, and what cutting edges costs) and `samples` (coherence and diversity of sampled text) for the cells that the
+recipe names, and the report: `results.json`, one row for each branch of each cell, and figures.
+"""
+
+import math
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import HfArgumentParser
+
+from modeling_aoarm.reporting import write_json
+from modeling_aoarm.study import figures
+from modeling_aoarm.study.recipe import Recipe
+from modeling_aoarm.study.runner import Study, finished_rows
+from modeling_aoarm.study.text import TextSource, as_letters
+from modeling_aoarm.text_data import TextArguments
+
+
+@dataclass
+class StudyArguments(TextArguments):
+    """How the study runs."""
+
+    output_dir: str = field(default="outputs/study", metadata={"help": "Where results go, and are gone on from."})
+    device: str = field(default="cpu", metadata={"help": "cpu, cuda, ..."})
+    threads: int = field(default=1, metadata={"help": "Torch threads of a process without a GPU."})
+    processes: int = field(default=1, metadata={"help": "Processes that share the cells."})
+    compile: bool = field(default=False, metadata={"help": "Compile training steps."})
+    max_minutes: float = field(default=math.inf, metadata={"help": "After these a run saves its state and ends."})
+    save_seconds: float = field(default=30.0, metadata={"help": "Seconds between savings of a cell in training."})
+    report_only: bool = field(default=False, metadata={"help": "Train nothing; write the report of what there is."})
+
+
+def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | None, TextSource | None]:
+    """Training and held-out text, if a cell needs them."""
+    if all(cell.source != "text" for cell in recipe.cells):
+        return None, None
+    texts = args.load()
+    # Lines of running text are one text that goes on.
+    joint = "" if args.train_file else " "
+    train, held_out = (
+        joint.join(text if args.train_file else as_letters(text) for text in texts[name]["text"])
+        for name in ("train", "validation")
+    )
+    return TextSource(train), TextSource(held_out)
+
+
+def report(folder: Path) -> None:
+    """Writes the table and the figures of what there is, and prints a table."""
+    rows = finished_rows(folder)
+    if not rows:
+        print(f"No cell is finished in {folder}.")
+        return
+    flat, found = figures.table_rows(rows), figures.gaps(rows)
+    write_json(folder / "results.json", {"branches": flat, "gaps": found})
+    figures.plot_learning(rows, folder / "learning.png")
+    figures.plot_rows(rows, folder / "observed.png")
+    figures.plot_branches(rows, folder / "branches.png")
+    if found:
+        figures.plot_gaps(found, folder / "gaps.png")
+    table = Table("source", "length", "order", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
+    for row in flat:
+        is_exact = "excess" in row
+        error = row["excess_standard_error" if is_exact else "standard_error"]
+        table.add_row(
+            row["source"],
+            str(row["length"]),
+            row["order"],
+            row["model"],
+            str(row["seed"]),
+            f"{row['symbols'] / 1e6:.2f}M",
+            f"{row['nll']:.4f}",
+            f"{row['excess']:.4f}" if is_exact else "-",
+            "-" if error is None else f"{error:.4f}",
+            f"{row['unigram_entropy']:.4f}" + ("" if row["beats_unigram"] else " (not beaten)"),
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def main(argv: list[str]) -> None:
+    if not argv or not argv[0].endswith((".yaml", ".yml")):
+        raise ValueError(f"The first argument must be a recipe, a .yaml file; got {argv[:1]}.")
+    [args] = HfArgumentParser(StudyArguments).parse_args_into_dataclasses(argv[1:])
+    for name in ("threads", "processes", "max_minutes", "save_seconds"):
+        if not getattr(args, name) > 0:
+            raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
+    recipe, folder = Recipe.load(argv[0]), Path(args.output_dir)
+    torch.set_num_threads(args.threads)
+    study = Study(recipe, folder, *load_sources(args, recipe), device=args.device)
+    if not args.report_only:
+        others = [
+            subprocess.Popen([sys.executable, __file__, *argv, "--processes", "1"]) for _ in range(args.processes - 1)
+        ]
+        try:
+            study.run(args.compile, args.max_minutes, args.save_seconds)
+        finally:
+            for other in others:
+                other.wait()
+        if failed := [other.returncode for other in others if other.returncode]:
+            raise RuntimeError(f"{len(failed)} of the processes ended with an error: {failed}.")
+    report(folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,279 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""The study's table of results and its figures, from the rows of finished cells."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..reporting import replacing
+from .models import MODELS
+
+
+LABELS = {
+    "decoupled_rope": "decoupled RoPE",
+    "two_stream_content": "two streams (content)",
+    "two_stream_learned": "two streams (learned)",
+    "bidirectional": "masked diffusion",
+    "layers_twice": "decoupled RoPE, layers twice",
+    "half_own": "decoupled RoPE, half the heads at own position",
+    "bidirectional_content": "two streams, bidirectional content",
+    "double_position": "double position",
+    "adaptive_norm": "adaptive norm",
+    "causal": "left to right",
+}
+COLOURS = dict(zip(MODELS, [f"C{number}" for number in range(len(MODELS))], strict=True))
+# The minimal pair: one stream against two that start alike.
+ONE, TWO = "decoupled_rope", "two_stream_content"
+
+
+def final_branch(row: dict) -> dict:
+    """What was measured after a cell's own number of tokens, share 1 (or its last branch, if it has no such)."""
+    branches = row["branches"]
+    return branches.get("1.0") or branches[max(branches, key=float)]
+
+
+def target(row: dict) -> str:
+    """What is compared: excess nats where the optimum is known, nats elsewhere."""
+    return "excess" if "excess" in final_branch(row) else "nll"
+
+
+def table_rows(rows: Iterable[dict]) -> list[dict]:
+    """One flat row for each branch of each cell: figures only, without curves and examples."""
+    flat = []
+    for row in rows:
+        cell = row["cell"]
+        for share, found in sorted(row["branches"].items(), key=lambda item: float(item[0])):
+            symbols = float(share) * cell["tokens"]
+            per_symbol = row["training_flops_per_symbol"]
+            flat.append(
+                {name: cell[name] for name in ("source", "length", "order", "model", "seed")}
+                | {
+                    "share": float(share),
+                    "symbols": int(symbols),
+                    "parameters": row["parameters"],
+                    "training_flops": None if per_symbol is None else per_symbol * symbols,
+                    "unigram_entropy": row["unigram_entropy"],
+                    "neighbour_row_lag": row["neighbour_row_lag"],
+                    "neighbour_distance": row["neighbour_distance"],
+                    "order_is_random": row["order_is_random"],
+                }
+                | {
+                    name: found[name]
+                    for name in ("nll", "standard_error", "exact_nll", "excess", "excess_standard_error")
+                    if name in found
+                }
+                | {"beats_unigram": found["nll"] < row["unigram_entropy"]}
+            )
+    return flat
+
+
+def gaps(rows: Iterable[dict], one: str = ONE, two: str = TWO) -> list[dict]:
+    """The nats per symbol that one model needs more than another, cell by cell, on the same sentences and orders.
+
+    Returns:
+        For each source, length, order and seed that both have: `gap`, its `standard_error` over held-out sentences
+        (paired), and what the order is like.
+    """
+    by_place = defaultdict(dict)
+    for row in rows:
+        cell = row["cell"]
+        by_place[cell["source"], cell["length"], cell["order"], cell["seed"]][cell["model"]] = row
+    found = []
+    for (source, length, order, seed), models in sorted(by_place.items()):
+        if one not in models or two not in models:
+            continue
+        first, second = models[one], models[two]
+        name = f"example_{target(first)}"
+        pairs = zip(final_branch(first)[name], final_branch(second)[name], strict=True)
+        differences = [left - right for left, right in pairs]
+        centre = mean(differences)
+        spread = sum((each - centre) ** 2 for each in differences) / max(1, len(differences) - 1)
+        found.append(
+            {
+                "source": source,
+                "length": length,
+                "order": order,
+                "seed": seed,
+                "gap": centre,
+                "standard_error": (spread / len(differences)) ** 0.5,
+                "neighbour_row_lag": first["neighbour_row_lag"],
+                "neighbour_distance": first["neighbour_distance"],
+                "order_is_random": first["order_is_random"],
+            }
+        )
+    return found
+
+
+def _panels(rows: list[dict]) -> dict[tuple[str, int, str], list[dict]]:
+    """Rows by source, length and order."""
+    panels = defaultdict(list)
+    for row in rows:
+        cell = row["cell"]
+        panels[cell["source"], cell["length"], cell["order"]].append(row)
+    return dict(sorted(panels.items()))
+
+
+def _grid(rows: list[dict], title: str) -> tuple[Figure, list[tuple[Axes, list[dict]]]]:
+    """A figure with a panel for each source, length and order; a row of panels for each source and length."""
+    panels = _panels(rows)
+    lines = sorted({place[:2] for place in panels})
+    orders = {line: [place[2] for place in panels if place[:2] == line] for line in lines}
+    width = max(map(len, orders.values()))
+    figure = Figure(figsize=(4.2 * width + 0.6, 3.1 * len(lines) + 1.2), layout="constrained")
+    axes = figure.subplots(len(lines), width, squeeze=False, sharey="row")
+    filled = []
+    for number, line in enumerate(lines):
+        for place in range(width):
+            panel = axes[number, place]
+            if place >= len(orders[line]):
+                panel.axis("off")
+                continue
+            order = orders[line][place]
+            panel.set_title(f"{line[0]}, length {line[1]}, {order}", fontsize=10)
+            panel.grid(alpha=0.3)
+            filled.append((panel, panels[(*line, order)]))
+    figure.suptitle(title)
+    return figure, filled
+
+
+def _finish(figure: Figure, path: str | os.PathLike) -> None:
+    handles = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    # Columns that the figure is wide enough for.
+    columns = max(1, int(figure.get_figwidth() // 3.6))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _line(axes: Axes, row: dict, x: list[float], y: list[float], **kwargs) -> None:
+    model = row["cell"]["model"]
+    # A second seed is thinner and has the same entry in the legend.
+    width = 1.6 if row["cell"]["seed"] == 0 else 0.8
+    axes.plot(x, y, color=COLOURS[model], linewidth=width, label=LABELS[model], **kwargs)
+
+
+def plot_learning(rows: list[dict], path: Path) -> None:
+    """Nats per symbol of new batches against the symbols seen."""
+    figure, panels = _grid(rows, "Learning: nats per symbol of batches that are new to the model")
+    for axes, here in panels:
+        for row in here:
+            points = row["curve"]
+            _line(axes, row, [point["tokens"] for point in points], [point["nll"] for point in points])
+        axes.axhline(here[0]["unigram_entropy"], color="black", linestyle="--", linewidth=1, label="unigram entropy")
+        exact = [final_branch(row)["exact_nll"] for row in here if "exact_nll" in final_branch(row)]
+        if exact:
+            axes.axhline(exact[0], color="black", linestyle=":", linewidth=1, label="optimum")
+        axes.set_xlabel("symbols seen")
+        axes.set_ylabel("nats per symbol")
+    _finish(figure, path)
+
+
+def plot_rows(rows: list[dict], path: Path) -> None:
+    """What each row lacks to be exact, or its likelihood, against the number of observed symbols."""
+    figure, panels = _grid(rows, "By number of observed symbols: nats from the optimum (synthetic), nats (text)")
+    for axes, here in panels:
+        for row in here:
+            found, name = final_branch(row), target(row)
+            heights, places = found[f"{name}_by_row"], found["rows"]
+            # Means of about sixteen equal parts: single rows are noisy.
+            size = max(1, len(heights) // 16)
+            starts = range(0, len(heights) - size + 1, size)
+            parts = [slice(start, start + size) for start in starts]
+            _line(axes, row, [mean(places[part]) for part in parts], [mean(heights[part]) for part in parts])
+        axes.set_xlabel("observed symbols")
+        axes.set_ylabel("nats per symbol" if target(here[0]) == "nll" else "excess nats per symbol")
+        axes.set_ylim(bottom=0)
+    _finish(figure, path)
+
+
+def plot_branches(rows: list[dict], path: Path) -> None:
+    """Results of branches against the arithmetic they took: whether more training would change a comparison."""
+    figure, panels = _grid(rows, "Decayed branches: nats from the optimum (synthetic) or nats (text), by training")
+    for axes, here in panels:
+        for row in here:
+            shares = sorted(row["branches"], key=float)
+            scale = row["cell"]["tokens"] * (row["training_flops_per_symbol"] or 1)
+            heights = [row["branches"][share][target(row)] for share in shares]
+            _line(axes, row, [float(share) * scale for share in shares], heights, marker="o", markersize=4)
+        axes.set_xscale("log")
+        counted = here[0]["training_flops_per_symbol"] is not None
+        axes.set_xlabel("training arithmetic (floating-point operations)" if counted else "symbols seen")
+        axes.set_ylabel("nats per symbol" if target(here[0]) == "nll" else "excess nats per symbol")
+    _finish(figure, path)
+
+
+def plot_gaps(found: list[dict], path: Path) -> None:
+    """The gap of the minimal pair against how far back an observed neighbour is, in rows."""
+    sources = sorted({each["source"] for each in found})
+    figure = Figure(figsize=(6.2 * len(sources) + 0.4, 4.8), layout="constrained")
+    all_axes = figure.subplots(1, len(sources), squeeze=False)[0]
+    for axes, source in zip(all_axes, sources, strict=True):
+        here = [each for each in found if each["source"] == source]
+        lengths = sorted({each["length"] for each in here})
+        for each in here:
+            axes.errorbar(
+                each["neighbour_row_lag"],
+                each["gap"],
+                yerr=2 * each["standard_error"],
+                color=f"C{lengths.index(each['length'])}",
+                marker="o" if each["order_is_random"] else "s",
+                markerfacecolor=None if each["order_is_random"] else "white",
+                capsize=2,
+                label=f"length {each['length']}, {'random' if each['order_is_random'] else 'one order for all'}",
+            )
+            axes.annotate(
+                each["order"],
+                (each["neighbour_row_lag"], each["gap"]),
+                textcoords="offset points",
+                xytext=(5, 5),
+                fontsize=8,
+            )
+        axes.axhline(0, color="black", linewidth=1)
+        axes.set_title(f"{source}: decoupled RoPE minus two streams (content)", fontsize=11)
+        axes.set_xlabel("rows back to the observed symbol nearest to the target (mean)")
+        axes.set_ylabel("gap, nats per symbol (two standard errors)")
+        axes.grid(alpha=0.3)
+    _finish(figure, path)
+
+
+def plot_frontiers(samples: dict[str, dict], path: Path) -> None:
+    """Coherence against diversity, a point for each temperature.
+
+    Args:
+        samples: by the key of the cell: `cell`, `points` of [`frontier`] and `references`.
+        path: where the PNG goes.
+    """
+    lengths = sorted({each["cell"]["length"] for each in samples.values()})
+    figure = Figure(figsize=(6.4 * len(lengths) + 0.4, 5), layout="constrained")
+    all_axes = figure.subplots(1, len(lengths), squeeze=False)[0]
+    for axes, length in zip(all_axes, lengths, strict=True):
+        here = [each for each in samples.values() if each["cell"]["length"] == length]
+        for each in here:
+            points = [point for point in each["points"] if "coherence" in point]
+            x, y = [point["diversity"] for point in points], [point["coherence"] for point in points]
+            _line(axes, each, x, y, marker="o", markersize=4)
+            for point in points[:: max(1, len(points) - 1)]:
+                axes.annotate(
+                    f"T={point['temperature']}",
+                    (point["diversity"], point["coherence"]),
+                    textcoords="offset points",
+                    xytext=(4, 4),
+                    fontsize=8,
+                )
+        for (name, point), marker in zip(here[0]["references"].items(), ("*", "x"), strict=False):
+            axes.plot(
+                point["diversity"], point["coherence"], "k", marker=marker, markersize=9, linestyle="", label=name
+            )
+        axes.set_title(f"text, length {length}", fontsize=11)
+        axes.set_xlabel("diversity (unique words / words)")
+        axes.set_ylabel("coherence (words of 4 letters and more that are in the training text)")
+        axes.grid(alpha=0.3)
+    _finish(figure, path)

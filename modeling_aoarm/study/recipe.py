@@ -1,0 +1,151 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""What a study runs: a recipe is a list of grids, and a grid is made of cells."""
+
+import dataclasses
+import itertools
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from .models import MODELS, READS_PREFIXES
+
+
+SOURCES = ("synthetic", "text")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, trained and measured on one source, at one length, in one order, from one seed.
+
+    Args:
+        source: `"synthetic"` or `"text"`.
+        length: symbols of a sentence, N.
+        order: as in [`draw_orders`].
+        model: one of `MODELS`.
+        seed: of weights, data and orders.
+        tokens: symbols (not rows) that the whole training sees.
+        tokens_per_step: symbols of a step; a multiple of `length`.
+        learning_rate: the constant rate of the trunk.
+        warmup_steps: steps in which it rises.
+        weight_decay: of AdamW.
+        decay_share: the last share of a branch, in which the rate falls to 0.
+        branches: shares of `tokens` after which a branch ends. The one of share 1 is the cell's result, the last one
+            if there is no such; 1.75 is what two streams cost in arithmetic.
+        weighting: what masked symbols count in training, for models that read prefixes.
+        eval_examples: held-out sentences.
+        eval_prefixes: of each order, for models that read prefixes.
+        sizes: of the model, as pairs.
+    """
+
+    source: str
+    length: int
+    order: str
+    model: str
+    seed: int
+    tokens: int
+    tokens_per_step: int = 8192
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    decay_share: float = 0.2
+    branches: tuple[float, ...] = (0.25, 0.5, 1.0)
+    weighting: str = "low_variance"
+    eval_examples: int = 256
+    eval_prefixes: int = 16
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self):
+        for name, known in (("source", SOURCES), ("model", tuple(MODELS))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        for name in ("tokens", "tokens_per_step", "length", "warmup_steps", "eval_examples", "eval_prefixes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.tokens_per_step % self.length:
+            raise ValueError(
+                f"`tokens_per_step` must be a multiple of the length {self.length}, got {self.tokens_per_step}."
+            )
+        if self.model == "causal" and self.order != "left_to_right":
+            raise ValueError(f"`causal` knows the order left_to_right only, got {self.order!r}.")
+        if not self.branches or not all(share > 0 for share in self.branches):
+            raise ValueError(f"`branches` must be shares above 0, got {list(self.branches)}.")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"`decay_share` must lie in (0, 1], got {self.decay_share}.")
+
+    @property
+    def key(self) -> str:
+        """The name of the cell's files."""
+        order = self.order.replace("(", "").replace(")", "")
+        return f"{self.source}-{self.length}-{order}-{self.model}-seed{self.seed}"
+
+    @property
+    def final_share(self) -> float:
+        """The branch that is the cell's result."""
+        return 1.0 if 1.0 in self.branches else max(self.branches)
+
+    @property
+    def reads_prefixes(self) -> bool:
+        return self.model in READS_PREFIXES
+
+    @property
+    def batch(self) -> int:
+        """Sentences of a step."""
+        return self.tokens_per_step // self.length
+
+    def branch_steps(self, share: float) -> tuple[int, int]:
+        """The steps at which a branch leaves the trunk, and at which it ends."""
+        end = max(1, round(share * self.tokens / self.tokens_per_step))
+        return end - max(1, math.ceil(self.decay_share * end)), end
+
+    def settings(self) -> dict:
+        """All fields, as JSON has them."""
+        return dataclasses.asdict(self) | {"branches": list(self.branches), "sizes": dict(self.sizes)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The cells of a study, in the order in which they run, and what the synthetic source is.
+
+    Args:
+        cells: all different by their keys.
+        markov: arguments of [`MarkovMixture`].
+    """
+
+    cells: tuple[Cell, ...]
+    markov: dict = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Recipe":
+        """Reads a YAML file: `markov`, `defaults` of all cells, and `grids`.
+
+        A grid has lists of `lengths`, `orders`, `models` and `seeds`, of which all combinations are cells, and other
+        fields of [`Cell`] that they share; `branches_of` maps models to branches of their own.
+
+        Raises:
+            ValueError: for unknown fields, cells that come twice, and what [`Cell`] refuses.
+        """
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or "grids" not in content:
+            raise ValueError(f"The recipe {path} must have `grids`, got {type(content).__name__}.")
+        if unknown := set(content) - {"markov", "defaults", "grids"}:
+            raise ValueError(f"The recipe {path} has fields that are not known: {', '.join(sorted(unknown))}.")
+        known = {each.name for each in dataclasses.fields(Cell)}
+        cells = []
+        for grid in content["grids"]:
+            shared = dict(content.get("defaults", {})) | grid
+            axes = [shared.pop(axis) for axis in ("lengths", "orders", "models", "seeds")]
+            branches_of = shared.pop("branches_of", {})
+            if unknown := set(shared) - known:
+                raise ValueError(f"The recipe {path} has fields that are not known: {', '.join(sorted(unknown))}.")
+            shared["sizes"] = tuple(sorted(shared.get("sizes", {}).items()))
+            for length, order, model, seed in itertools.product(*axes):
+                branches = branches_of.get(model, shared.get("branches", Cell.branches))
+                own = {"length": length, "order": order, "model": model, "seed": seed, "branches": tuple(branches)}
+                cells.append(Cell(**(shared | own)))
+        keys = [cell.key for cell in cells]
+        if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"The recipe {path} has cells more than once: {', '.join(repeated)}.")
+        return cls(tuple(cells), content.get("markov", {}))

@@ -1,0 +1,223 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Runs the cells of a study, in any number of processes that share a folder, and goes on where a run ended.
+
+| in the folder | what |
+| --- | --- |
+| `cells/<key>.json` | a finished cell: one row of results with its settings; never computed again |
+| `states/<key>.pt` | a cell in training |
+| `states/<key>.lock` | held, while it trains, by the process that trains it; the system lets go of it when that ends |
+| `weights/<key>.safetensors` | the model at the end of its final branch |
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from transformers import PreTrainedModel
+
+from ..reporting import replacing, versions, write_json
+from .markov import MarkovMixture
+from .measures import HELD_OUT_SEED, HeldOut
+from .models import study_model
+from .predictions import draw_orders, is_random, order_lags
+from .recipe import Cell, Recipe
+from .text import TextSource
+from .training import CellTraining, OutOfTime, training_flops
+
+
+# Orders of which lags are averaged.
+LAG_ORDERS = 256
+
+
+class Study:
+    """The cells of a recipe and what is known of them.
+
+    Args:
+        recipe: which cells.
+        folder: where results are, and go.
+        train_text: training text for cells whose source is text.
+        held_out_text: its held-out text.
+        device: where models are.
+
+    Raises:
+        ValueError: a cell needs text and there is none, or the folder has results of other settings.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: str | os.PathLike,
+        train_text: TextSource | None = None,
+        held_out_text: TextSource | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        self.recipe, self.folder, self.device = recipe, Path(folder), torch.device(device)
+        if any(cell.source == "text" for cell in recipe.cells) and (train_text is None or held_out_text is None):
+            raise ValueError("The recipe has cells of text, so `train_text` and `held_out_text` are needed, got None.")
+        longest = max((cell.length for cell in recipe.cells if cell.source == "synthetic"), default=0)
+        self.markov = MarkovMixture(longest, **recipe.markov).to(self.device) if longest else None
+        self.train_text, self.held_out_text = (
+            None if each is None else each.to(self.device) for each in (train_text, held_out_text)
+        )
+        for cell in recipe.cells:
+            self.result(cell)
+
+    def path(self, kind: str, cell: Cell) -> Path:
+        """`kind` is a folder of this module's table."""
+        suffix = {"cells": "json", "states": "pt", "weights": "safetensors"}[kind]
+        return self.folder / kind / f"{cell.key}.{suffix}"
+
+    def result(self, cell: Cell) -> dict | None:
+        """A finished cell's row of results.
+
+        Raises:
+            ValueError: it was made with other settings.
+        """
+        path = self.path("cells", cell)
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+        mine = {"cell": cell.settings(), "markov": self.recipe.markov if cell.source == "synthetic" else None}
+        for name, value in mine.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"{path} must be of the recipe's settings ({name}={value}), got {found[name]}; choose another "
+                    "folder, or remove the file."
+                )
+        return found
+
+    def source(self, cell: Cell) -> MarkovMixture | TextSource:
+        """What a cell is trained on."""
+        return self.markov if cell.source == "synthetic" else self.train_text
+
+    def held_out(self, cell: Cell) -> HeldOut:
+        """What a cell is measured on: the same for all cells of a source, a length and an order."""
+        if cell.source == "text":
+            return HeldOut(cell, self.held_out_text.windows(cell.eval_examples, cell.length))
+        generator = torch.Generator(self.device).manual_seed(HELD_OUT_SEED + 1)
+        return HeldOut(cell, self.markov.sample(cell.eval_examples, cell.length, generator), self.markov)
+
+    def model(self, cell: Cell, trained: bool = False) -> PreTrainedModel:
+        """A cell's model, at the start of its training or after it.
+
+        Raises:
+            FileNotFoundError: there are no weights.
+        """
+        vocab_size = self.source(cell).vocab_size
+        model = study_model(cell.model, vocab_size, cell.length, cell.seed, **dict(cell.sizes)).to(self.device)
+        if trained:
+            load_model(model, self.path("weights", cell), device=str(self.device))
+        return model
+
+    def run(
+        self,
+        compile: bool = False,
+        minutes: float = math.inf,
+        save_seconds: float = 30,
+        progress: bool = True,
+        flops: bool = True,
+    ) -> list[str]:
+        """Trains and measures cells that are not finished and that no other process holds.
+
+        Args:
+            compile: compile training steps.
+            minutes: after which it saves its state and returns.
+            save_seconds: seconds between savings of a state.
+            progress: show progress bars.
+            flops: count the arithmetic of a step.
+
+        Returns:
+            The keys of the cells that it finished.
+        """
+        deadline = time.monotonic() + 60 * minutes
+        finished = []
+        for cell in self.recipe.cells:
+            if time.monotonic() > deadline:
+                break
+            with self._holding(cell) as is_mine:
+                if is_mine and self.result(cell) is None:
+                    try:
+                        self._run_cell(cell, deadline, compile, save_seconds, progress, flops)
+                    except OutOfTime:
+                        break
+                    finished.append(cell.key)
+        return finished
+
+    @contextlib.contextmanager
+    def _holding(self, cell: Cell) -> Iterator[bool]:
+        lock = self.path("states", cell).with_suffix(".lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def _run_cell(
+        self, cell: Cell, deadline: float, compile: bool, save_seconds: float, progress: bool, flops: bool
+    ) -> None:
+        if compile:
+            # Each cell has shapes of its own.
+            torch.compiler.reset()
+        model = self.model(cell)
+        per_symbol = training_flops(cell, model, self.source(cell).vocab_size) if flops else None
+        parameters = sum(weight.numel() for weight in model.parameters())
+        training = CellTraining(
+            cell,
+            model,
+            self.source(cell),
+            self.path("states", cell),
+            compile=compile,
+            deadline=deadline,
+            save_seconds=save_seconds,
+            progress=progress,
+        )
+        held_out = self.held_out(cell)
+
+        def measure(share: float) -> dict:
+            if share == cell.final_share:
+                weights = self.path("weights", cell)
+                weights.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(weights) as temporary:
+                    save_model(model, temporary)
+            return held_out.measure(model)
+
+        curve, branches = training.run(measure)
+        generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+        lag, distance = order_lags(draw_orders(cell.order, LAG_ORDERS, cell.length, generator))
+        path = self.path("cells", cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row = {
+            "cell": cell.settings(),
+            "markov": self.recipe.markov if cell.source == "synthetic" else None,
+            "parameters": parameters,
+            "training_flops_per_symbol": per_symbol,
+            "unigram_entropy": self.source(cell).unigram_entropy(),
+            "order_is_random": is_random(cell.order),
+            "neighbour_row_lag": lag,
+            "neighbour_distance": distance,
+            "curve": curve,
+            "branches": branches,
+            "training_seconds": {name: round(value, 1) for name, value in training.seconds.items()},
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "compiled": compile,
+            "versions": versions(),
+        }
+        write_json(path, row)
+        self.path("states", cell).unlink(missing_ok=True)
+
+
+def finished_rows(folder: str | os.PathLike) -> list[dict]:
+    """The results of all finished cells in a folder."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(folder) / "cells").glob("*.json"))]

@@ -1,0 +1,313 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""The study's cells: what is measured of them, and that a run goes on where it ended, with the same numbers."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from scripts import REPOSITORY, read_json, run_script
+
+from modeling_aoarm.study import figures
+from modeling_aoarm.study.markov import MarkovMixture
+from modeling_aoarm.study.measures import HeldOut
+from modeling_aoarm.study.models import study_model
+from modeling_aoarm.study.predictions import predict
+from modeling_aoarm.study.recipe import Cell, Recipe
+from modeling_aoarm.study.runner import Study, finished_rows
+from modeling_aoarm.study.training import CellTraining, training_flops
+
+
+SIZES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+MARKOV = {"num_chains": 2, "num_symbols": 4, "concentration": 0.2}
+SMOKE = "configuration/recipes/study_smoke.yaml"
+
+
+def make_cell(model="decoupled_rope", **changes):
+    fields = dict(source="synthetic", length=6, order="uniform", model=model, seed=0, tokens=1200, tokens_per_step=60)
+    fields |= dict(branches=(0.5, 1.0), warmup_steps=3, eval_examples=8, eval_prefixes=6, learning_rate=1e-2)
+    return Cell(**(fields | {"sizes": tuple(sorted(SIZES.items()))} | changes))
+
+
+def figures_of(row):
+    """A row of results without what depends on the clock."""
+    return {name: value for name, value in row.items() if name != "training_seconds"}
+
+
+def run_study(cells, folder, **options):
+    study = Study(Recipe(tuple(cells), MARKOV), folder)
+    finished = study.run(progress=False, flops=False, **options)
+    return study, finished
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["decoupled_rope", "two_stream_learned", "bidirectional"])
+def test_measured_are_the_mean_likelihood_and_the_divergence_from_the_exact_conditionals(name):
+    """Against loops over sentences, rows and symbols. With as many prefixes as rows each row is asked about once."""
+    cell = make_cell(name)
+    source = MarkovMixture(6, **MARKOV)
+    held_out = HeldOut(cell, source.sample(8, 6, torch.Generator().manual_seed(0)), source)
+    model = study_model(name, 4, 6, 0, initializer_range=0.3, **SIZES)
+    found = held_out.measure(model)
+    exact = source.conditionals(held_out.tokens, held_out.order)
+    nll, excess, optimum = torch.zeros(3, 8, 6, dtype=torch.float64)
+    for example in range(8):
+        tokens, order = held_out.tokens[example, None], held_out.order[example, None]
+        for row in range(6):
+            observed = torch.tensor([row]) if cell.reads_prefixes else None
+            logits = predict(model, tokens, order, observed)[0, row].double()
+            token = int(tokens[0, order[0, row]])
+            log_probs = logits - torch.logsumexp(logits, 0)
+            nll[example, row] = -log_probs[token]
+            optimum[example, row] = -math.log(exact[example, row, token])
+            for symbol in range(4):
+                share = float(exact[example, row, symbol])
+                excess[example, row] += share * (math.log(share) - float(log_probs[symbol]))
+    assert found["rows"] == list(range(6))
+    for key, values in (("nll", nll), ("excess", excess)):
+        assert found[key] == pytest.approx(float(values.mean()), abs=1e-5)
+        assert found[f"{key}_by_row"] == pytest.approx(values.mean(0).tolist(), abs=1e-5)
+        assert found[f"example_{key}"] == pytest.approx(values.mean(1).tolist(), abs=1e-5)
+    assert found["exact_nll"] == pytest.approx(float(optimum.mean()), abs=1e-9)
+    spread = nll.mean(1).std(correction=1) / 8**0.5
+    assert found["standard_error"] == pytest.approx(float(spread), abs=1e-5)
+    assert found["excess"] > 0
+
+
+def test_training_approaches_the_optimum(tmp_path):
+    """A quarter of the way from unigram to optimum is far more than chance, and excess cannot be negative."""
+    cells = [make_cell(name, tokens=48_000, tokens_per_step=240) for name in ("decoupled_rope", "two_stream_content")]
+    run_study(cells, tmp_path)
+    for row in finished_rows(tmp_path):
+        found = row["branches"]["1.0"]
+        assert 0 < found["excess"] < 0.75 * (row["unigram_entropy"] - found["exact_nll"])
+        assert row["curve"][-1]["nll"] < row["curve"][0]["nll"]
+        assert row["curve"][-1]["tokens"] == 48_000
+
+
+def test_a_branch_is_the_training_of_its_length(tmp_path):
+    """What a trunk's branch measures is what a cell that ends there measures; nothing of a branch stays."""
+    long, short = make_cell(branches=(0.25, 0.5, 1.0)), make_cell(branches=(1.0,), tokens=600)
+    run_study([long], tmp_path / "long")
+    run_study([short], tmp_path / "short")
+    [of_long], [of_short] = finished_rows(tmp_path / "long"), finished_rows(tmp_path / "short")
+    assert of_long["branches"]["0.5"] == of_short["branches"]["1.0"]
+    alone = make_cell(branches=(1.0,))
+    run_study([alone], tmp_path / "alone")
+    [of_alone] = finished_rows(tmp_path / "alone")
+    assert of_long["branches"]["1.0"] == of_alone["branches"]["1.0"]
+    assert of_long["branches"]["1.0"] != of_long["branches"]["0.5"]
+
+
+@pytest.mark.parametrize("name", ["two_stream_content", "bidirectional"])
+def test_a_training_that_stops_after_each_step_has_the_same_numbers(tmp_path, monkeypatch, name):
+    cell = make_cell(name, tokens=360)
+    _, finished = run_study([cell], tmp_path / "whole")
+    assert finished == [cell.key]
+
+    train_step = CellTraining.train_step
+
+    def then_stop(self, rate):
+        self.deadline = -math.inf
+        return train_step(self, rate)
+
+    monkeypatch.setattr(CellTraining, "train_step", then_stop)
+    runs = 0
+    while not run_study([cell], tmp_path / "pieces")[1]:
+        runs += 1
+    # Branches of 3 and 6 steps, the first of which leaves the trunk after 2 and the second after 4.
+    assert runs == 7
+    [whole], [pieces] = finished_rows(tmp_path / "whole"), finished_rows(tmp_path / "pieces")
+    assert figures_of(whole) == figures_of(pieces)
+    assert [path.suffix for path in (tmp_path / "pieces" / "states").iterdir()] == [".lock"]
+    weights = [(tmp_path / kind / "weights" / f"{cell.key}.safetensors").read_bytes() for kind in ("whole", "pieces")]
+    assert weights[0] == weights[1]
+
+
+def test_finished_cells_are_not_computed_again(tmp_path, monkeypatch):
+    cells = [make_cell(tokens=120), make_cell("two_stream_content", tokens=120)]
+    run_study(cells[:1], tmp_path)
+    path = tmp_path / "cells" / f"{cells[0].key}.json"
+    before = path.stat().st_mtime_ns
+    _, finished = run_study(cells, tmp_path)
+    assert finished == [cells[1].key]
+    assert path.stat().st_mtime_ns == before
+    monkeypatch.setattr(Study, "_run_cell", lambda *arguments: pytest.fail("a cell was computed again"))
+    assert run_study(cells, tmp_path)[1] == []
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path):
+    cell = make_cell(tokens=120)
+    study = Study(Recipe((cell,), MARKOV), tmp_path)
+    with study._holding(cell):
+        assert study.run(progress=False, flops=False) == []
+    assert study.run(progress=False, flops=False) == [cell.key]
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    cell = make_cell(tokens=120)
+    run_study([cell], tmp_path)
+    with pytest.raises(ValueError, match="must be of the recipe's settings .*'tokens': 180"):
+        run_study([dataclasses.replace(cell, tokens=180)], tmp_path)
+    with pytest.raises(ValueError, match="markov={'num_chains': 3"):
+        Study(Recipe((cell,), MARKOV | {"num_chains": 3}), tmp_path)
+
+
+def test_the_saved_model_is_that_of_the_final_branch(tmp_path):
+    cell = make_cell(tokens=240, branches=(0.5, 1.0, 1.75))
+    study, _ = run_study([cell], tmp_path)
+    measured = study.held_out(cell).measure(study.model(cell, trained=True))
+    assert measured == study.result(cell)["branches"]["1.0"]
+    assert measured != study.result(cell)["branches"]["1.75"]
+
+
+def test_all_models_see_the_same_sentences_and_orders(tmp_path):
+    batches = []
+    for name in ("decoupled_rope", "two_stream_content", "bidirectional"):
+        cell = make_cell(name)
+        study = Study(Recipe((cell,), MARKOV), tmp_path)
+        training = CellTraining(cell, study.model(cell), study.source(cell), tmp_path / "state.pt")
+        batches.append(training.batch(5)[:2])
+        held_out = study.held_out(cell)
+        batches[-1] += (held_out.tokens, held_out.order)
+        other = training.batch(6)
+        assert not torch.equal(other[0], batches[-1][0]) and not torch.equal(other[1], batches[-1][1])
+    for other in batches[1:]:
+        assert all(map(torch.equal, batches[0], other))
+
+
+def test_arithmetic_is_counted():
+    """Twice the layers are twice the arithmetic of all but the head, and linear layers are counted by hand."""
+    flops = {
+        name: training_flops(make_cell(name), study_model(name, 4, 6, 0, **SIZES), 4)
+        for name in ("decoupled_rope", "layers_twice", "two_stream_content", "bidirectional_content")
+    }
+    # A multiplication and an addition, forward and twice backward, for each weight.
+    weights = 2 * (4 * 16 * 16 + 3 * 16 * 32)
+    # Scores and mixtures of all pairs of rows, the same.
+    attention = 2 * 2 * 6 * 16
+    head = 16 * 6
+    assert flops["decoupled_rope"] == 6 * (weights + attention + head)
+    assert flops["layers_twice"] == 6 * (2 * (weights + attention) + head)
+    # Keys and values are made once for both streams, and the content stream ends in those of the last layer.
+    content = weights / 2 - 2 * 16 * 16 + attention / 2
+    assert flops["two_stream_content"] == 6 * (weights + attention + content + head)
+    assert flops["bidirectional_content"] == flops["two_stream_content"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "images"}, "`source` must be one of synthetic, text, got 'images'"),
+        ({"model": "xlnet"}, "`model` must be one of .*, got 'xlnet'"),
+        ({"tokens_per_step": 100}, "must be a multiple of the length 6, got 100"),
+        ({"model": "causal"}, "`causal` knows the order left_to_right only, got 'uniform'"),
+        ({"branches": (0.0, 1.0)}, r"`branches` must be shares above 0, got \[0.0, 1.0\]"),
+        ({"decay_share": 0.0}, "`decay_share` must lie in .*, got 0.0"),
+        ({"eval_prefixes": 0}, "`eval_prefixes` must be at least 1, got 0"),
+    ],
+)
+def test_bad_cells_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_cell(**changes)
+
+
+def test_recipes_are_read(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    grid = {"source": "synthetic", "lengths": [4, 6], "orders": ["fixed"], "models": ["decoupled_rope"], "tokens": 120}
+    path.write_text(json.dumps({"defaults": {"seeds": [0, 1], "tokens_per_step": 12}, "grids": [grid]}))
+    cells = Recipe.load(path).cells
+    assert [(cell.length, cell.seed) for cell in cells] == [(4, 0), (4, 1), (6, 0), (6, 1)]
+    path.write_text(json.dumps({"grids": [grid | {"seeds": [0], "tokens_per_step": 12, "heads": 2}]}))
+    with pytest.raises(ValueError, match="fields that are not known: heads"):
+        Recipe.load(path)
+    path.write_text(json.dumps({"grids": [grid | {"seeds": [0], "tokens_per_step": 12}] * 2}))
+    with pytest.raises(ValueError, match="cells more than once: synthetic-4-fixed"):
+        Recipe.load(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="must have `grids`, got list"):
+        Recipe.load(path)
+
+
+@pytest.mark.parametrize("name", ["study_smoke", "study_cpu", "study_gpu"])
+def test_the_recipes_of_the_repository_are_read(name):
+    recipe = Recipe.load(REPOSITORY / "configuration" / "recipes" / f"{name}.yaml")
+    assert len({cell.key for cell in recipe.cells}) == len(recipe.cells)
+
+
+def test_text_cells_need_text(tmp_path):
+    with pytest.raises(ValueError, match="`train_text` and `held_out_text` are needed, got None"):
+        Study(Recipe((make_cell(source="text"),)), tmp_path)
+
+
+def make_row(model, examples, **changes):
+    cell = make_cell(model, **changes)
+    found = {"nll": 1.0, "excess": 0.5, "example_excess": examples}
+    row = {"cell": cell.settings(), "branches": {"0.5": {}, "1.0": found}, "unigram_entropy": 1.5, "parameters": 7}
+    return row | {"neighbour_row_lag": 2.0, "neighbour_distance": 1.0, "order_is_random": True}
+
+
+def test_gaps_are_paired_differences():
+    rows = [make_row("two_stream_content", [0.1, 0.2, 0.6]), make_row("decoupled_rope", [0.2, 0.5, 1.1])]
+    rows += [make_row("decoupled_rope", [9.0, 9.0, 9.0], seed=1)]
+    [gap] = figures.gaps(rows)
+    assert gap["gap"] == pytest.approx(0.3)
+    # Differences 0.1, 0.3 and 0.5: standard deviation 0.2.
+    assert gap["standard_error"] == pytest.approx(0.2 / 3**0.5)
+    assert (gap["seed"], gap["length"], gap["neighbour_row_lag"]) == (0, 6, 2.0)
+
+
+def test_smoke_study_twice_and_killed_half_way(tmp_path):
+    """The smoke recipe gives the same numbers in one process, and in two that were killed and started again."""
+    whole = run_script("examples/tradeoff_study.py", SMOKE, "--output_dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    rows = {row["cell"]["model"]: row for row in finished_rows(tmp_path / "whole")}
+    recipe = Recipe.load(REPOSITORY / SMOKE)
+    assert len(finished_rows(tmp_path / "whole")) == len(recipe.cells)
+    assert set(rows) == {cell.model for cell in recipe.cells}
+
+    killed = tmp_path / "killed"
+    command = [sys.executable, "examples/tradeoff_study.py", SMOKE, "--output_dir", str(killed)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--save_seconds", "0.1"],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    started = time.monotonic()
+    while process.poll() is None and time.monotonic() - started < 200:
+        if len(list((killed / "cells").glob("*.json"))) >= 3 and list((killed / "states").glob("*.pt")):
+            break
+        time.sleep(0.02)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in (killed / "cells").glob("*.json")}
+    assert 3 <= len(done) < len(recipe.cells)
+
+    again = run_script("examples/tradeoff_study.py", SMOKE, "--output_dir", killed, "--processes", "2")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    for one, other in zip(finished_rows(tmp_path / "whole"), finished_rows(killed), strict=True):
+        assert figures_of(one) == figures_of(other)
+    assert read_json(tmp_path / "whole", "results.json") == read_json(killed, "results.json")
+    for name in ("learning", "observed", "branches", "gaps"):
+        assert (killed / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "two_stream_content" in again.stdout
+
+
+def test_bad_arguments_of_the_script_are_named(tmp_path):
+    for arguments, message in (
+        (["--output_dir", tmp_path], "first argument must be a recipe"),
+        ([SMOKE, "--processes", "0"], "--processes must be above 0, got 0"),
+    ):
+        result = run_script("examples/tradeoff_study.py", *arguments)
+        assert result.returncode != 0 and message in result.stderr
