@@ -33,7 +33,7 @@ and everything else from its module:
 
 def modules() -> list[doc.Module]:
     """The package's modules that have public names, by name."""
-    names = (f"{PACKAGE}.{each.name}" for each in pkgutil.iter_modules(modeling_aoarm.__path__))
+    names = (each.name for each in pkgutil.walk_packages(modeling_aoarm.__path__, f"{PACKAGE}."))
     found = (importlib.import_module(name) for name in names if not name.endswith("__main__"))
     return [doc.Module(module) for module in found if hasattr(module, "__all__")]
 

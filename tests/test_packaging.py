@@ -94,7 +94,7 @@ def clean_python(wheel, tmp_path_factory):
 
 def test_the_wheel_has_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {f"modeling_aoarm/{path.name}" for path in (ROOT / "modeling_aoarm").glob("*.py")}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "modeling_aoarm").rglob("*.py")}
     cards = {f"modeling_aoarm/model_cards/{path.name}" for path in (ROOT / "model_cards").iterdir() if path.is_file()}
     assert len(modules) > 25 and len(cards) >= 4
     assert {name for name in names if ".dist-info/" not in name} == modules | cards
@@ -117,8 +117,9 @@ def test_the_wheels_metadata(wheel):
 def test_every_module_is_imported_from_the_wheel(clean_python, tmp_path):
     file, *names = run(clean_python, "-I", "-c", IMPORT_EVERYTHING, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(clean_python.parents[1])
-    modules = {path.stem for path in (ROOT / "modeling_aoarm").glob("*.py")} - {"__init__", "__main__"}
-    assert set(names) == {f"modeling_aoarm.{name}" for name in modules | {"model_cards"}}
+    files = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "modeling_aoarm").rglob("*.py")}
+    modules = {".".join(path.parent.parts if path.name == "__init__" else path.parts) for path in files}
+    assert set(names) == modules - {"modeling_aoarm", "modeling_aoarm.__main__"} | {"modeling_aoarm.model_cards"}
 
 
 def test_the_quick_start_runs_from_the_wheel(clean_python, tmp_path):
@@ -164,7 +165,7 @@ def make_api():
 def test_every_public_name_has_a_docstring_and_an_entry_in_the_reference(make_api):
     text = make_api.PAGE.read_text(encoding="utf-8")
     names = {(modeling_aoarm, name) for name in modeling_aoarm.__all__}
-    for each in pkgutil.iter_modules(modeling_aoarm.__path__, "modeling_aoarm."):
+    for each in pkgutil.walk_packages(modeling_aoarm.__path__, "modeling_aoarm."):
         if not each.name.endswith("__main__"):
             module = importlib.import_module(each.name)
             assert module.__doc__, each.name
