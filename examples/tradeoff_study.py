@@ -24,6 +24,7 @@ recipe names, and the report: `results.json`, one row for each branch of each ce
 import math
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +82,10 @@ def report(folder: Path) -> None:
     figures.plot_branches(rows, folder / "branches.png")
     if found:
         figures.plot_gaps(found, folder / "gaps.png")
+    if attention := finished_rows(folder, "attention"):
+        figures.plot_attention(attention, folder / "attention.png")
+    if samples := finished_rows(folder, "samples"):
+        figures.plot_frontiers(samples, folder / "frontiers.png")
     table = Table("source", "length", "order", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
     for row in flat:
         is_exact = "excess" in row
@@ -115,7 +120,9 @@ def main(argv: list[str]) -> None:
             subprocess.Popen([sys.executable, __file__, *argv, "--processes", "1"]) for _ in range(args.processes - 1)
         ]
         try:
+            started = time.monotonic()
             study.run(args.compile, args.max_minutes, args.save_seconds)
+            study.analyse(args.max_minutes - (time.monotonic() - started) / 60)
         finally:
             for other in others:
                 other.wait()

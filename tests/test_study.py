@@ -299,7 +299,11 @@ def test_smoke_study_twice_and_killed_half_way(tmp_path):
     for one, other in zip(finished_rows(tmp_path / "whole"), finished_rows(killed), strict=True):
         assert figures_of(one) == figures_of(other)
     assert read_json(tmp_path / "whole", "results.json") == read_json(killed, "results.json")
-    for name in ("learning", "observed", "branches", "gaps"):
+    assert len(finished_rows(killed, "attention")) == len(recipe.selected("attention")) == 7
+    assert len(finished_rows(killed, "samples")) == len(recipe.selected("samples")) == 1
+    for kind in ("attention", "samples"):
+        assert finished_rows(tmp_path / "whole", kind) == finished_rows(killed, kind)
+    for name in ("learning", "observed", "branches", "gaps", "attention", "frontiers"):
         assert (killed / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "two_stream_content" in again.stdout
 

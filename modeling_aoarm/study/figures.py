@@ -10,6 +10,8 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..attention_pictures import CHOSEN
+from ..attention_pictures import COLOURS as CHOICE_COLOURS
 from ..reporting import replacing
 from .models import MODELS
 
@@ -244,18 +246,61 @@ def plot_gaps(found: list[dict], path: Path) -> None:
     _finish(figure, path)
 
 
-def plot_frontiers(samples: dict[str, dict], path: Path) -> None:
+def plot_attention(found: list[dict], path: Path) -> None:
+    """What hiding rows costs each model, by number of hidden rows; a panel for each model's stream and each order."""
+    panels = defaultdict(list)
+    for each in found:
+        cell = each["cell"]
+        panels[cell["source"], cell["length"], cell["order"]].append(each)
+    for here in panels.values():
+        here.sort(key=lambda each: list(MODELS).index(each["cell"]["model"]))
+    streams = {
+        place: [(each, stream) for each in here for stream in each["excess"] if stream != "all"]
+        for place, here in sorted(panels.items())
+    }
+    width = max(map(len, streams.values()))
+    figure = Figure(figsize=(3.1 * width + 0.6, 3.1 * len(streams) + 1.2), layout="constrained")
+    all_axes = figure.subplots(len(streams), width, squeeze=False, sharey="row")
+    for line, ((source, length, order), here) in zip(all_axes, streams.items(), strict=True):
+        for axes in line[len(here) :]:
+            axes.axis("off")
+        for axes, (each, stream) in zip(line, here, strict=False):
+            for choice, excess in each["excess"][stream].items():
+                axes.errorbar(
+                    each["counts"],
+                    excess["mean"],
+                    yerr=[2 * (error or 0) for error in excess["standard_error"]],
+                    color=CHOICE_COLOURS[choice],
+                    marker="o",
+                    markersize=3,
+                    capsize=2,
+                    label=f"hidden: {CHOSEN[choice]}",
+                )
+            score = each["specialisation"].get(stream)
+            scored = "" if score is None else f"\nspecialisation {score['score']:+.2f} (heads ± {score['spread']:.2f})"
+            axes.set_title(f"{LABELS[each['cell']['model']]}\n{stream} stream{scored}", fontsize=8)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(each["counts"], each["counts"])
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.grid(alpha=0.3)
+            axes.set_xlabel("rows hidden")
+        line[0].set_ylabel(f"{source}, length {length}, {order}\nexcess loss, nats per symbol", fontsize=8)
+    figure.suptitle("What hiding rows from attention costs (two standard errors)")
+    _finish(figure, path)
+
+
+def plot_frontiers(samples: list[dict], path: Path) -> None:
     """Coherence against diversity, a point for each temperature.
 
     Args:
-        samples: by the key of the cell: `cell`, `points` of [`frontier`] and `references`.
+        samples: of each analysed cell `cell`, `points` of [`frontier`] and `references`.
         path: where the PNG goes.
     """
-    lengths = sorted({each["cell"]["length"] for each in samples.values()})
+    lengths = sorted({each["cell"]["length"] for each in samples})
     figure = Figure(figsize=(6.4 * len(lengths) + 0.4, 5), layout="constrained")
     all_axes = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, length in zip(all_axes, lengths, strict=True):
-        here = [each for each in samples.values() if each["cell"]["length"] == length]
+        here = [each for each in samples if each["cell"]["length"] == length]
         for each in here:
             points = [point for point in each["points"] if "coherence" in point]
             x, y = [point["diversity"] for point in points], [point["coherence"] for point in points]
@@ -274,6 +319,6 @@ def plot_frontiers(samples: dict[str, dict], path: Path) -> None:
             )
         axes.set_title(f"text, length {length}", fontsize=11)
         axes.set_xlabel("diversity (unique words / words)")
-        axes.set_ylabel("coherence (words of 4 letters and more that are in the training text)")
+        axes.set_ylabel("coherence\n(words of 4 letters and more in the training text)")
         axes.grid(alpha=0.3)
     _finish(figure, path)

@@ -14,6 +14,7 @@ from .models import MODELS, READS_PREFIXES
 
 
 SOURCES = ("synthetic", "text")
+ANALYSES = ("attention", "samples")
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,26 @@ class Recipe:
     Args:
         cells: all different by their keys.
         markov: arguments of [`MarkovMixture`].
+        analyses: by name (`attention`, `samples`), which cells are analysed when they are finished: `select`, fields of
+            [`Cell`] and lists of their values, and other arguments of the analysis.
     """
 
     cells: tuple[Cell, ...]
     markov: dict = field(default_factory=dict)
+    analyses: dict = field(default_factory=dict)
+
+    def selected(self, analysis: str) -> list[Cell]:
+        """The cells that an analysis is made of."""
+        select = self.analyses.get(analysis, {}).get("select", {"model": []})
+        return [cell for cell in self.cells if all(getattr(cell, name) in values for name, values in select.items())]
+
+    def options(self, analysis: str) -> dict:
+        """What else an analysis is told."""
+        return {name: value for name, value in self.analyses.get(analysis, {}).items() if name != "select"}
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Recipe":
-        """Reads a YAML file: `markov`, `defaults` of all cells, and `grids`.
+        """Reads a YAML file: `markov`, `defaults` of all cells, `grids` and `analyses`.
 
         A grid has lists of `lengths`, `orders`, `models` and `seeds`, of which all combinations are cells, and other
         fields of [`Cell`] that they share; `branches_of` maps models to branches of their own.
@@ -130,7 +143,7 @@ class Recipe:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or "grids" not in content:
             raise ValueError(f"The recipe {path} must have `grids`, got {type(content).__name__}.")
-        if unknown := set(content) - {"markov", "defaults", "grids"}:
+        if unknown := set(content) - {"markov", "defaults", "grids", "analyses"}:
             raise ValueError(f"The recipe {path} has fields that are not known: {', '.join(sorted(unknown))}.")
         known = {each.name for each in dataclasses.fields(Cell)}
         cells = []
@@ -148,4 +161,18 @@ class Recipe:
         keys = [cell.key for cell in cells]
         if repeated := sorted({key for key in keys if keys.count(key) > 1}):
             raise ValueError(f"The recipe {path} has cells more than once: {', '.join(repeated)}.")
-        return cls(tuple(cells), content.get("markov", {}))
+        analyses = content.get("analyses", {})
+        if unknown := set(analyses) - set(ANALYSES):
+            raise ValueError(
+                f"The recipe {path} must have analyses among {ANALYSES}, got {', '.join(sorted(unknown))}."
+            )
+        for name, analysis in analyses.items():
+            if unknown := set(analysis.get("select", {})) - known:
+                raise ValueError(
+                    f"The recipe {path} selects by unknown fields for {name}: {', '.join(sorted(unknown))}."
+                )
+        recipe = cls(tuple(cells), content.get("markov", {}), analyses)
+        # Its observed rows see each other, which is a mask that the analysis does not know.
+        if wrong := [cell.key for cell in recipe.selected("attention") if cell.model == "bidirectional_content"]:
+            raise ValueError(f"The recipe {path} must not analyse attention of bidirectional_content, got {wrong}.")
+        return recipe

@@ -7,6 +7,8 @@
 | `states/<key>.pt` | a cell in training |
 | `states/<key>.lock` | held, while it trains, by the process that trains it; the system lets go of it when that ends |
 | `weights/<key>.safetensors` | the model at the end of its final branch |
+| `attention/<key>.json` | where it attends, and what hiding rows costs, with figures beside it |
+| `samples/<key>.json` | coherence and diversity of what it writes |
 """
 
 import contextlib
@@ -23,11 +25,14 @@ from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
 from ..reporting import replacing, versions, write_json
+from ..text_metrics import vocabulary_of
+from .analyses import analyse_attention, analyse_samples
+from .frontier import references
 from .markov import MarkovMixture
 from .measures import HELD_OUT_SEED, HeldOut
 from .models import study_model
 from .predictions import draw_orders, is_random, order_lags
-from .recipe import Cell, Recipe
+from .recipe import ANALYSES, Cell, Recipe
 from .text import TextSource
 from .training import CellTraining, OutOfTime, training_flops
 
@@ -71,7 +76,7 @@ class Study:
 
     def path(self, kind: str, cell: Cell) -> Path:
         """`kind` is a folder of this module's table."""
-        suffix = {"cells": "json", "states": "pt", "weights": "safetensors"}[kind]
+        suffix = {"states": "pt", "weights": "safetensors"}.get(kind, "json")
         return self.folder / kind / f"{cell.key}.{suffix}"
 
     def result(self, cell: Cell) -> dict | None:
@@ -150,6 +155,55 @@ class Study:
                     finished.append(cell.key)
         return finished
 
+    def analyse(self, minutes: float = math.inf, progress: bool = True) -> list[str]:
+        """Makes the recipe's analyses of finished cells whose weights are here, as far as they are not made.
+
+        Args:
+            minutes: after which no further one is begun.
+            progress: show progress bars.
+
+        Returns:
+            What was made, as `analysis/key`.
+
+        Raises:
+            ValueError: an analysis was made with other arguments.
+        """
+        deadline = time.monotonic() + 60 * minutes
+        made = []
+        for analysis in ANALYSES:
+            options = self.recipe.options(analysis)
+            for cell in self.recipe.selected(analysis):
+                path = self.path(analysis, cell)
+                with self._holding(cell) as is_mine:
+                    if path.exists():
+                        found = json.loads(path.read_text(encoding="utf-8"))["options"]
+                        if found != options:
+                            raise ValueError(
+                                f"{path} must be of the recipe's arguments {options}, got {found}; remove the file, or "
+                                "choose another folder."
+                            )
+                        continue
+                    is_ready = self.result(cell) is not None and self.path("weights", cell).exists()
+                    if not is_mine or not is_ready or time.monotonic() > deadline:
+                        continue
+                    model, held_out = self.model(cell, trained=True), self.held_out(cell)
+                    if analysis == "attention":
+                        stem = path.with_suffix("")
+                        found = analyse_attention(model, held_out, stem, progress=progress, **options)
+                    else:
+                        found = analyse_samples(
+                            model, held_out, *self._words(cell, **options), progress=progress, **options
+                        )
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(path, {"cell": cell.settings(), "options": options} | found)
+                    made.append(f"{analysis}/{cell.key}")
+        return made
+
+    def _words(self, cell: Cell, num_words: int = 10_000) -> tuple[frozenset[str], dict]:
+        """The words of the training text, and what text and noise reach with them."""
+        vocabulary = vocabulary_of([self.train_text.text])
+        return vocabulary, references(self.held_out_text, cell.length, vocabulary, num_words)
+
     @contextlib.contextmanager
     def _holding(self, cell: Cell) -> Iterator[bool]:
         lock = self.path("states", cell).with_suffix(".lock")
@@ -214,10 +268,15 @@ class Study:
             "compiled": compile,
             "versions": versions(),
         }
-        write_json(path, row)
+        with replacing(path) as temporary:
+            # Without indentation: most of it are long lists of numbers.
+            temporary.write_text(json.dumps(row) + "\n", encoding="utf-8")
         self.path("states", cell).unlink(missing_ok=True)
 
 
-def finished_rows(folder: str | os.PathLike) -> list[dict]:
-    """The results of all finished cells in a folder."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((Path(folder) / "cells").glob("*.json"))]
+def finished_rows(folder: str | os.PathLike, kind: str = "cells") -> list[dict]:
+    """The results of all finished cells in a folder, or of an analysis."""
+    paths = sorted((Path(folder) / kind).glob("*-seed*.json"))
+    # What stands beside an analysis is the data of its figures.
+    own = [path for path in paths if path.stem.rpartition("-")[2].startswith("seed")]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in own]

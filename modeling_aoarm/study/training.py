@@ -175,9 +175,9 @@ class CellTraining:
         }
 
     def _restore(self, snapshot: dict) -> None:
+        """Goes on from a snapshot, whose tensors then change."""
         self.model.load_state_dict(snapshot["model"])
-        # It keeps what it is given.
-        self.optimizer.load_state_dict(_copied(snapshot["optimizer"]))
+        self.optimizer.load_state_dict(snapshot["optimizer"])
         self.step, self.curve = snapshot["step"], [dict(point) for point in snapshot["curve"]]
 
     def _save(self) -> None:
