@@ -113,9 +113,9 @@ def main(argv: list[str]) -> None:
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
     recipe, folder = Recipe.load(argv[0]), Path(args.output_dir)
-    torch.set_num_threads(args.threads)
-    study = Study(recipe, folder, *load_sources(args, recipe), device=args.device)
     if not args.report_only:
+        torch.set_num_threads(args.threads)
+        study = Study(recipe, folder, *load_sources(args, recipe), device=args.device)
         others = [
             subprocess.Popen([sys.executable, __file__, *argv, "--processes", "1"]) for _ in range(args.processes - 1)
         ]

@@ -130,5 +130,7 @@ def test_text_windows_are_what_stands_there():
 def test_bad_text_is_named():
     with pytest.raises(ValueError, match="must be of the symbols .* got '!A' as well"):
         TextSource("Ab!")
+    with pytest.raises(ValueError, match="must have symbols, got an empty one"):
+        TextSource("")
     with pytest.raises(ValueError, match="at most that of the text, 3, got 4"):
         TextSource("abc").sample(1, 4, torch.Generator())

@@ -167,13 +167,14 @@ def plot_learning(rows: list[dict], path: Path) -> None:
     figure, panels = _grid(rows, "Learning: nats per symbol of batches that are new to the model")
     for axes, here in panels:
         for row in here:
-            points = row["curve"]
-            _line(axes, row, [point["tokens"] for point in points], [point["nll"] for point in points])
+            # The last point may be the mean of a few steps only.
+            points = [point for point in row["curve"] if point["steps"] == row["curve"][0]["steps"]]
+            _line(axes, row, [point["tokens"] / 1e6 for point in points], [point["nll"] for point in points])
         axes.axhline(here[0]["unigram_entropy"], color="black", linestyle="--", linewidth=1, label="unigram entropy")
         exact = [final_branch(row)["exact_nll"] for row in here if "exact_nll" in final_branch(row)]
         if exact:
             axes.axhline(exact[0], color="black", linestyle=":", linewidth=1, label="optimum")
-        axes.set_xlabel("symbols seen")
+        axes.set_xlabel("million symbols seen")
         axes.set_ylabel("nats per symbol")
     _finish(figure, path)
 
@@ -192,6 +193,8 @@ def plot_rows(rows: list[dict], path: Path) -> None:
             _line(axes, row, [mean(places[part]) for part in parts], [mean(heights[part]) for part in parts])
         axes.set_xlabel("observed symbols")
         axes.set_ylabel("nats per symbol" if target(here[0]) == "nll" else "excess nats per symbol")
+    # At last: it ends the scaling of all panels of its row.
+    for axes, _ in panels:
         axes.set_ylim(bottom=0)
     _finish(figure, path)
 
@@ -202,13 +205,16 @@ def plot_branches(rows: list[dict], path: Path) -> None:
     for axes, here in panels:
         for row in here:
             shares = sorted(row["branches"], key=float)
-            scale = row["cell"]["tokens"] * (row["training_flops_per_symbol"] or 1)
+            # In units of 10^12 operations, or of a million symbols.
+            scale = row["cell"]["tokens"] * (row["training_flops_per_symbol"] or 1e6) / 1e12
             heights = [row["branches"][share][target(row)] for share in shares]
             _line(axes, row, [float(share) * scale for share in shares], heights, marker="o", markersize=4)
-        axes.set_xscale("log")
         counted = here[0]["training_flops_per_symbol"] is not None
-        axes.set_xlabel("training arithmetic (floating-point operations)" if counted else "symbols seen")
+        axes.set_xlabel("training arithmetic ($10^{12}$ operations)" if counted else "million symbols seen")
         axes.set_ylabel("nats per symbol" if target(here[0]) == "nll" else "excess nats per symbol")
+    for axes, _ in panels:
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
     _finish(figure, path)
 
 

@@ -23,12 +23,14 @@ class TextSource:
         text: of the 27 symbols.
 
     Raises:
-        ValueError: `text` has other symbols.
+        ValueError: `text` is empty or has other symbols.
     """
 
     vocab_size = len(ALPHABET)
 
     def __init__(self, text: str):
+        if not text:
+            raise ValueError("`text` must have symbols, got an empty one.")
         if other := set(text) - set(ALPHABET):
             raise ValueError(
                 f"`text` must be of the symbols {ALPHABET!r}, got {''.join(sorted(other))[:40]!r} as well."
