@@ -10,11 +10,12 @@ known; text gives differences. A recipe says which cells there are:
     python examples/tradeoff_study.py configuration/recipes/study_cpu.yaml --output_dir outputs/study_cpu \\
         --train_file wiki27_train.txt.xz --validation_file wiki27_validation.txt.xz --compile --processes 2
     python examples/tradeoff_study.py configuration/recipes/study_gpu.yaml --output_dir outputs/study_gpu \\
-        --train_file ... --validation_file ... --compile --device cuda --max_minutes 9
+        --train_file ... --validation_file ... --device cuda --compile --bf16 --max_minutes 9
 
-*Smoke* takes a minute on 2 cores and shows nothing; *CPU* about two hours on 2 cores; *GPU* as long as it gets, in
+*Smoke* takes a minute on 2 cores and shows nothing; *CPU* two to three hours on 2 cores; *GPU* as long as it gets, in
 pieces: the same command goes on where a run ended or was killed, in any number of processes, and no finished cell is
-computed again. Without files the text is that of the manual inside CPython.
+computed again. `--plan_seconds 10` says beforehand how long training will take. Without files the text is that of the
+manual inside CPython.
 
 The output folder has a file for each finished cell (`cells`) and its model (`weights`), `attention` (where each head
 looks, and what cutting edges costs) and `samples` (coherence and diversity of sampled text) for the cells that the
@@ -36,7 +37,7 @@ from transformers import HfArgumentParser
 from modeling_aoarm.reporting import write_json
 from modeling_aoarm.study import figures
 from modeling_aoarm.study.recipe import Recipe
-from modeling_aoarm.study.runner import Study, finished_rows
+from modeling_aoarm.study.runner import Study, finished_rows, same_speed
 from modeling_aoarm.study.text import TextSource, as_letters
 from modeling_aoarm.text_data import TextArguments
 
@@ -50,6 +51,13 @@ class StudyArguments(TextArguments):
     threads: int = field(default=1, metadata={"help": "Torch threads of a process without a GPU."})
     processes: int = field(default=1, metadata={"help": "Processes that share the cells."})
     compile: bool = field(default=False, metadata={"help": "Compile training steps."})
+    bf16: bool = field(
+        default=False, metadata={"help": "Train in bfloat16 mixed precision; on CUDA with flash kernels."}
+    )
+    plan_seconds: float | None = field(
+        default=None,
+        metadata={"help": "Train each kind of model for so long, print what all cells would take, and end."},
+    )
     max_minutes: float = field(default=math.inf, metadata={"help": "After these a run saves its state and ends."})
     save_seconds: float = field(default=30.0, metadata={"help": "Seconds between savings of a cell in training."})
     report_only: bool = field(default=False, metadata={"help": "Train nothing; write the report of what there is."})
@@ -67,6 +75,21 @@ def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | Non
         for name in ("train", "validation")
     )
     return TextSource(train), TextSource(held_out)
+
+
+def print_plan(study: Study, args: StudyArguments) -> None:
+    """Measures rates and prints them with the time that training takes at them; measuring comes on top."""
+    rates = study.rates(args.plan_seconds, args.compile, args.bf16)
+    table = Table("source", "length", "model", "symbols per second", "cells", "minutes", title="Training, one process")
+    total = 0.0
+    for measured, rate in rates.items():
+        cells = [cell for cell in study.recipe.cells if same_speed(cell, measured)]
+        minutes = sum(cell.training_symbols for cell in cells) / rate / 60
+        total += minutes
+        names = measured.source, str(measured.length), measured.model
+        table.add_row(*names, f"{rate:,.0f}", str(len(cells)), f"{minutes:.1f}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print(f"All cells: {total:.0f} minutes in one process.")
 
 
 def report(folder: Path) -> None:
@@ -109,19 +132,21 @@ def main(argv: list[str]) -> None:
     if not argv or not argv[0].endswith((".yaml", ".yml")):
         raise ValueError(f"The first argument must be a recipe, a .yaml file; got {argv[:1]}.")
     [args] = HfArgumentParser(StudyArguments).parse_args_into_dataclasses(argv[1:])
-    for name in ("threads", "processes", "max_minutes", "save_seconds"):
-        if not getattr(args, name) > 0:
+    for name in ("threads", "processes", "max_minutes", "save_seconds", "plan_seconds"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ValueError(f"--{name} must be above 0, got {getattr(args, name)}.")
     recipe, folder = Recipe.load(argv[0]), Path(args.output_dir)
     if not args.report_only:
         torch.set_num_threads(args.threads)
         study = Study(recipe, folder, *load_sources(args, recipe), device=args.device)
+        if args.plan_seconds is not None:
+            return print_plan(study, args)
         others = [
             subprocess.Popen([sys.executable, __file__, *argv, "--processes", "1"]) for _ in range(args.processes - 1)
         ]
         try:
             started = time.monotonic()
-            study.run(args.compile, args.max_minutes, args.save_seconds)
+            study.run(args.compile, args.bf16, args.max_minutes, args.save_seconds)
             study.analyse(args.max_minutes - (time.monotonic() - started) / 60)
         finally:
             for other in others:

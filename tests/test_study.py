@@ -159,6 +159,33 @@ def test_results_of_other_settings_are_refused(tmp_path):
         Study(Recipe((cell,), MARKOV | {"num_chains": 3}), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["two_stream_content", "bidirectional_content"])
+def test_mixed_precision_is_close_to_full_precision(tmp_path, name):
+    losses = []
+    for bf16 in (False, True):
+        cell = make_cell(name)
+        study = Study(Recipe((cell,), MARKOV), tmp_path)
+        model, state = study.model(cell), tmp_path / "state.pt"
+        training = CellTraining(cell, model, study.source(cell), state, bf16=bf16)
+        losses.append([training.train_step(1e-2) for _ in range(10)])
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_plans_count_what_is_trained(tmp_path, monkeypatch):
+    cells = [make_cell(seed=seed, branches=(0.5, 1.0, 1.75)) for seed in (0, 1)]
+    # Branches end after 10, 20 and 35 steps, with 2, 4 and 7 of their own; the trunk has 28.
+    assert cells[0].training_symbols == 60 * (28 + 2 + 4 + 7)
+    study = Study(Recipe(tuple(cells), MARKOV), tmp_path)
+    steps, train_step = [], CellTraining.train_step
+    monkeypatch.setattr(CellTraining, "train_step", lambda self, rate: steps.append(rate) or train_step(self, rate))
+    study.run(progress=False, flops=False)
+    assert 60 * len(steps) == 2 * cells[0].training_symbols
+    rates = study.rates(0.2)
+    assert list(rates) == cells[:1] and rates[cells[0]] > 0
+
+
 def test_the_saved_model_is_that_of_the_final_branch(tmp_path):
     cell = make_cell(tokens=240, branches=(0.5, 1.0, 1.75))
     study, _ = run_study([cell], tmp_path)

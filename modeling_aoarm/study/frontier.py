@@ -115,8 +115,9 @@ def references(held_out: TextSource, length: int, vocabulary: set[str], num_word
     generator = torch.Generator(held_out.codes.device).manual_seed(seed)
     count = num_words
     text = TextSource.spell(held_out.sample(count, length, generator))
-    shuffled = held_out.codes[torch.randint(len(held_out.codes), (count, length), generator=generator)]
-    noise = TextSource.spell(shuffled.long())
+    device = held_out.codes.device
+    places = torch.randint(len(held_out.codes), (count, length), generator=generator, device=device)
+    noise = TextSource.spell(held_out.codes[places].long())
     found = {}
     for name, windows in (("held-out text", text), ("noise", noise)):
         whole = [whole_words(window) for window in windows]

@@ -101,6 +101,12 @@ class Cell:
         end = max(1, round(share * self.tokens / self.tokens_per_step))
         return end - max(1, math.ceil(self.decay_share * end)), end
 
+    @property
+    def training_symbols(self) -> int:
+        """Symbols of the trunk and of all branches."""
+        ends = [self.branch_steps(share) for share in self.branches]
+        return self.tokens_per_step * (max(leaves for leaves, _ in ends) + sum(end - leaves for leaves, end in ends))
+
     def settings(self) -> dict:
         """All fields, as JSON has them."""
         return dataclasses.asdict(self) | {"branches": list(self.branches), "sizes": dict(self.sizes)}

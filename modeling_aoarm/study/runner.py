@@ -124,6 +124,7 @@ class Study:
     def run(
         self,
         compile: bool = False,
+        bf16: bool = False,
         minutes: float = math.inf,
         save_seconds: float = 30,
         progress: bool = True,
@@ -133,6 +134,7 @@ class Study:
 
         Args:
             compile: compile training steps.
+            bf16: train in mixed precision; what is measured is in float32.
             minutes: after which it saves its state and returns.
             save_seconds: seconds between savings of a state.
             progress: show progress bars.
@@ -149,11 +151,35 @@ class Study:
             with self._holding(cell) as is_mine:
                 if is_mine and self.result(cell) is None:
                     try:
-                        self._run_cell(cell, deadline, compile, save_seconds, progress, flops)
+                        self._run_cell(cell, deadline, compile, bf16, save_seconds, progress, flops)
                     except OutOfTime:
                         break
                     finished.append(cell.key)
         return finished
+
+    def rates(self, seconds: float, compile: bool = False, bf16: bool = False) -> dict[Cell, float]:
+        """Symbols per second in training, of the first cell of each kind of model, size, source and length.
+
+        Args:
+            seconds: for which each trains, after its first two steps. Nothing is kept.
+            compile: as in [`run`].
+            bf16: as in [`run`].
+        """
+        found = {}
+        for cell in self.recipe.cells:
+            if any(same_speed(cell, other) for other in found):
+                continue
+            if compile:
+                torch.compiler.reset()
+            model = self.model(cell)
+            training = CellTraining(cell, model, self.source(cell), self.path("states", cell), compile, bf16)
+            for _ in range(2):
+                training.train_step(cell.learning_rate)
+            started, first = time.monotonic(), training.step
+            while time.monotonic() < started + seconds:
+                training.train_step(cell.learning_rate)
+            found[cell] = (training.step - first) * cell.tokens_per_step / (time.monotonic() - started)
+        return found
 
     def analyse(self, minutes: float = math.inf, progress: bool = True) -> list[str]:
         """Makes the recipe's analyses of finished cells whose weights are here, as far as they are not made.
@@ -217,7 +243,14 @@ class Study:
             yield True
 
     def _run_cell(
-        self, cell: Cell, deadline: float, compile: bool, save_seconds: float, progress: bool, flops: bool
+        self,
+        cell: Cell,
+        deadline: float,
+        compile: bool,
+        bf16: bool,
+        save_seconds: float,
+        progress: bool,
+        flops: bool,
     ) -> None:
         if compile:
             # Each cell has shapes of its own.
@@ -231,6 +264,7 @@ class Study:
             self.source(cell),
             self.path("states", cell),
             compile=compile,
+            bf16=bf16,
             deadline=deadline,
             save_seconds=save_seconds,
             progress=progress,
@@ -264,7 +298,7 @@ class Study:
             "training_seconds": {name: round(value, 1) for name, value in training.seconds.items()},
             "threads": torch.get_num_threads(),
             "device": self.device.type,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": "bfloat16, mixed" if bf16 else "float32",
             "compiled": compile,
             "versions": versions(),
         }
@@ -272,6 +306,13 @@ class Study:
             # Without indentation: most of it are long lists of numbers.
             temporary.write_text(json.dumps(row) + "\n", encoding="utf-8")
         self.path("states", cell).unlink(missing_ok=True)
+
+
+def same_speed(one: Cell, other: Cell) -> bool:
+    """Whether a step of two cells is the same work."""
+    return all(
+        getattr(one, name) == getattr(other, name) for name in ("source", "length", "model", "tokens_per_step", "sizes")
+    )
 
 
 def finished_rows(folder: str | os.PathLike, kind: str = "cells") -> list[dict]:

@@ -6,6 +6,7 @@ Batches are a function of the seed and the step: a branch sees what the trunk se
 see the same sentences and orders, and a run that was killed goes on with the numbers of one that was not.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -40,6 +41,8 @@ class CellTraining:
         source: has `sample(batch, length, generator)`.
         state_path: where the state is kept while training.
         compile: whether to compile the training step.
+        bf16: whether it computes in bfloat16 (automatic mixed precision). On a CUDA device attention then has to be
+            the flash kernel, where the model has no mask.
         deadline: `time.monotonic()` after which [`OutOfTime`] is raised, the state having been saved.
         save_seconds: seconds between savings.
         progress: show a progress bar.
@@ -52,12 +55,13 @@ class CellTraining:
         source,
         state_path: Path,
         compile: bool = False,
+        bf16: bool = False,
         deadline: float = math.inf,
         save_seconds: float = 30,
         progress: bool = True,
     ):
         self.cell, self.model, self.source, self.state_path = cell, model, source, state_path
-        self.deadline, self.save_seconds = deadline, save_seconds
+        self.bf16, self.deadline, self.save_seconds = bf16, deadline, save_seconds
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
             weights, lr=cell.learning_rate, betas=(0.9, 0.95), weight_decay=cell.weight_decay, fused=True
@@ -84,7 +88,9 @@ class CellTraining:
         self, tokens: torch.Tensor, order: torch.Tensor, observed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is minimised, and an unbiased estimate of the negative log-likelihood; nats per symbol."""
-        nll = token_nll(predict(self.model, tokens, order, observed), tokens, order)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = predict(self.model, tokens, order, observed)
+        nll = token_nll(logits, tokens, order)
         if observed is None:
             return nll.mean(), nll.mean().detach()
         all_masked = self.cell.order == "uniform"
@@ -98,13 +104,19 @@ class CellTraining:
         """One step; nats per symbol of its batch, before the update."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, nll = self.loss(*self.batch(self.step))
+        with self._kernels():
+            loss, nll = self.loss(*self.batch(self.step))
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         return float(nll)
+
+    def _kernels(self) -> contextlib.AbstractContextManager:
+        """Where the flash kernel has to run, others are forbidden: torch raises an error rather than be slow."""
+        needs_flash = self.bf16 and self.model.device.type == "cuda" and self.cell.model != "bidirectional_content"
+        return sdpa_kernel(SDPBackend.FLASH_ATTENTION) if needs_flash else contextlib.nullcontext()
 
     def run(self, measure: Callable[[float], dict]) -> tuple[list[dict[str, float]], dict[str, dict]]:
         """Trains all branches.
