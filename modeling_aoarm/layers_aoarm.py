@@ -58,6 +58,8 @@ class AOARMAttention(LlamaAttention):
             content: `[batch, rows, hidden]`, the stream that is read.
             query_rotation: cosine and sine, each `[streams, batch, rows, 1, head_dim]`; `None` rotates nothing.
             key_rotation: cosine and sine, each `[batch, rows, 1, head_dim]`; `None` where `query_rotation` is.
+            attention_mask: as the attention interface takes it; of four dimensions it is `[batch, 1, rows, keys]`, or
+                `[batch, 1, streams * rows, keys]` where streams see different keys.
 
         Returns:
             The output `[streams, batch, rows, hidden]`, and from eager attention the weights
@@ -86,7 +88,8 @@ class AOARMAttention(LlamaAttention):
         elif as_rows:
             query = query.unflatten(3, (-1, groups)).permute(1, 3, 4, 0, 2, 5).flatten(2, 4)
             if is_masked:
-                attention_mask = attention_mask.repeat(1, 1, groups * streams, 1)
+                # One mask for all streams, or each stream's own.
+                attention_mask = attention_mask.repeat(1, 1, query.shape[2] // attention_mask.shape[2], 1)
             if sees_all:
                 kwargs["is_causal"] = False
         else:
