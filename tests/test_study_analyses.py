@@ -58,6 +58,11 @@ def test_analyses_are_made_once_and_of_finished_cells(tmp_path):
     found = json.loads(path.read_text())
     assert found["counts"] == [1, 2] and set(found["excess"]) == {"all", "prediction", "content"}
     assert -1 <= found["specialisation"]["content"]["score"] <= 1
+    # A row that may be hidden from itself is its own most recent one.
+    hidden = {
+        name: each["excess"]["content"]["recent"]["mean"] for name, each in (("no", found), ("yes", found["own_row"]))
+    }
+    assert hidden["no"] != hidden["yes"]
     for part in ("mass", "hidden"):
         assert path.with_name(f"{cell.key}-{part}.png").exists()
     before = path.stat().st_mtime_ns

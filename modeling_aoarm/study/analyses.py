@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..attention_intervention import hidden_row_losses
-from ..attention_mass import attention_mass
+from ..attention_intervention import HiddenRowLosses, hidden_row_losses
+from ..attention_mass import AttentionMass, attention_mass
 from ..attention_pictures import plot_attention_mass, plot_hidden_rows
 from .frontier import frontier
 from .measures import HeldOut
@@ -65,7 +65,8 @@ def analyse_attention(
 
     Returns:
         The scores of heads by stream, and for each stream and choice the excess loss (nats per symbol) by number of
-        hidden rows, with standard errors.
+        hidden rows, with standard errors; where streams are two also, as `own_row`, the same with a row as the most
+        recent one of its own: attention to itself then counts as attention to what is recent.
     """
     batches = attention_batches_of(model, held_out, examples)
     mass = attention_mass(model, batches, near=near, progress=progress)
@@ -75,13 +76,22 @@ def analyse_attention(
     stem.parent.mkdir(parents=True, exist_ok=True)
     plot_attention_mass(mass, stem.with_name(f"{stem.name}-mass.png"), title)
     plot_hidden_rows(losses, stem.with_name(f"{stem.name}-hidden.png"), title)
+    found = {"nll": losses.nll, "counts": list(losses.counts)} | _attention_figures(mass, losses)
+    if len(mass.streams) > 1:
+        choices = ("nearest", "recent")
+        found["own_row"] = _attention_figures(
+            attention_mass(model, batches, near=near, own_row=True, progress=progress),
+            hidden_row_losses(model, batches, counts, choices=choices, own_row=True, progress=progress),
+        )
+    return found
+
+
+def _attention_figures(mass: AttentionMass, losses: HiddenRowLosses) -> dict:
     scores = {stream: mass.specialisation(stream) for stream in mass.nearest}
     dissociation = losses.dissociation
     return {
         "specialisation": {stream: {"score": each.score, "spread": each.spread} for stream, each in scores.items()},
         "mass_dissociation": mass.dissociation,
-        "nll": losses.nll,
-        "counts": list(losses.counts),
         "excess": {
             stream: {choice: losses.excess(stream, choice).to_dict() for choice in losses.choices}
             for stream in losses.streams
