@@ -47,6 +47,10 @@ class StudyArguments(TextArguments):
     """How the study runs."""
 
     output_dir: str = field(default="outputs/study", metadata={"help": "Where results go, and are gone on from."})
+    join_with: str = field(
+        default="",
+        metadata={"help": "What is put between texts. Default: nothing, as for running text cut into lines."},
+    )
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, ..."})
     threads: int = field(default=1, metadata={"help": "Torch threads of a process without a GPU."})
     processes: int = field(default=1, metadata={"help": "Processes that share the cells."})
@@ -68,22 +72,21 @@ def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | Non
     if all(cell.source != "text" for cell in recipe.cells):
         return None, None
     texts = args.load()
-    # Lines of running text are one text that goes on.
-    joint = "" if args.train_file else " "
+    own = args.train_file or args.dataset_name
     train, held_out = (
-        joint.join(text if args.train_file else as_letters(text) for text in texts[name]["text"])
+        args.join_with.join(texts[name]["text"]) if own else as_letters(" ".join(texts[name]["text"]))
         for name in ("train", "validation")
     )
     return TextSource(train), TextSource(held_out)
 
 
 def print_plan(study: Study, args: StudyArguments) -> None:
-    """Measures rates and prints them with the time that training takes at them; measuring comes on top."""
+    """Measures rates and prints them with the time that unfinished cells train at them; measuring is not in it."""
     rates = study.rates(args.plan_seconds, args.compile, args.bf16)
     table = Table("source", "length", "model", "symbols per second", "cells", "minutes", title="Training, one process")
     total = 0.0
     for measured, rate in rates.items():
-        cells = [cell for cell in study.recipe.cells if same_speed(cell, measured)]
+        cells = [cell for cell in study.recipe.cells if same_speed(cell, measured) and study.result(cell) is None]
         minutes = sum(cell.training_symbols for cell in cells) / rate / 60
         total += minutes
         names = measured.source, str(measured.length), measured.model
@@ -146,6 +149,8 @@ def main(argv: list[str]) -> None:
         ]
         try:
             started = time.monotonic()
+            # What an earlier call left comes first.
+            study.analyse(args.max_minutes)
             study.run(args.compile, args.bf16, args.max_minutes, args.save_seconds)
             study.analyse(args.max_minutes - (time.monotonic() - started) / 60)
         finally:

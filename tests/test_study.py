@@ -21,6 +21,7 @@ from modeling_aoarm.study.models import study_model
 from modeling_aoarm.study.predictions import predict
 from modeling_aoarm.study.recipe import Cell, Recipe
 from modeling_aoarm.study.runner import Study, finished_rows
+from modeling_aoarm.study.text import TextSource
 from modeling_aoarm.study.training import CellTraining, training_flops
 
 
@@ -186,6 +187,40 @@ def test_plans_count_what_is_trained(tmp_path, monkeypatch):
     assert list(rates) == cells[:1] and rates[cells[0]] > 0
 
 
+def test_a_state_of_other_settings_is_refused(tmp_path, monkeypatch):
+    cell = make_cell(tokens=360)
+    train_step = CellTraining.train_step
+
+    def then_stop(self, rate):
+        self.deadline = -math.inf
+        return train_step(self, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CellTraining, "train_step", then_stop)
+        assert run_study([cell], tmp_path)[1] == []
+    with pytest.raises(ValueError, match="must be of the settings .*'learning_rate': 0.02"):
+        run_study([dataclasses.replace(cell, learning_rate=0.02)], tmp_path)
+    with pytest.raises(ValueError, match="must be of the settings"):
+        Study(Recipe((cell,), MARKOV | {"num_chains": 3}), tmp_path).run(progress=False, flops=False)
+    assert run_study([cell], tmp_path)[1] == [cell.key]
+
+
+def test_results_of_another_text_are_refused(tmp_path):
+    cell = make_cell(source="text", tokens=120)
+    texts = [TextSource("the cat sat on the mat " * 9), TextSource("a dog ate what the cat had left " * 9)]
+    Study(Recipe((cell,)), tmp_path, *texts).run(progress=False, flops=False)
+    assert Study(Recipe((cell,)), tmp_path, *texts).run(progress=False, flops=False) == []
+    with pytest.raises(ValueError, match=r"settings \(text="):
+        Study(Recipe((cell,)), tmp_path, *reversed(texts))
+
+
+def test_shares_may_be_whole_numbers(tmp_path):
+    cell = make_cell(tokens=120, branches=(1, 2))
+    study, _ = run_study([cell], tmp_path)
+    assert set(study.result(cell)["branches"]) == {"1.0", "2.0"}
+    assert figures.final_branch(study.result(cell)) == study.result(cell)["branches"]["1.0"]
+
+
 def test_the_saved_model_is_that_of_the_final_branch(tmp_path):
     cell = make_cell(tokens=240, branches=(0.5, 1.0, 1.75))
     study, _ = run_study([cell], tmp_path)
@@ -237,7 +272,9 @@ def test_arithmetic_is_counted():
         ({"model": "causal"}, "`causal` knows the order left_to_right only, got 'uniform'"),
         ({"branches": (0.0, 1.0)}, r"`branches` must be shares above 0, got \[0.0, 1.0\]"),
         ({"decay_share": 0.0}, "`decay_share` must lie in .*, got 0.0"),
-        ({"eval_prefixes": 0}, "`eval_prefixes` must be at least 1, got 0"),
+        ({"eval_prefixes": 0}, "`eval_prefixes` must be a whole number of at least 1, got 0"),
+        ({"learning_rate": "2e-3"}, "`learning_rate` must be a number, got '2e-3'"),
+        ({"order": "unifrom"}, "unifrom"),
     ],
 )
 def test_bad_cells_are_named(changes, message):

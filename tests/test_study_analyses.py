@@ -68,7 +68,7 @@ def test_analyses_are_made_once_and_of_finished_cells(tmp_path):
     before = path.stat().st_mtime_ns
     assert study.analyse(progress=False) == [] and path.stat().st_mtime_ns == before
     other = make_study(cell, tmp_path, attention={"select": select, "examples": 5})
-    with pytest.raises(ValueError, match="must be of the recipe's arguments {'examples': 5}"):
+    with pytest.raises(ValueError, match="must be of the recipe's options {'examples': 5}"):
         other.analyse(progress=False)
     assert make_study(cell, tmp_path, attention={"select": {"order": ["fixed"]}}).analyse(progress=False) == []
 
@@ -82,9 +82,15 @@ def test_recipes_with_wrong_analyses_are_refused(tmp_path):
     path.write_text(json.dumps({"grids": [], "analyses": {"attention": {"select": {"heads": [2]}}}}))
     with pytest.raises(ValueError, match="selects by unknown fields for attention: heads"):
         Recipe.load(path)
+    path.write_text(json.dumps({"grids": [], "analyses": {"samples": {"select": {"seed": 0}}}}))
+    with pytest.raises(ValueError, match="must select by lists of values for samples: seed"):
+        Recipe.load(path)
+    path.write_text(json.dumps({"grids": [{"source": "text"}]}))
+    with pytest.raises(ValueError, match="a grid without lengths, orders, models, seeds, tokens"):
+        Recipe.load(path)
     smoke = (REPOSITORY / "configuration" / "recipes" / "study_smoke.yaml").read_text()
     path.write_text(smoke.replace("bidirectional, layers_twice]", "bidirectional_content]"))
-    with pytest.raises(ValueError, match="must not analyse attention of bidirectional_content"):
+    with pytest.raises(ValueError, match="must not select for attention what it cannot be made of"):
         Recipe.load(path)
 
 

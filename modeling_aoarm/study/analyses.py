@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..attention_intervention import HiddenRowLosses, hidden_row_losses
-from ..attention_mass import AttentionMass, attention_mass
+from ..attention_mass import AttentionMass, attention_mass, without_nan
 from ..attention_pictures import plot_attention_mass, plot_hidden_rows
 from .frontier import frontier
 from .measures import HeldOut
@@ -83,7 +83,7 @@ def analyse_attention(
             attention_mass(model, batches, near=near, own_row=True, progress=progress),
             hidden_row_losses(model, batches, counts, choices=choices, own_row=True, progress=progress),
         )
-    return found
+    return without_nan(found)
 
 
 def _attention_figures(mass: AttentionMass, losses: HiddenRowLosses) -> dict:

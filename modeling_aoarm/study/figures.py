@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ..attention_pictures import CHOSEN
 from ..attention_pictures import COLOURS as CHOICE_COLOURS
 from ..reporting import replacing
-from .models import MODELS
+from .models import MODELS, READS_PREFIXES
 
 
 LABELS = {
@@ -163,15 +163,18 @@ def _line(axes: Axes, row: dict, x: list[float], y: list[float], **kwargs) -> No
 
 
 def plot_learning(rows: list[dict], path: Path) -> None:
-    """Nats per symbol of new batches against the symbols seen."""
-    figure, panels = _grid(rows, "Learning: nats per symbol of batches that are new to the model")
+    """Nats per symbol of training batches against the symbols seen, until the final branch leaves the trunk."""
+    figure, panels = _grid(rows, "Learning at the constant rate: nats per symbol of training batches")
     for axes, here in panels:
         for row in here:
-            # The last point may be the mean of a few steps only.
-            points = [point for point in row["curve"] if point["steps"] == row["curve"][0]["steps"]]
+            # Later some models' curves are of a decaying rate, and others' not.
+            end = row["cell"]["tokens"] * (1 - row["cell"]["decay_share"])
+            points = [point for point in row["curve"] if point["tokens"] <= end]
             _line(axes, row, [point["tokens"] / 1e6 for point in points], [point["nll"] for point in points])
         axes.axhline(here[0]["unigram_entropy"], color="black", linestyle="--", linewidth=1, label="unigram entropy")
-        exact = [final_branch(row)["exact_nll"] for row in here if "exact_nll" in final_branch(row)]
+        # Of all rows, not only of those that models which read prefixes are asked about.
+        whole = [final_branch(row) for row in here if row["cell"]["model"] not in READS_PREFIXES]
+        exact = [found["exact_nll"] for found in whole if "exact_nll" in found]
         if exact:
             axes.axhline(exact[0], color="black", linestyle=":", linewidth=1, label="optimum")
         axes.set_xlabel("million symbols seen")
@@ -188,7 +191,7 @@ def plot_rows(rows: list[dict], path: Path) -> None:
             heights, places = found[f"{name}_by_row"], found["rows"]
             # Means of about sixteen equal parts: single rows are noisy.
             size = max(1, len(heights) // 16)
-            starts = range(0, len(heights) - size + 1, size)
+            starts = range(0, len(heights), size)
             parts = [slice(start, start + size) for start in starts]
             _line(axes, row, [mean(places[part]) for part in parts], [mean(heights[part]) for part in parts])
         axes.set_xlabel("observed symbols")
@@ -247,7 +250,7 @@ def plot_gaps(found: list[dict], path: Path) -> None:
         axes.axhline(0, color="black", linewidth=1)
         axes.set_title(f"{source}: decoupled RoPE minus two streams (content)", fontsize=11)
         axes.set_xlabel("rows back to the observed symbol nearest to the target (mean)")
-        axes.set_ylabel("gap, nats per symbol (two standard errors)")
+        axes.set_ylabel("gap, nats per symbol\n(two standard errors over held-out sentences)")
         axes.grid(alpha=0.3)
     _finish(figure, path)
 

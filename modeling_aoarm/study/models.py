@@ -10,7 +10,8 @@
 
 `decoupled_rope` trained 1.75 times as long, the arithmetic of two streams, is a later branch of its own training.
 
-`bidirectional` and `bidirectional_content` read a whole prefix of an order at once, so a pass asks about one prefix.
+`bidirectional` and `bidirectional_content` read a whole prefix of an order at once, so they learn from one prefix of
+each sentence, where the others learn from all.
 """
 
 import copy

@@ -8,9 +8,11 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 
 from .models import MODELS, READS_PREFIXES
+from .predictions import draw_orders
 
 
 SOURCES = ("synthetic", "text")
@@ -35,7 +37,8 @@ class Cell:
         decay_share: the last share of a branch, in which the rate falls to 0.
         branches: shares of `tokens` after which a branch ends. The one of share 1 is the cell's result, the last one
             if there is no such; 1.75 is what two streams cost in arithmetic.
-        weighting: what masked symbols count in training, for models that read prefixes.
+        weighting: what masked symbols count in training, for models that read prefixes in uniform orders. `"elbo"`
+            gives all rows the same weight, as the loss of the other models and the measured likelihood do.
         eval_examples: held-out sentences.
         eval_prefixes: of each order, for models that read prefixes.
         sizes: of the model, as pairs.
@@ -53,7 +56,7 @@ class Cell:
     weight_decay: float = 0.1
     decay_share: float = 0.2
     branches: tuple[float, ...] = (0.25, 0.5, 1.0)
-    weighting: str = "low_variance"
+    weighting: str = "elbo"
     eval_examples: int = 256
     eval_prefixes: int = 16
     sizes: tuple[tuple[str, int], ...] = ()
@@ -63,8 +66,12 @@ class Cell:
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         for name in ("tokens", "tokens_per_step", "length", "warmup_steps", "eval_examples", "eval_prefixes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}.")
+        for name in ("learning_rate", "weight_decay", "decay_share"):
+            # YAML reads 2e-3, without a point, as text.
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"`{name}` must be a number, got {getattr(self, name)!r}.")
         if self.tokens_per_step % self.length:
             raise ValueError(
                 f"`tokens_per_step` must be a multiple of the length {self.length}, got {self.tokens_per_step}."
@@ -73,6 +80,9 @@ class Cell:
             raise ValueError(f"`causal` knows the order left_to_right only, got {self.order!r}.")
         if not self.branches or not all(share > 0 for share in self.branches):
             raise ValueError(f"`branches` must be shares above 0, got {list(self.branches)}.")
+        # Results are named by them.
+        object.__setattr__(self, "branches", tuple(map(float, self.branches)))
+        draw_orders(self.order, 1, self.length, torch.Generator())
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"`decay_share` must lie in (0, 1], got {self.decay_share}.")
 
@@ -108,8 +118,11 @@ class Cell:
         return self.tokens_per_step * (max(leaves for leaves, _ in ends) + sum(end - leaves for leaves, end in ends))
 
     def settings(self) -> dict:
-        """All fields, as JSON has them."""
-        return dataclasses.asdict(self) | {"branches": list(self.branches), "sizes": dict(self.sizes)}
+        """All fields that change something, as JSON has them."""
+        fields = dataclasses.asdict(self) | {"branches": list(self.branches), "sizes": dict(self.sizes)}
+        if not (self.reads_prefixes and self.order == "uniform"):
+            del fields["weighting"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -155,7 +168,10 @@ class Recipe:
         cells = []
         for grid in content["grids"]:
             shared = dict(content.get("defaults", {})) | grid
-            axes = [shared.pop(axis) for axis in ("lengths", "orders", "models", "seeds")]
+            names = ("lengths", "orders", "models", "seeds")
+            if missing := [name for name in (*names, "source", "tokens") if name not in shared]:
+                raise ValueError(f"The recipe {path} has a grid without {', '.join(missing)}.")
+            axes = [shared.pop(axis) for axis in names]
             branches_of = shared.pop("branches_of", {})
             if unknown := set(shared) - known:
                 raise ValueError(f"The recipe {path} has fields that are not known: {', '.join(sorted(unknown))}.")
@@ -177,8 +193,16 @@ class Recipe:
                 raise ValueError(
                     f"The recipe {path} selects by unknown fields for {name}: {', '.join(sorted(unknown))}."
                 )
+            if wrong := [field for field, values in analysis.get("select", {}).items() if not isinstance(values, list)]:
+                raise ValueError(f"The recipe {path} must select by lists of values for {name}: {', '.join(wrong)}.")
         recipe = cls(tuple(cells), content.get("markov", {}), analyses)
-        # Its observed rows see each other, which is a mask that the analysis does not know.
-        if wrong := [cell.key for cell in recipe.selected("attention") if cell.model == "bidirectional_content"]:
-            raise ValueError(f"The recipe {path} must not analyse attention of bidirectional_content, got {wrong}.")
+        for name in ANALYSES:
+            # Its observed rows see each other, which neither the analysis of attention nor `generate` knows.
+            wrong = [cell.key for cell in recipe.selected(name) if cell.model == "bidirectional_content"]
+            if name == "samples":
+                wrong += [cell.key for cell in recipe.selected(name) if cell.source != "text"]
+            if wrong:
+                raise ValueError(
+                    f"The recipe {path} must not select for {name} what it cannot be made of, got {wrong}."
+                )
         return recipe

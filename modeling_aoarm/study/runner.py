@@ -89,14 +89,23 @@ class Study:
         if not path.exists():
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
-        mine = {"cell": cell.settings(), "markov": self.recipe.markov if cell.source == "synthetic" else None}
-        for name, value in mine.items():
+        for name, value in {"cell": cell.settings(), **self.identity(cell)}.items():
             if found[name] != value:
                 raise ValueError(
                     f"{path} must be of the recipe's settings ({name}={value}), got {found[name]}; choose another "
                     "folder, or remove the file."
                 )
         return found
+
+    def identity(self, cell: Cell) -> dict:
+        """What a cell's sentences depend on besides its settings."""
+        is_text = cell.source == "text"
+        return {
+            "markov": None if is_text else self.recipe.markov,
+            "text": [source.fingerprint for source in (self.train_text, self.held_out_text)] if is_text else None,
+            # Their random numbers differ.
+            "device": self.device.type,
+        }
 
     def source(self, cell: Cell) -> MarkovMixture | TextSource:
         """What a cell is trained on."""
@@ -172,7 +181,9 @@ class Study:
             if compile:
                 torch.compiler.reset()
             model = self.model(cell)
-            training = CellTraining(cell, model, self.source(cell), self.path("states", cell), compile, bf16)
+            training = CellTraining(
+                cell, model, self.source(cell), self.path("states", cell), compile=compile, bf16=bf16
+            )
             for _ in range(2):
                 training.train_step(cell.learning_rate)
             started, first = time.monotonic(), training.step
@@ -192,7 +203,7 @@ class Study:
             What was made, as `analysis/key`.
 
         Raises:
-            ValueError: an analysis was made with other arguments.
+            ValueError: an analysis was made with other arguments, or of a cell of other settings.
         """
         deadline = time.monotonic() + 60 * minutes
         made = []
@@ -202,12 +213,13 @@ class Study:
                 path = self.path(analysis, cell)
                 with self._holding(cell) as is_mine:
                     if path.exists():
-                        found = json.loads(path.read_text(encoding="utf-8"))["options"]
-                        if found != options:
-                            raise ValueError(
-                                f"{path} must be of the recipe's arguments {options}, got {found}; remove the file, or "
-                                "choose another folder."
-                            )
+                        found = json.loads(path.read_text(encoding="utf-8"))
+                        for name, value in (("options", options), ("cell", cell.settings())):
+                            if found[name] != value:
+                                raise ValueError(
+                                    f"{path} must be of the recipe's {name} {value}, got {found[name]}; remove the "
+                                    "file, or choose another folder."
+                                )
                         continue
                     is_ready = self.result(cell) is not None and self.path("weights", cell).exists()
                     if not is_mine or not is_ready or time.monotonic() > deadline:
@@ -263,6 +275,7 @@ class Study:
             model,
             self.source(cell),
             self.path("states", cell),
+            settings=self.identity(cell),
             compile=compile,
             bf16=bf16,
             deadline=deadline,
@@ -286,7 +299,7 @@ class Study:
         path.parent.mkdir(parents=True, exist_ok=True)
         row = {
             "cell": cell.settings(),
-            "markov": self.recipe.markov if cell.source == "synthetic" else None,
+            **self.identity(cell),
             "parameters": parameters,
             "training_flops_per_symbol": per_symbol,
             "unigram_entropy": self.source(cell).unigram_entropy(),
@@ -297,7 +310,6 @@ class Study:
             "branches": branches,
             "training_seconds": {name: round(value, 1) for name, value in training.seconds.items()},
             "threads": torch.get_num_threads(),
-            "device": self.device.type,
             "dtype": "bfloat16, mixed" if bf16 else "float32",
             "compiled": compile,
             "versions": versions(),

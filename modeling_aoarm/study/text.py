@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Running text of 27 symbols, a to z and space, as a source of sentences of equal length."""
 
+import hashlib
 import re
 import unicodedata
 
@@ -37,6 +38,11 @@ class TextSource:
             )
         codes = torch.frombuffer(bytearray(text.encode("ascii")), dtype=torch.uint8)
         self.text, self.codes = text, torch.where(codes == ord(" "), 0, codes - ord("a") + 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Different texts have different ones."""
+        return hashlib.blake2b(self.text.encode("ascii"), digest_size=8).hexdigest()
 
     def to(self, device: torch.device | str) -> "TextSource":
         """Moves the text to a device, where windows are then cut."""

@@ -40,6 +40,7 @@ class CellTraining:
         model: with the weights at the start, on its device.
         source: has `sample(batch, length, generator)`.
         state_path: where the state is kept while training.
+        settings: what the state belongs to besides the cell, as JSON has it.
         compile: whether to compile the training step.
         bf16: whether it computes in bfloat16 (automatic mixed precision). On a CUDA device attention then has to be
             the flash kernel, where the model has no mask.
@@ -54,6 +55,7 @@ class CellTraining:
         model: PreTrainedModel,
         source,
         state_path: Path,
+        settings: dict | None = None,
         compile: bool = False,
         bf16: bool = False,
         deadline: float = math.inf,
@@ -61,6 +63,7 @@ class CellTraining:
         progress: bool = True,
     ):
         self.cell, self.model, self.source, self.state_path = cell, model, source, state_path
+        self.settings = {"cell": cell.settings(), "bf16": bf16} | (settings or {})
         self.bf16, self.deadline, self.save_seconds = bf16, deadline, save_seconds
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -131,6 +134,7 @@ class CellTraining:
 
         Raises:
             OutOfTime: at the deadline.
+            ValueError: the saved state is of other settings.
         """
         self._load()
         shares = sorted(self.cell.branches)
@@ -193,7 +197,13 @@ class CellTraining:
         self.step, self.curve = snapshot["step"], [dict(point) for point in snapshot["curve"]]
 
     def _save(self) -> None:
-        state = {"now": self._snapshot(), "trunk": self.trunk, "seconds": self.seconds, "results": self.results}
+        state = {
+            "settings": self.settings,
+            "now": self._snapshot(),
+            "trunk": self.trunk,
+            "seconds": self.seconds,
+            "results": self.results,
+        }
         with replacing(self.state_path) as temporary:
             torch.save(state, temporary)
         self.last_saved = time.monotonic()
@@ -201,6 +211,11 @@ class CellTraining:
     def _load(self) -> None:
         if self.state_path.exists():
             state = torch.load(self.state_path, map_location=self.model.device, weights_only=True)
+            if state["settings"] != self.settings:
+                raise ValueError(
+                    f"{self.state_path} must be of the settings {self.settings}, got {state['settings']}; remove the "
+                    "file, or choose another folder."
+                )
             self._restore(state["now"])
             self.trunk, self.seconds, self.results = state["trunk"], state["seconds"], state["results"]
 
