@@ -155,6 +155,14 @@ def _finish(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(temporary, format="png", dpi=110)
 
 
+def _scale_nats(axes: Axes, rows: list[dict]) -> None:
+    """Excess differs by factors, from the best models to those that hardly learn."""
+    if target(rows[0]) == "excess":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+
+
 def _line(axes: Axes, row: dict, x: list[float], y: list[float], **kwargs) -> None:
     model = row["cell"]["model"]
     # A second seed is thinner and has the same entry in the legend.
@@ -196,9 +204,7 @@ def plot_rows(rows: list[dict], path: Path) -> None:
             _line(axes, row, [mean(places[part]) for part in parts], [mean(heights[part]) for part in parts])
         axes.set_xlabel("observed symbols")
         axes.set_ylabel("nats per symbol" if target(here[0]) == "nll" else "excess nats per symbol")
-    # At last: it ends the scaling of all panels of its row.
-    for axes, _ in panels:
-        axes.set_ylim(bottom=0)
+        _scale_nats(axes, here)
     _finish(figure, path)
 
 
@@ -215,9 +221,7 @@ def plot_branches(rows: list[dict], path: Path) -> None:
         counted = here[0]["training_flops_per_symbol"] is not None
         axes.set_xlabel("training arithmetic ($10^{12}$ operations)" if counted else "million symbols seen")
         axes.set_ylabel("nats per symbol" if target(here[0]) == "nll" else "excess nats per symbol")
-    for axes, _ in panels:
-        axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
+        _scale_nats(axes, here)
     _finish(figure, path)
 
 
