@@ -60,7 +60,7 @@ from modeling_aoarm import (
     lora_config,
 )
 from modeling_aoarm.checkpoints import resolve_checkpoint
-from modeling_aoarm.reporting import replacing, replacing_folder, versions, write_json
+from modeling_aoarm.reporting import replacing_folder, save_figure, versions, write_json
 from modeling_aoarm.text_data import TextArguments, cut_into_blocks, unigram_bits
 from modeling_aoarm.tokenization import character_tokenizer
 from modeling_aoarm.training import AnyOrderTrainer
@@ -328,8 +328,7 @@ def main(argv: list[str]) -> None:
         "versions": versions(),
     }
     title = f"{settings.attention_variant}, {model.num_parameters():,} parameters, {settings.text_source}"
-    with replacing(output / "adaptation.png") as temporary:
-        plot(runs, unigram["unigram_entropy_all"], title).savefig(temporary, format="png", dpi=150)
+    save_figure(output / "adaptation.png", plot(runs, unigram["unigram_entropy_all"], title), dpi=150)
     write_json(output / "adaptation.json", results)
     print_summary(results)
 

@@ -49,7 +49,7 @@ from modeling_aoarm.evaluation_pictures import plot_averages, plot_infilling, pl
 from modeling_aoarm.infilling_evaluation import context_ensemble, evaluate_infilling
 from modeling_aoarm.likelihoods import estimate_elbo, exact_order_nll, example_generator, multi_order_bound
 from modeling_aoarm.measuring import print_table
-from modeling_aoarm.reporting import replacing, versions, write_json
+from modeling_aoarm.reporting import finite, replacing, versions, write_json
 from modeling_aoarm.text_data import TextArguments, cut_into_blocks
 from modeling_aoarm.text_metrics import (
     coherence,
@@ -154,15 +154,6 @@ def held_out_rows(texts: Dataset, tokenizer: PreTrainedTokenizerBase, data: Data
         raise ValueError(f"the held-out text must have rows of at least two tokens, got none in {data.text_source}.")
     count = min(data.max_examples, len(rows))
     return rows.select([index * len(rows) // count for index in range(count)])
-
-
-def finite(value):
-    """The value with None in place of numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(value: float | None, digits: int = 4) -> str:

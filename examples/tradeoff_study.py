@@ -30,10 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import HfArgumentParser
 
+from modeling_aoarm.measuring import print_table
 from modeling_aoarm.reporting import write_json
 from modeling_aoarm.study import figures
 from modeling_aoarm.study.recipe import Recipe
@@ -83,15 +82,15 @@ def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | Non
 def print_plan(study: Study, args: StudyArguments) -> None:
     """Measures rates and prints them with the time that unfinished cells train at them; measuring is not in it."""
     rates = study.rates(args.plan_seconds, args.compile, args.bf16)
-    table = Table("source", "length", "model", "symbols per second", "cells", "minutes", title="Training, one process")
-    total = 0.0
+    table, total = [], 0.0
     for measured, rate in rates.items():
         cells = [cell for cell in study.recipe.cells if same_speed(cell, measured) and study.result(cell) is None]
         minutes = sum(cell.training_symbols for cell in cells) / rate / 60
         total += minutes
         names = measured.source, str(measured.length), measured.model
-        table.add_row(*names, f"{rate:,.0f}", str(len(cells)), f"{minutes:.1f}")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        table.append((*names, f"{rate:,.0f}", str(len(cells)), f"{minutes:.1f}"))
+    columns = ("source", "length", "model", "symbols per second", "cells", "minutes")
+    print_table("Training, one process", columns, table, left=3)
     print(f"All cells: {total:.0f} minutes in one process.")
 
 
@@ -112,23 +111,23 @@ def report(folder: Path) -> None:
         figures.plot_attention(attention, folder / "attention.png")
     if samples := finished_rows(folder, "samples"):
         figures.plot_frontiers(samples, folder / "frontiers.png")
-    table = Table("source", "length", "order", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
+    table = []
     for row in flat:
         is_exact = "excess" in row
         error = row["excess_standard_error" if is_exact else "standard_error"]
-        table.add_row(
-            row["source"],
-            str(row["length"]),
-            row["order"],
-            row["model"],
-            str(row["seed"]),
-            f"{row['symbols'] / 1e6:.2f}M",
-            f"{row['nll']:.4f}",
-            f"{row['excess']:.4f}" if is_exact else "-",
-            "-" if error is None else f"{error:.4f}",
-            f"{row['unigram_entropy']:.4f}" + ("" if row["beats_unigram"] else " (not beaten)"),
+        names = row["source"], str(row["length"]), row["order"], row["model"], str(row["seed"])
+        table.append(
+            (
+                *names,
+                f"{row['symbols'] / 1e6:.2f}M",
+                f"{row['nll']:.4f}",
+                f"{row['excess']:.4f}" if is_exact else "-",
+                "-" if error is None else f"{error:.4f}",
+                f"{row['unigram_entropy']:.4f}" + ("" if row["beats_unigram"] else " (not beaten)"),
+            )
         )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    columns = ("source", "length", "order", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
+    print_table("Nats per symbol", columns, table, left=4)
 
 
 def main(argv: list[str]) -> None:

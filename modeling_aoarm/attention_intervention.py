@@ -13,7 +13,6 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from .attention_mass import without_nan
 from .attention_rows import (
     CHOICES,
     IGNORED,
@@ -23,7 +22,9 @@ from .attention_rows import (
     eager_evaluation,
     stream_names,
 )
+from .estimates import ratio
 from .orders import as_integer
+from .reporting import finite
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,15 @@ class Difference:
     def per_token(cls, nats: torch.Tensor, tokens: torch.Tensor) -> "Difference":
         """From differences of examples, float64 `[counts, examples]`, and their numbers of tokens, `[examples]`.
 
-        The mean is a ratio of sums. Its standard error is that of the residuals nats - mean * tokens, which for
-        examples of one length is the standard error of the mean of the examples.
+        See [`~modeling_aoarm.estimates.ratio`].
         """
-        examples, total = len(tokens), tokens.sum()
-        mean = nats.sum(1) / total
-        residuals = nats - mean[:, None] * tokens
-        scale = examples / (examples - 1) if examples > 1 else math.nan
-        return cls(mean, (scale * residuals.square().sum(1)).sqrt() / total)
+        found = [ratio(each, tokens) for each in nats]
+        errors = [math.nan if each.standard_error is None else each.standard_error for each in found]
+        return cls(*(torch.tensor(each, dtype=torch.float64) for each in ([each.value for each in found], errors)))
 
     def to_dict(self) -> dict[str, list[float | None]]:
         """The numbers as lists, `None` for NaN."""
-        return without_nan({"mean": self.mean.tolist(), "standard_error": self.standard_error.tolist()})
+        return finite({"mean": self.mean.tolist(), "standard_error": self.standard_error.tolist()})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .attention_rows import AttendedRows, attention_batches, attention_modules, eager_evaluation, stream_names
 from .orders import as_integer
+from .reporting import finite
 
 
 # Ranges that double; the last one has no end.
@@ -150,16 +151,7 @@ class AttentionMass:
             },
             "dissociation": self.dissociation,
         }
-        return without_nan(numbers)
-
-
-def without_nan(value: Any) -> Any:
-    """`None` in place of NaN, which JSON has not, at any depth."""
-    if isinstance(value, dict):
-        return {key: without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return finite(numbers)
 
 
 def attention_mass(
@@ -289,4 +281,4 @@ class _MeasuredMass:
         )
 
 
-__all__ = ["AttentionMass", "Specialisation", "attention_mass", "specialisation_score", "without_nan"]
+__all__ = ["AttentionMass", "Specialisation", "attention_mass", "specialisation_score"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .attention_intervention import HiddenRowLosses
-from .attention_mass import AttentionMass, without_nan
-from .reporting import replacing, write_json
+from .attention_mass import AttentionMass
+from .reporting import finite, save_figure, write_json
 
 
 AXIS = {
@@ -116,7 +116,7 @@ def plot_attention_curves(mass: AttentionMass, path: str | os.PathLike, title: s
         "bins": list(mass.bins),
         "lift": {stream: {name: each.tolist() for name, each in by.items()} for stream, by in lifts.items()},
     }
-    _write(figure, path, without_nan(numbers))
+    _write(figure, path, finite(numbers))
 
 
 def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: str = "") -> None:
@@ -173,8 +173,7 @@ def _label_bins(axes, bins: tuple[str, ...], distance: str) -> None:
 
 
 def _write(figure, path: Path, numbers: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(path, figure)
     write_json(path.with_suffix(".json"), numbers)
 
 

@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .evaluation import evaluation_mode
 from .layers_aoarm import AOARMAttention
 from .positions import RowPositions
 
@@ -153,15 +154,13 @@ def attention_modules(model: PreTrainedModel) -> list[AOARMAttention]:
 @contextlib.contextmanager
 def eager_evaluation(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, eager attention and no gradients for the time of the block."""
-    was_training, implementation = model.training, model.config._attn_implementation
-    try:
-        model.eval()
-        model.set_attn_implementation("eager")
-        with torch.no_grad():
+    implementation = model.config._attn_implementation
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            model.set_attn_implementation("eager")
             yield
-    finally:
-        model.set_attn_implementation(implementation)
-        model.train(was_training)
+        finally:
+            model.set_attn_implementation(implementation)
 
 
 def attention_batches(

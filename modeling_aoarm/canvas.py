@@ -307,6 +307,14 @@ class RowBlock:
         return cls(numbers, real, canvas.gather(1, columns), position_ids, target_position_ids)
 
 
+def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids, padded on the right, and their attention mask: int64 `[batch, columns]` both."""
+    width = max(map(len, rows))
+    # What stands in padding is never read; any id of the vocabulary will do.
+    input_ids = torch.tensor([[*ids] + [0] * (width - len(ids)) for ids in rows])
+    return input_ids, torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows])
+
+
 __all__ = [
     "ADAPTIVE_ORDERS",
     "CanvasRows",
@@ -315,5 +323,6 @@ __all__ = [
     "check_count",
     "check_generators",
     "is_named",
+    "padded_rows",
     "resolve_order",
 ]

@@ -3,7 +3,7 @@
 
 import contextlib
 import math
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,17 @@ class OrderNLL:
         }
 
 
+@contextlib.contextmanager
+def evaluation_mode(model) -> Iterator[None]:
+    """The model is in evaluation mode within the block, and in the mode it had after it."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.no_grad()
 def evaluate_order(
     model,
@@ -143,25 +154,20 @@ def evaluate_order(
     # Where weights are shared out (FSDP, ZeRO-3), a forward pass needs all processes: each makes equally many, and
     # where there is no batch left it goes through one again.
     passes = range(share, math.ceil(batches / shares) * shares, shares)
-    was_training = model.training
-    model.eval()
-    try:
-        bar = tqdm(total=draws * len(passes), desc=str(order), leave=False, disable=not progress or process_index > 0)
-        with bar:
-            for draw in range(draws):
-                collator.start_epoch(draw)
-                for number in passes:
-                    start = number % batches * batch_size
-                    indices = range(start, min(start + batch_size, len(dataset)))
-                    batch = collator([_example(dataset[i], i) for i in indices])
-                    with precision():
-                        example_nll, example_tokens = _score(model, batch)
-                    if number < batches and is_first_part:
-                        nll[draw, start : start + len(indices)] = example_nll
-                        tokens[draw, start : start + len(indices)] = example_tokens
-                    bar.update()
-    finally:
-        model.train(was_training)
+    bar = tqdm(total=draws * len(passes), desc=str(order), leave=False, disable=not progress or process_index > 0)
+    with evaluation_mode(model), bar:
+        for draw in range(draws):
+            collator.start_epoch(draw)
+            for number in passes:
+                start = number % batches * batch_size
+                indices = range(start, min(start + batch_size, len(dataset)))
+                batch = collator([_example(dataset[i], i) for i in indices])
+                with precision():
+                    example_nll, example_tokens = _score(model, batch)
+                if number < batches and is_first_part:
+                    nll[draw, start : start + len(indices)] = example_nll
+                    tokens[draw, start : start + len(indices)] = example_tokens
+                bar.update()
     if num_processes > 1:
         # Every example has one process that scored it; the others hold a zero.
         nll = accelerator.reduce(nll.to(accelerator.device), "sum").cpu()

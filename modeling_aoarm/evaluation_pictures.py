@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .estimates import Estimate
-from .reporting import replacing
+from .reporting import save_figure
 
 
 def plot_averages(
@@ -31,7 +31,7 @@ def plot_averages(
     _over_powers_of_two(axes, list(curve))
     axes.set(title=title, xlabel="orders that are averaged", ylabel=unit)
     axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(path, figure)
 
 
 def plot_infilling(
@@ -63,7 +63,7 @@ def plot_infilling(
         axes.set(xlabel="blank length in tokens")
         _over_powers_of_two(axes, list(nll))
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(path, figure)
 
 
 def plot_samples(
@@ -90,7 +90,7 @@ def plot_samples(
     axes.set(title=title, xlabel="diversity: unique-word ratio", ylabel="coherence: share of known long words")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(path, figure)
 
 
 def _with_errors(axes: Axes, curve: Mapping[int, Estimate], style: str, **options) -> None:
@@ -103,11 +103,6 @@ def _over_powers_of_two(axes: Axes, ticks: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.grid(alpha=0.3)
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
 
 
 __all__ = ["plot_averages", "plot_infilling", "plot_samples"]

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .blanks import TextCanvas, TextTemplate
-from .canvas import check_count
+from .canvas import check_count, padded_rows
 
 
 @dataclass
@@ -198,7 +198,7 @@ def _fill(
         chunk = canvases[start : start + batch_size]
         own_kwargs = {name: value[start : start + batch_size] for name, value in cut.items()}
         columns = [canvas.columns() for canvas in chunk]
-        input_ids, attention_mask = _padded([ids for ids, _ in columns])
+        input_ids, attention_mask = padded_rows([ids for ids, _ in columns])
         generation_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
         for row, (_, blanks) in enumerate(columns):
             for blank in blanks:
@@ -228,7 +228,7 @@ def _log_probabilities(
     longer = [index for index, ids in enumerate(rows) if len(ids) > 1]
     for start in range(0, len(longer), batch_size):
         chunk = longer[start : start + batch_size]
-        input_ids, attention_mask = _padded([rows[index] for index in chunk])
+        input_ids, attention_mask = padded_rows([rows[index] for index in chunk])
         order = "left_to_right"
         if ranks is not None:
             width = min(input_ids.shape[1], len(ranks))
@@ -243,14 +243,6 @@ def _log_probabilities(
         for index, log_probability in zip(chunk, scores.log_likelihood[0].tolist(), strict=True):
             results[index] = log_probability
     return results
-
-
-def _padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids, padded on the right, and their attention mask: int64 `[batch, columns]` both."""
-    width = max(map(len, rows))
-    # What stands in padding is never read; any id of the vocabulary will do.
-    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids in rows])
-    return input_ids, torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows])
 
 
 __all__ = ["Candidate", "Infilling", "infill"]

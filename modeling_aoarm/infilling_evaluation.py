@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .canvas import check_count
+from .canvas import check_count, padded_rows
 from .estimates import Estimate, ratio
+from .evaluation import evaluation_mode
 from .likelihoods import (
     AveragedNLL,
     averaged_log_probs,
-    evaluation_mode,
     example_generator,
     group_sizes,
-    padded,
     sentences_of,
 )
 from .orders import sample_orders
@@ -277,7 +276,7 @@ def _canvases(
     rows: list[list[int]], blanks: Sequence[Blank], device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sentences, attention masks (int64) and blanks (bool), all `[batch, columns]`."""
-    ids, mask = padded([rows[blank.example] for blank in blanks], device)
+    ids, mask = (each.to(device) for each in padded_rows([rows[blank.example] for blank in blanks]))
     starts = torch.tensor([blank.start for blank in blanks], device=device)[:, None]
     stops = starts + torch.tensor([blank.length for blank in blanks], device=device)[:, None]
     columns = torch.arange(ids.shape[1], device=device)

@@ -12,31 +12,18 @@ distribution, and `E` the mean over orders that are drawn:
 | multi-order bound | E log((p_1(x) + ... + p_K(x)) / K), from the ELBO (K = 1) up to log p(x) | [`multi_order_bound`] |
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from .canvas import check_count
+from .canvas import check_count, padded_rows
 from .estimates import Estimate
-from .evaluation import OrderNLL
+from .evaluation import OrderNLL, evaluation_mode
 from .orders import OrderSpec, sample_orders
-
-
-@contextlib.contextmanager
-def evaluation_mode(model) -> Iterator[None]:
-    """The model is in evaluation mode within the block, and in the mode it had after it."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def sentences_of(dataset: Sized, tokenizer) -> list[list[int]]:
@@ -58,14 +45,6 @@ def sentences_of(dataset: Sized, tokenizer) -> list[list[int]]:
     if max(map(len, rows), default=0) < 2:
         raise ValueError(f"dataset must have tokens to predict behind a first one, got none in {len(rows)} rows.")
     return rows
-
-
-def padded(rows: Sequence[Sequence[int]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows padded on the right, and their attention mask: int64 `[batch, columns]` both."""
-    # What stands in padding is never read; any id of the vocabulary will do.
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.int64) for row in rows], batch_first=True)
-    return ids.to(device), mask.to(device)
 
 
 def example_generator(*key: int) -> torch.Generator:
@@ -114,7 +93,7 @@ def exact_order_nll(
     rows = sentences_of(dataset, tokenizer)
     nll = torch.zeros(draws, len(rows), dtype=torch.float64)
     for draw, batch in _batches(model, rows, draws, batch_size, str(order), progress):
-        ids, mask = padded([rows[index] for index in batch], model.device)
+        ids, mask = (each.to(model.device) for each in padded_rows([rows[index] for index in batch]))
         lengths = [len(rows[index]) - 1 for index in batch]
         drawn = sample_orders(order, lengths, example_indices=batch, seed=seed, epoch=draw)
         if drawn.num_context.any():
@@ -168,7 +147,7 @@ def estimate_elbo(
     rows = sentences_of(dataset, tokenizer)
     nll = torch.zeros(draws, len(rows), dtype=torch.float64)
     for draw, batch in _batches(model, rows, draws, batch_size, "elbo", progress):
-        ids, mask = padded([rows[index] for index in batch], model.device)
+        ids, mask = (each.to(model.device) for each in padded_rows([rows[index] for index in batch]))
         generators = [example_generator(seed, draw, index) for index in batch]
         scored = model.score(ids, attention_mask=mask, method="elbo", num_samples=samples, generator=generators)
         nll[draw, batch] = -scored.log_likelihood.double().mean(0).cpu()
@@ -286,11 +265,9 @@ __all__ = [
     "AveragedNLL",
     "averaged_log_probs",
     "estimate_elbo",
-    "evaluation_mode",
     "exact_order_nll",
     "example_generator",
     "group_sizes",
     "multi_order_bound",
-    "padded",
     "sentences_of",
 ]

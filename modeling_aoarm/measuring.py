@@ -24,7 +24,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from .reporting import replacing, versions, write_json
+from .reporting import save_figure, versions, write_json
 
 
 if TYPE_CHECKING:
@@ -279,8 +279,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"benchmark_{self.script.stem}"
         write_json(folder / f"{name}.json", self.header() | dict(results))
-        with replacing(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=120)
+        save_figure(folder / f"{name}.png", figure)
         print(f"{name}.json and {name}.png are in {folder}.")
 
 

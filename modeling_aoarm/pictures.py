@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .animation import INK, QUIET, CanvasToken, passes_of, write_gif, write_page
 from .display import TokenTexts, check_colour_by, label
 from .generation_aoarm import AOARMGenerateOutput
-from .reporting import replacing, write_json
+from .reporting import save_figure, write_json
 
 
 GIVEN, SEEN = "#c4c9cf", "#e3ebf4"
@@ -108,8 +108,7 @@ def plot_decoding_order(
         frameon=False,
         fontsize=9,
     )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(path, figure)
     is_filling = output.decoding_order[example] >= 0
     write_json(
         path.with_suffix(".json"),

@@ -11,8 +11,13 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -100,6 +105,21 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def save_figure(path: str | os.PathLike, figure: "Figure", dpi: int = 120) -> None:
+    """Writes a matplotlib figure as a PNG, the whole file at once."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)
+
+
+def finite(value: Any) -> Any:
+    """The value, at any depth, with None in place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: str | os.PathLike, value) -> None:
     """Writes indented JSON, the whole file at once."""
     with replacing(path) as temporary:
@@ -169,5 +189,4 @@ def plot_loss_curve(
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(path, figure)

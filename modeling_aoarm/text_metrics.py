@@ -4,17 +4,18 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .canvas import check_count
+from .canvas import check_count, padded_rows
 from .estimates import Estimate, ratio
+from .evaluation import evaluation_mode
+from .tokenization import checked_texts
 
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -36,7 +37,7 @@ def words(text: str) -> list[str]:
 
 def vocabulary_of(texts: Iterable[str]) -> frozenset[str]:
     """The different `words` of texts."""
-    return frozenset(word for text in _checked(texts) for word in words(text))
+    return frozenset(word for text in checked_texts(texts) for word in words(text))
 
 
 def coherent_words(text: str, vocabulary: Collection[str], min_letters: int = 4) -> tuple[int, int]:
@@ -70,7 +71,7 @@ def coherence(texts: Iterable[str], vocabulary: Collection[str], min_letters: in
         ValueError: `vocabulary` is empty, or `min_letters` is no integer of at least 1.
     """
     vocabulary = check_vocabulary(vocabulary, min_letters)
-    counts = [coherent_words(text, vocabulary, min_letters) for text in _checked(texts)]
+    counts = [coherent_words(text, vocabulary, min_letters) for text in checked_texts(texts)]
     counted = sum(all_long for _, all_long in counts)
     return sum(known for known, _ in counts) / counted if counted else math.nan
 
@@ -102,7 +103,7 @@ def diversity(texts: Iterable[str], num_words: int | None = None) -> float:
         TypeError: `texts` is a single string, or holds something that is not a string.
         ValueError: `num_words` is no integer of at least 1, or the texts have fewer words.
     """
-    pooled = [word for text in _checked(texts) for word in words(text)]
+    pooled = [word for text in checked_texts(texts) for word in words(text)]
     if num_words is not None and check_count("num_words", num_words) > len(pooled):
         raise ValueError(f"num_words must be at most the {len(pooled)} words that the texts have, got {num_words}.")
     pooled = pooled[:num_words]
@@ -187,7 +188,7 @@ def generative_perplexity(
     first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     rows = [
         first + tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-        for text in _checked(texts)
+        for text in checked_texts(texts)
     ]
     # What a judge cannot predict is not run at all: models refuse rows without tokens.
     predicted = [index for index, ids in enumerate(rows) if len(ids) > 1]
@@ -206,32 +207,18 @@ def generative_perplexity(
                 f"{max(rows[index])} in text {index}."
             )
     sample_nll = torch.zeros(len(rows), dtype=torch.float64)
-    was_training = model.training
-    model.eval()
-    try:
-        batches = [predicted[start : start + batch_size] for start in range(0, len(predicted), batch_size)]
+    batches = [predicted[start : start + batch_size] for start in range(0, len(predicted), batch_size)]
+    with evaluation_mode(model):
         for batch in tqdm(batches, desc="judging", leave=False, disable=not progress):
             # On the right, where a left-to-right model never sees padding.
-            ids = pad_sequence([torch.tensor(rows[index]) for index in batch], batch_first=True).to(model.device)
-            labels = pad_sequence([torch.tensor(rows[i][1:]) for i in batch], batch_first=True, padding_value=-100)
-            mask = pad_sequence([torch.ones(len(rows[index]), dtype=torch.int64) for index in batch], batch_first=True)
-            logits = model(input_ids=ids, attention_mask=mask.to(ids.device), use_cache=False).logits[:, :-1]
+            ids, mask = (each.to(model.device) for each in padded_rows([rows[index] for index in batch]))
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
             token_nll = functional.cross_entropy(
-                logits.float().transpose(1, 2), labels.to(ids.device), ignore_index=-100, reduction="none"
+                logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none"
             )
             sample_nll[batch] = token_nll.double().sum(1).cpu()
-    finally:
-        model.train(was_training)
     return GenerativePerplexity(sample_nll, torch.tensor([max(0, len(ids) - 1) for ids in rows]))
-
-
-def _checked(texts: Iterable[str]) -> Iterator[str]:
-    if isinstance(texts, str):
-        raise TypeError("texts must be an iterable of strings, got a single string; pass [text].")
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"texts must hold strings, got {type(text).__name__}.")
-        yield text
 
 
 __all__ = [

@@ -8,7 +8,7 @@ level adds `<unk>` for characters that the texts did not contain. No special tok
 included, for every text without unknown characters that does not itself spell a special token.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -29,7 +29,7 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         ValueError: `texts` holds no character.
     """
     characters = set()
-    for text in _checked(texts):
+    for text in checked_texts(texts):
         characters.update(text)
     if not characters:
         raise ValueError("texts must contain at least one character, got none.")
@@ -70,7 +70,7 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedToke
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_checked(texts), trainer)
+    tokenizer.train_from_iterator(checked_texts(texts), trainer)
     return _wrap(tokenizer, SPECIAL_TOKENS)
 
 
@@ -87,7 +87,8 @@ def _wrap(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> PreTrainedTok
     )
 
 
-def _checked(texts: Iterable[str]) -> Iterable[str]:
+def checked_texts(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, or a TypeError for a single string and for what is no string."""
     if isinstance(texts, str):
         raise TypeError("texts must be an iterable of strings, got a single string; pass [text].")
     for text in texts:

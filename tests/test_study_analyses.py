@@ -68,7 +68,7 @@ def test_analyses_are_made_once_and_of_finished_cells(tmp_path):
     before = path.stat().st_mtime_ns
     assert study.analyse(progress=False) == [] and path.stat().st_mtime_ns == before
     other = make_study(cell, tmp_path, attention={"select": select, "examples": 5})
-    with pytest.raises(ValueError, match="must be of the recipe's options {'examples': 5}"):
+    with pytest.raises(ValueError, match=r"must be of the recipe's settings \(options={'examples': 5}\)"):
         other.analyse(progress=False)
     assert make_study(cell, tmp_path, attention={"select": {"order": ["fixed"]}}).analyse(progress=False) == []
 

@@ -55,7 +55,7 @@ from modeling_aoarm.measuring import (
     print_table,
     print_verdicts,
 )
-from modeling_aoarm.reporting import replacing, versions, write_json
+from modeling_aoarm.reporting import save_figure, versions, write_json
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -334,8 +334,7 @@ def draw(path: Path, cells: Mapping[str, dict[str, Any]], compared: Mapping[str,
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(path, figure)
 
 
 def main(argv: list[str]) -> None:

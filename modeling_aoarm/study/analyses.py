@@ -8,11 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ..attention_intervention import HiddenRowLosses, hidden_row_losses
-from ..attention_mass import AttentionMass, attention_mass, without_nan
+from ..attention_mass import AttentionMass, attention_mass
 from ..attention_pictures import plot_attention_mass, plot_hidden_rows
-from .frontier import frontier
+from ..reporting import finite
+from .frontier import frontier, references
 from .measures import HeldOut
 from .predictions import model_inputs
+from .text import TextSource
 
 
 def attention_batches_of(
@@ -83,7 +85,7 @@ def analyse_attention(
             attention_mass(model, batches, near=near, own_row=True, progress=progress),
             hidden_row_losses(model, batches, counts, choices=choices, own_row=True, progress=progress),
         )
-    return without_nan(found)
+    return finite(found)
 
 
 def _attention_figures(mass: AttentionMass, losses: HiddenRowLosses) -> dict:
@@ -104,11 +106,20 @@ def analyse_samples(
     model: PreTrainedModel,
     held_out: HeldOut,
     vocabulary: frozenset[str],
-    references: dict,
+    text: TextSource,
     num_words: int = 10_000,
     progress: bool = True,
 ) -> dict:
-    """Coherence and diversity of what a model trained on text writes; see [`frontier`]."""
+    """Coherence and diversity of what a model trained on text writes, and of held-out text and noise; see [`frontier`].
+
+    Args:
+        model: trained.
+        held_out: of the model's cell.
+        vocabulary: the words of the training text.
+        text: held-out text.
+        num_words: how many words are pooled at each temperature.
+        progress: show a progress bar.
+    """
     cell = held_out.cell
     points = frontier(model, cell.order, cell.length, vocabulary, num_words, progress=progress)
-    return {"points": points, "references": references}
+    return {"points": points, "references": references(text, cell.length, vocabulary, num_words)}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..attention_pictures import CHOSEN
 from ..attention_pictures import COLOURS as CHOICE_COLOURS
-from ..reporting import replacing
+from ..reporting import save_figure
 from .models import MODELS, READS_PREFIXES
 
 
@@ -151,8 +151,7 @@ def _finish(figure: Figure, path: str | os.PathLike) -> None:
     # Columns that the figure is wide enough for.
     columns = max(1, int(figure.get_figwidth() // 3.6))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save_figure(path, figure, dpi=110)
 
 
 def _scale_nats(axes: Axes, rows: list[dict]) -> None:

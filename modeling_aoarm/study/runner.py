@@ -13,6 +13,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import math
 import os
@@ -27,7 +28,6 @@ from transformers import PreTrainedModel
 from ..reporting import replacing, versions, write_json
 from ..text_metrics import vocabulary_of
 from .analyses import analyse_attention, analyse_samples
-from .frontier import references
 from .markov import MarkovMixture
 from .measures import HELD_OUT_SEED, HeldOut
 from .models import study_model
@@ -85,17 +85,7 @@ class Study:
         Raises:
             ValueError: it was made with other settings.
         """
-        path = self.path("cells", cell)
-        if not path.exists():
-            return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in {"cell": cell.settings(), **self.identity(cell)}.items():
-            if found[name] != value:
-                raise ValueError(
-                    f"{path} must be of the recipe's settings ({name}={value}), got {found[name]}; choose another "
-                    "folder, or remove the file."
-                )
-        return found
+        return read_result(self.path("cells", cell), {"cell": cell.settings(), **self.identity(cell)})
 
     def identity(self, cell: Cell) -> dict:
         """What a cell's sentences depend on besides its settings."""
@@ -207,40 +197,31 @@ class Study:
         """
         deadline = time.monotonic() + 60 * minutes
         made = []
-        for analysis in ANALYSES:
-            options = self.recipe.options(analysis)
-            for cell in self.recipe.selected(analysis):
-                path = self.path(analysis, cell)
-                with self._holding(cell) as is_mine:
-                    if path.exists():
-                        found = json.loads(path.read_text(encoding="utf-8"))
-                        for name, value in (("options", options), ("cell", cell.settings())):
-                            if found[name] != value:
-                                raise ValueError(
-                                    f"{path} must be of the recipe's {name} {value}, got {found[name]}; remove the "
-                                    "file, or choose another folder."
-                                )
-                        continue
-                    is_ready = self.result(cell) is not None and self.path("weights", cell).exists()
-                    if not is_mine or not is_ready or time.monotonic() > deadline:
-                        continue
-                    model, held_out = self.model(cell, trained=True), self.held_out(cell)
-                    if analysis == "attention":
-                        stem = path.with_suffix("")
-                        found = analyse_attention(model, held_out, stem, progress=progress, **options)
-                    else:
-                        found = analyse_samples(
-                            model, held_out, *self._words(cell, **options), progress=progress, **options
-                        )
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(path, {"cell": cell.settings(), "options": options} | found)
-                    made.append(f"{analysis}/{cell.key}")
+        for analysis, cell in [(name, cell) for name in ANALYSES for cell in self.recipe.selected(name)]:
+            settings = {"cell": cell.settings(), "options": self.recipe.options(analysis)}
+            path = self.path(analysis, cell)
+            with self._holding(cell) as is_mine:
+                if read_result(path, settings) is not None or not is_mine or time.monotonic() > deadline:
+                    continue
+                if self.result(cell) is None or not self.path("weights", cell).exists():
+                    continue
+                found = self._analysis(analysis, cell, progress, **settings["options"])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, settings | found)
+                made.append(f"{analysis}/{cell.key}")
         return made
 
-    def _words(self, cell: Cell, num_words: int = 10_000) -> tuple[frozenset[str], dict]:
-        """The words of the training text, and what text and noise reach with them."""
-        vocabulary = vocabulary_of([self.train_text.text])
-        return vocabulary, references(self.held_out_text, cell.length, vocabulary, num_words)
+    def _analysis(self, analysis: str, cell: Cell, progress: bool, **options) -> dict:
+        model, held_out = self.model(cell, trained=True), self.held_out(cell)
+        if analysis == "attention":
+            stem = self.path(analysis, cell).with_suffix("")
+            return analyse_attention(model, held_out, stem, progress=progress, **options)
+        return analyse_samples(model, held_out, self.vocabulary, self.held_out_text, progress=progress, **options)
+
+    @functools.cached_property
+    def vocabulary(self) -> frozenset[str]:
+        """The words of the training text."""
+        return vocabulary_of([self.train_text.text])
 
     @contextlib.contextmanager
     def _holding(self, cell: Cell) -> Iterator[bool]:
@@ -318,6 +299,24 @@ class Study:
             # Without indentation: most of it are long lists of numbers.
             temporary.write_text(json.dumps(row) + "\n", encoding="utf-8")
         self.path("states", cell).unlink(missing_ok=True)
+
+
+def read_result(path: Path, settings: dict) -> dict | None:
+    """What a file of results holds; `None` where there is none.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if found[name] != value:
+            raise ValueError(
+                f"{path} must be of the recipe's settings ({name}={value}), got {found[name]}; choose another folder, "
+                "or remove the file."
+            )
+    return found
 
 
 def same_speed(one: Cell, other: Cell) -> bool:

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Running text of 27 symbols, a to z and space, as a source of sentences of equal length."""
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -39,7 +40,7 @@ class TextSource:
         codes = torch.frombuffer(bytearray(text.encode("ascii")), dtype=torch.uint8)
         self.text, self.codes = text, torch.where(codes == ord(" "), 0, codes - ord("a") + 1)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Different texts have different ones."""
         return hashlib.blake2b(self.text.encode("ascii"), digest_size=8).hexdigest()

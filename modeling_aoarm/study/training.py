@@ -7,6 +7,7 @@ see the same sentences and orders, and a run that was killed goes on with the nu
 """
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -65,9 +66,8 @@ class CellTraining:
         self.cell, self.model, self.source, self.state_path = cell, model, source, state_path
         self.settings = {"cell": cell.settings(), "bf16": bf16} | (settings or {})
         self.bf16, self.deadline, self.save_seconds = bf16, deadline, save_seconds
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            weights, lr=cell.learning_rate, betas=(0.9, 0.95), weight_decay=cell.weight_decay, fused=True
+            model.parameters(), lr=cell.learning_rate, betas=(0.9, 0.95), weight_decay=cell.weight_decay, fused=True
         )
         self.loss = torch.compile(self.losses, dynamic=False) if compile else self.losses
         self.step, self.curve, self.results = 0, [], {}
@@ -129,8 +129,8 @@ class CellTraining:
 
         Returns:
             The learning curve of the trunk and of the last branch (`tokens`, and `nll` in nats per symbol, the mean
-            over the steps since the point before; every batch is new to the model), and what `measure` returned for
-            each branch, by its share as a string. The model has the weights of the last branch.
+            over the steps since the point before, each before it learned from its batch), and what `measure` returned
+            for each branch, by its share as a string. The model has the weights of the last branch.
 
         Raises:
             OutOfTime: at the deadline.
@@ -183,18 +183,14 @@ class CellTraining:
 
     def _snapshot(self) -> dict:
         """The training as it is now."""
-        return {
-            "step": self.step,
-            "model": {name: value.clone() for name, value in self.model.state_dict().items()},
-            "optimizer": _copied(self.optimizer.state_dict()),
-            "curve": [dict(point) for point in self.curve],
-        }
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "curve": self.curve}
+        return copy.deepcopy(state) | {"step": self.step}
 
     def _restore(self, snapshot: dict) -> None:
         """Goes on from a snapshot, whose tensors then change."""
         self.model.load_state_dict(snapshot["model"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
-        self.step, self.curve = snapshot["step"], [dict(point) for point in snapshot["curve"]]
+        self.step, self.curve = snapshot["step"], snapshot["curve"]
 
     def _save(self) -> None:
         state = {
@@ -218,14 +214,6 @@ class CellTraining:
                 )
             self._restore(state["now"])
             self.trunk, self.seconds, self.results = state["trunk"], state["seconds"], state["results"]
-
-
-def _copied(state: dict) -> dict:
-    """An optimiser's state whose tensors do not change with the optimiser's."""
-    moments = {
-        number: {name: value.clone() for name, value in entry.items()} for number, entry in state["state"].items()
-    }
-    return {"state": moments, "param_groups": [dict(group) for group in state["param_groups"]]}
 
 
 def training_flops(cell: Cell, model: PreTrainedModel, vocab_size: int) -> float:
