@@ -115,7 +115,7 @@ def report(folder: Path) -> None:
     for row in flat:
         is_exact = "excess" in row
         error = row["excess_standard_error" if is_exact else "standard_error"]
-        names = row["source"], str(row["length"]), row["order"], row["model"], str(row["seed"])
+        names = [str(row[name]) for name in ("source", "length", "order", "learning_rate", "model", "seed")]
         table.append(
             (
                 *names,
@@ -126,8 +126,8 @@ def report(folder: Path) -> None:
                 f"{row['unigram_entropy']:.4f}" + ("" if row["beats_unigram"] else " (not beaten)"),
             )
         )
-    columns = ("source", "length", "order", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
-    print_table("Nats per symbol", columns, table, left=4)
+    columns = ("source", "length", "order", "rate", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
+    print_table("Nats per symbol", columns, table, left=5)
 
 
 def main(argv: list[str]) -> None:

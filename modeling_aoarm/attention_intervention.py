@@ -6,7 +6,7 @@ Attention mass is only correlation; this is the intervention.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -108,6 +108,21 @@ class HiddenRowLosses:
         prediction, content = self.hidden_nll["prediction"], self.hidden_nll["content"]
         contrasts = [losses["nearest"] - losses["recent"] for losses in (prediction, content)]
         return Difference.per_token(contrasts[0] - contrasts[1], self.example_tokens)
+
+    def joined(self, size: int) -> "HiddenRowLosses":
+        """The same with every `size` consecutive examples as one, where they are of one sentence.
+
+        Raises:
+            ValueError: `size` does not divide the number of examples.
+        """
+        if as_integer("size", size) < 1 or len(self.example_tokens) % size:
+            raise ValueError(f"`size` must divide the {len(self.example_tokens)} examples, got {size}.")
+        hidden = {
+            stream: {choice: nll.unflatten(1, (-1, size)).sum(2) for choice, nll in each.items()}
+            for stream, each in self.hidden_nll.items()
+        }
+        tokens, nll = (each.unflatten(0, (-1, size)).sum(1) for each in (self.example_tokens, self.example_nll))
+        return replace(self, example_tokens=tokens, example_nll=nll, hidden_nll=hidden)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as lists, `None` for NaN; without those of single examples."""

@@ -260,6 +260,19 @@ def test_contrasts_by_hand():
     assert alone.dissociation is None and alone.to_dict()["dissociation"] is None
 
 
+def test_examples_of_one_sentence_are_joined():
+    nll = torch.tensor([1.0, 3.0, 2.0, 4.0]).double()
+    hidden = {"prediction": {"nearest": torch.stack([nll, nll + torch.tensor([1.0, 3.0, 6.0, 0.0])])}}
+    found = HiddenRowLosses((0, 1), False, torch.tensor([1, 2, 3, 4]), nll, hidden).joined(2)
+    assert found.example_tokens.tolist() == [3, 7] and found.example_nll.tolist() == [4, 6]
+    assert found.hidden_nll["prediction"]["nearest"].tolist() == [[4, 6], [8, 12]]
+    # As before in the mean, and differently in the error.
+    assert found.excess("prediction", "nearest").mean.tolist() == [0, 1]
+    for size in (0, 3):
+        with pytest.raises(ValueError, match=f"`size` must divide the 4 examples, got {size}"):
+            HiddenRowLosses((0, 1), False, torch.tensor([1, 2, 3, 4]), nll, hidden).joined(size)
+
+
 def test_the_model_is_left_as_it_was():
     model, batch = tiny_model("two_stream").train(), random_rows("two_stream", 2, 8)
     hide(model, [batch])

@@ -299,7 +299,7 @@ def test_recipes_are_read(tmp_path):
         Recipe.load(path)
 
 
-@pytest.mark.parametrize("name", ["study_smoke", "study_cpu", "study_gpu"])
+@pytest.mark.parametrize("name", ["study_smoke", "study_cpu", "study_cpu_rates", "study_gpu"])
 def test_the_recipes_of_the_repository_are_read(name):
     recipe = Recipe.load(REPOSITORY / "configuration" / "recipes" / f"{name}.yaml")
     assert len({cell.key for cell in recipe.cells}) == len(recipe.cells)
@@ -325,6 +325,31 @@ def test_gaps_are_paired_differences():
     # Differences 0.1, 0.3 and 0.5: standard deviation 0.2.
     assert gap["standard_error"] == pytest.approx(0.2 / 3**0.5)
     assert (gap["seed"], gap["length"], gap["neighbour_row_lag"]) == (0, 6, 2.0)
+
+
+def test_learning_rates_are_compared_apart():
+    """Cells of another rate have files and gaps of their own, in a folder that they share with the others."""
+    rows = [
+        make_row(name, [loss * rate], learning_rate=rate)
+        for rate in (2e-3, 4e-3)
+        for name, loss in (("decoupled_rope", 300.0), ("two_stream_content", 200.0))
+    ]
+    assert [(gap["learning_rate"], gap["gap"]) for gap in figures.gaps(rows)] == [
+        (2e-3, pytest.approx(0.2)),
+        (4e-3, pytest.approx(0.4)),
+    ]
+    recipes = [
+        Recipe.load(REPOSITORY / "configuration" / "recipes" / f"{name}.yaml")
+        for name in ("study_cpu", "study_cpu_rates")
+    ]
+    keys = [{cell.key for cell in recipe.cells} for recipe in recipes]
+    assert keys[0].isdisjoint(keys[1]) and "synthetic-256-uniform-decoupled_rope-rate0.004-seed0" in keys[1]
+    # All but the rate is as in the cell it is compared with.
+    known = {cell.key: cell.settings() for cell in recipes[0].cells}
+    for cell in recipes[1].cells:
+        twin = known[dataclasses.replace(cell, learning_rate=2e-3).key]
+        assert {name for name, value in cell.settings().items() if twin[name] != value} <= {"learning_rate", "branches"}
+    assert recipes[0].markov == recipes[1].markov
 
 
 def test_smoke_study_twice_and_killed_half_way(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from scripts import REPOSITORY
 
 from modeling_aoarm.attention_intervention import hidden_row_losses
-from modeling_aoarm.study.analyses import attention_batches_of
+from modeling_aoarm.study.analyses import analyse_attention, attention_batches_of
 from modeling_aoarm.study.frontier import frontier, references, sample_sentences, whole_words
 from modeling_aoarm.study.models import study_model
 from modeling_aoarm.study.predictions import draw_orders, predict
@@ -71,6 +71,16 @@ def test_analyses_are_made_once_and_of_finished_cells(tmp_path):
     with pytest.raises(ValueError, match=r"must be of the recipe's settings \(options={'examples': 5}\)"):
         other.analyse(progress=False)
     assert make_study(cell, tmp_path, attention={"select": {"order": ["fixed"]}}).analyse(progress=False) == []
+
+
+@pytest.mark.parametrize("name", ["decoupled_rope", "bidirectional"])
+def test_errors_are_over_sentences(tmp_path, name):
+    """A sentence that is measured with several prefixes is one example."""
+    cell = make_cell(name)
+    study = make_study(cell, tmp_path)
+    model, held_out = study.model(cell), study.held_out(cell)
+    analyse_attention(model, held_out, tmp_path / "stem", examples=5, counts=[1], progress=False)
+    assert json.loads((tmp_path / "stem-hidden.json").read_text())["examples"] == 5
 
 
 def test_recipes_with_wrong_analyses_are_refused(tmp_path):

@@ -72,7 +72,9 @@ def analyse_attention(
     """
     batches = attention_batches_of(model, held_out, examples)
     mass = attention_mass(model, batches, near=near, progress=progress)
-    losses = hidden_row_losses(model, batches, counts, progress=progress)
+    # All prefixes of a sentence are one example.
+    copies = sum(len(rows["input_ids"]) for rows in batches) // len(held_out.tokens[:examples])
+    losses = hidden_row_losses(model, batches, counts, progress=progress).joined(copies)
     cell = held_out.cell
     title = f"{cell.model}, {cell.source}, length {cell.length}, {cell.order}"
     stem.parent.mkdir(parents=True, exist_ok=True)

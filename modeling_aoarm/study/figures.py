@@ -14,6 +14,7 @@ from ..attention_pictures import CHOSEN
 from ..attention_pictures import COLOURS as CHOICE_COLOURS
 from ..reporting import save_figure
 from .models import MODELS, READS_PREFIXES
+from .recipe import Cell
 
 
 LABELS = {
@@ -53,7 +54,7 @@ def table_rows(rows: Iterable[dict]) -> list[dict]:
             symbols = float(share) * cell["tokens"]
             per_symbol = row["training_flops_per_symbol"]
             flat.append(
-                {name: cell[name] for name in ("source", "length", "order", "model", "seed")}
+                {name: cell[name] for name in ("source", "length", "order", "learning_rate", "model", "seed")}
                 | {
                     "share": float(share),
                     "symbols": int(symbols),
@@ -78,15 +79,15 @@ def gaps(rows: Iterable[dict], one: str = ONE, two: str = TWO) -> list[dict]:
     """The nats per symbol that one model needs more than another, cell by cell, on the same sentences and orders.
 
     Returns:
-        For each source, length, order and seed that both have: `gap`, its `standard_error` over held-out sentences
-        (paired), and what the order is like.
+        For each source, length, order, learning rate and seed that both have: `gap`, its `standard_error` over
+        held-out sentences (paired), and what the order is like.
     """
     by_place = defaultdict(dict)
     for row in rows:
         cell = row["cell"]
-        by_place[cell["source"], cell["length"], cell["order"], cell["seed"]][cell["model"]] = row
+        by_place[(*_place(cell), cell["seed"])][cell["model"]] = row
     found = []
-    for (source, length, order, seed), models in sorted(by_place.items()):
+    for (source, length, order, rate, seed), models in sorted(by_place.items()):
         if one not in models or two not in models:
             continue
         first, second = models[one], models[two]
@@ -100,6 +101,7 @@ def gaps(rows: Iterable[dict], one: str = ONE, two: str = TWO) -> list[dict]:
                 "source": source,
                 "length": length,
                 "order": order,
+                "learning_rate": rate,
                 "seed": seed,
                 "gap": centre,
                 "standard_error": (spread / len(differences)) ** 0.5,
@@ -111,20 +113,29 @@ def gaps(rows: Iterable[dict], one: str = ONE, two: str = TWO) -> list[dict]:
     return found
 
 
-def _panels(rows: list[dict]) -> dict[tuple[str, int, str], list[dict]]:
-    """Rows by source, length and order."""
+def _place(cell: dict) -> tuple[str, int, str, float]:
+    """What cells share that are compared: source, length, order and learning rate."""
+    return tuple(cell[name] for name in ("source", "length", "order", "learning_rate"))
+
+
+def _in_order(order: str, rate: float) -> str:
+    """An order's name, with the learning rate if it is not what cells have by default."""
+    return order if rate == Cell.learning_rate else f"{order}, rate {rate:g}"
+
+
+def _panels(rows: list[dict]) -> dict[tuple[str, int, str, float], list[dict]]:
+    """Rows by what they share."""
     panels = defaultdict(list)
     for row in rows:
-        cell = row["cell"]
-        panels[cell["source"], cell["length"], cell["order"]].append(row)
+        panels[_place(row["cell"])].append(row)
     return dict(sorted(panels.items()))
 
 
 def _grid(rows: list[dict], title: str) -> tuple[Figure, list[tuple[Axes, list[dict]]]]:
-    """A figure with a panel for each source, length and order; a row of panels for each source and length."""
+    """A figure with a panel for each source, length, order and rate; a row of panels for each source and length."""
     panels = _panels(rows)
     lines = sorted({place[:2] for place in panels})
-    orders = {line: [place[2] for place in panels if place[:2] == line] for line in lines}
+    orders = {line: [place[2:] for place in panels if place[:2] == line] for line in lines}
     width = max(map(len, orders.values()))
     figure = Figure(figsize=(4.2 * width + 0.6, 3.1 * len(lines) + 1.2), layout="constrained")
     axes = figure.subplots(len(lines), width, squeeze=False, sharey="row")
@@ -136,9 +147,9 @@ def _grid(rows: list[dict], title: str) -> tuple[Figure, list[tuple[Axes, list[d
                 panel.axis("off")
                 continue
             order = orders[line][place]
-            panel.set_title(f"{line[0]}, length {line[1]}, {order}", fontsize=10)
+            panel.set_title(f"{line[0]}, length {line[1]}, {_in_order(*order)}", fontsize=10)
             panel.grid(alpha=0.3)
-            filled.append((panel, panels[(*line, order)]))
+            filled.append((panel, panels[(*line, *order)]))
     figure.suptitle(title)
     return figure, filled
 
@@ -244,7 +255,7 @@ def plot_gaps(found: list[dict], path: Path) -> None:
                 label=f"length {each['length']}, {'random' if each['order_is_random'] else 'one order for all'}",
             )
             axes.annotate(
-                each["order"],
+                _in_order(each["order"], each["learning_rate"]),
                 (each["neighbour_row_lag"], each["gap"]),
                 textcoords="offset points",
                 xytext=(5, 5),
@@ -260,20 +271,17 @@ def plot_gaps(found: list[dict], path: Path) -> None:
 
 def plot_attention(found: list[dict], path: Path) -> None:
     """What hiding rows costs each model, by number of hidden rows; a panel for each model's stream and each order."""
-    panels = defaultdict(list)
-    for each in found:
-        cell = each["cell"]
-        panels[cell["source"], cell["length"], cell["order"]].append(each)
+    panels = _panels(found)
     for here in panels.values():
         here.sort(key=lambda each: list(MODELS).index(each["cell"]["model"]))
     streams = {
         place: [(each, stream) for each in here for stream in each["excess"] if stream != "all"]
-        for place, here in sorted(panels.items())
+        for place, here in panels.items()
     }
     width = max(map(len, streams.values()))
     figure = Figure(figsize=(3.1 * width + 0.6, 3.1 * len(streams) + 1.2), layout="constrained")
     all_axes = figure.subplots(len(streams), width, squeeze=False, sharey="row")
-    for line, ((source, length, order), here) in zip(all_axes, streams.items(), strict=True):
+    for line, ((source, length, *order), here) in zip(all_axes, streams.items(), strict=True):
         for axes in line[len(here) :]:
             axes.axis("off")
         for axes, (each, stream) in zip(line, here, strict=False):
@@ -296,7 +304,7 @@ def plot_attention(found: list[dict], path: Path) -> None:
             axes.axhline(0, color="black", linewidth=0.8)
             axes.grid(alpha=0.3)
             axes.set_xlabel("rows hidden")
-        line[0].set_ylabel(f"{source}, length {length}, {order}\nexcess loss, nats per symbol", fontsize=8)
+        line[0].set_ylabel(f"{source}, length {length}, {_in_order(*order)}\nexcess loss, nats per symbol", fontsize=8)
     figure.suptitle("What hiding rows from attention costs (two standard errors)")
     _finish(figure, path)
 

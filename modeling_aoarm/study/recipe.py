@@ -88,9 +88,10 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The name of the cell's files."""
+        """The name of the cell's files; it tells the learning rate where that is not the default."""
         order = self.order.replace("(", "").replace(")", "")
-        return f"{self.source}-{self.length}-{order}-{self.model}-seed{self.seed}"
+        rate = "" if self.learning_rate == Cell.learning_rate else f"-rate{self.learning_rate:g}"
+        return f"{self.source}-{self.length}-{order}-{self.model}{rate}-seed{self.seed}"
 
     @property
     def final_share(self) -> float:
