@@ -321,11 +321,12 @@ def plot_frontiers(samples: list[dict], path: Path) -> None:
     all_axes = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, length in zip(all_axes, lengths, strict=True):
         here = [each for each in samples if each["cell"]["length"] == length]
-        for each in here:
+        for number, each in enumerate(here):
             points = [point for point in each["points"] if "coherence" in point]
             x, y = [point["diversity"] for point in points], [point["coherence"] for point in points]
             _line(axes, each, x, y, marker="o", markersize=4)
-            for point in points[:: max(1, len(points) - 1)]:
+            # All curves run from the lowest temperature to the highest: one is labelled.
+            for point in points[:: max(1, len(points) - 1)] if number == 0 else []:
                 axes.annotate(
                     f"T={point['temperature']}",
                     (point["diversity"], point["coherence"]),
