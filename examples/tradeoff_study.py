@@ -115,10 +115,9 @@ def report(folder: Path) -> None:
     for row in flat:
         is_exact = "excess" in row
         error = row["excess_standard_error" if is_exact else "standard_error"]
-        names = [str(row[name]) for name in ("source", "length", "order", "learning_rate", "model", "seed")]
         table.append(
             (
-                *names,
+                *(str(row[name]) for name in ("source", "length", "order", "learning_rate", "model", "seed")),
                 f"{row['symbols'] / 1e6:.2f}M",
                 f"{row['nll']:.4f}",
                 f"{row['excess']:.4f}" if is_exact else "-",
@@ -128,6 +127,19 @@ def report(folder: Path) -> None:
         )
     columns = ("source", "length", "order", "rate", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
     print_table("Nats per symbol", columns, table, left=5)
+    print_table(
+        f"What {figures.ONE} needs more than others, on the same sentences and orders",
+        ("source", "length", "order", "rate", "other", "seed", "rows to a neighbour", "nats", "s.e."),
+        [
+            (
+                *(str(gap[name]) for name in ("source", "length", "order", "learning_rate", "other", "seed")),
+                f"{gap['neighbour_row_lag']:.1f}",
+                *(f"{gap[name]:.4f}" for name in ("gap", "standard_error")),
+            )
+            for gap in found
+        ],
+        left=5,
+    )
 
 
 def main(argv: list[str]) -> None:

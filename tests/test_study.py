@@ -320,7 +320,9 @@ def make_row(model, examples, **changes):
 def test_gaps_are_paired_differences():
     rows = [make_row("two_stream_content", [0.1, 0.2, 0.6]), make_row("decoupled_rope", [0.2, 0.5, 1.1])]
     rows += [make_row("decoupled_rope", [9.0, 9.0, 9.0], seed=1)]
-    [gap] = figures.gaps(rows)
+    rows += [make_row("half_own", [1.2, 1.5, 2.1])]
+    gap, other = figures.gaps(rows)
+    assert (gap["other"], other["other"], other["gap"]) == ("two_stream_content", "half_own", pytest.approx(-1))
     assert gap["gap"] == pytest.approx(0.3)
     # Differences 0.1, 0.3 and 0.5: standard deviation 0.2.
     assert gap["standard_error"] == pytest.approx(0.2 / 3**0.5)

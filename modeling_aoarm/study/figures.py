@@ -4,6 +4,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -30,8 +31,9 @@ LABELS = {
     "causal": "left to right",
 }
 COLOURS = dict(zip(MODELS, [f"C{number}" for number in range(len(MODELS))], strict=True))
-# The minimal pair: one stream against two that start alike.
-ONE, TWO = "decoupled_rope", "two_stream_content"
+# One stream, and what it is compared with: first two that start alike, the minimal pair.
+ONE = "decoupled_rope"
+OTHERS = ("two_stream_content", "two_stream_learned", "layers_twice", "half_own")
 
 
 def final_branch(row: dict) -> dict:
@@ -75,22 +77,22 @@ def table_rows(rows: Iterable[dict]) -> list[dict]:
     return flat
 
 
-def gaps(rows: Iterable[dict], one: str = ONE, two: str = TWO) -> list[dict]:
-    """The nats per symbol that one model needs more than another, cell by cell, on the same sentences and orders.
+def gaps(rows: Iterable[dict]) -> list[dict]:
+    """The nats per symbol that `ONE` needs more than each of `OTHERS`, cell by cell, on the same sentences and orders.
 
     Returns:
-        For each source, length, order, learning rate and seed that both have: `gap`, its `standard_error` over
-        held-out sentences (paired), and what the order is like.
+        For each of `OTHERS` (`other`) and each source, length, order, learning rate and seed that both have: `gap`, its
+        `standard_error` over held-out sentences (paired), and what the order is like.
     """
     by_place = defaultdict(dict)
     for row in rows:
         cell = row["cell"]
         by_place[(*_place(cell), cell["seed"])][cell["model"]] = row
     found = []
-    for (source, length, order, rate, seed), models in sorted(by_place.items()):
-        if one not in models or two not in models:
+    for other, ((source, length, order, rate, seed), models) in product(OTHERS, sorted(by_place.items())):
+        if ONE not in models or other not in models:
             continue
-        first, second = models[one], models[two]
+        first, second = models[ONE], models[other]
         name = f"example_{target(first)}"
         pairs = zip(final_branch(first)[name], final_branch(second)[name], strict=True)
         differences = [left - right for left, right in pairs]
@@ -98,6 +100,7 @@ def gaps(rows: Iterable[dict], one: str = ONE, two: str = TWO) -> list[dict]:
         spread = sum((each - centre) ** 2 for each in differences) / max(1, len(differences) - 1)
         found.append(
             {
+                "other": other,
                 "source": source,
                 "length": length,
                 "order": order,
@@ -236,12 +239,16 @@ def plot_branches(rows: list[dict], path: Path) -> None:
 
 
 def plot_gaps(found: list[dict], path: Path) -> None:
-    """The gap of the minimal pair against how far back an observed neighbour is, in rows."""
+    """Gaps against how far back an observed neighbour is, in rows; a row of panels for each source."""
     sources = sorted({each["source"] for each in found})
-    figure = Figure(figsize=(6.2 * len(sources) + 0.4, 4.8), layout="constrained")
-    all_axes = figure.subplots(1, len(sources), squeeze=False)[0]
-    for axes, source in zip(all_axes, sources, strict=True):
-        here = [each for each in found if each["source"] == source]
+    others = [other for other in OTHERS if any(each["other"] == other for each in found)]
+    figure = Figure(figsize=(5 * len(others) + 0.4, 4 * len(sources) + 0.6), layout="constrained")
+    all_axes = figure.subplots(len(sources), len(others), squeeze=False, sharey="row")
+    for axes, (source, other) in zip(all_axes.flat, product(sources, others), strict=True):
+        here = [each for each in found if (each["source"], each["other"]) == (source, other)]
+        if not here:
+            axes.axis("off")
+            continue
         lengths = sorted({each["length"] for each in here})
         for each in here:
             axes.errorbar(
@@ -262,8 +269,8 @@ def plot_gaps(found: list[dict], path: Path) -> None:
                 fontsize=8,
             )
         axes.axhline(0, color="black", linewidth=1)
-        axes.set_title(f"{source}: decoupled RoPE minus two streams (content)", fontsize=11)
-        axes.set_xlabel("rows back to the observed symbol nearest to the target (mean)")
+        axes.set_title(f"{source}: {LABELS[ONE]}\nminus {LABELS[other].removeprefix(f'{LABELS[ONE]}, ')}", fontsize=10)
+        axes.set_xlabel("rows back to the observed symbol\nnearest to the target (mean)")
         axes.set_ylabel("gap, nats per symbol\n(two standard errors over held-out sentences)")
         axes.grid(alpha=0.3)
     _finish(figure, path)
