@@ -241,6 +241,7 @@ def plot_branches(rows: list[dict], path: Path) -> None:
 def plot_gaps(found: list[dict], path: Path) -> None:
     """Gaps against how far back an observed neighbour is, in rows; a row of panels for each source."""
     sources = sorted({each["source"] for each in found})
+    lengths = sorted({each["length"] for each in found})
     others = [other for other in OTHERS if any(each["other"] == other for each in found)]
     figure = Figure(figsize=(5 * len(others) + 0.4, 4 * len(sources) + 0.6), layout="constrained")
     all_axes = figure.subplots(len(sources), len(others), squeeze=False, sharey="row")
@@ -249,7 +250,6 @@ def plot_gaps(found: list[dict], path: Path) -> None:
         if not here:
             axes.axis("off")
             continue
-        lengths = sorted({each["length"] for each in here})
         for each in here:
             axes.errorbar(
                 each["neighbour_row_lag"],
