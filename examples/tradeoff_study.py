@@ -12,10 +12,10 @@ known; text gives differences. A recipe says which cells there are:
     python examples/tradeoff_study.py configuration/recipes/study_gpu.yaml --output_dir outputs/study_gpu \\
         --train_file ... --validation_file ... --device cuda --compile --bf16 --max_minutes 9
 
-*Smoke* takes a minute on 2 cores and shows nothing; *CPU* two to three hours on 2 cores; *GPU* as long as it gets, in
-pieces: the same command goes on where a run ended or was killed, in any number of processes, and no finished cell is
+*Smoke* takes a minute on 2 cores and shows nothing; *CPU* three and a half hours on 2 cores; *GPU* as long as it gets,
+in pieces: the same command goes on where a run ended or was killed, in any number of processes, and no finished cell is
 computed again. `--plan_seconds 10` says beforehand how long training will take. Without files the text is that of the
-manual inside CPython.
+manual inside CPython. `study_cpu_rates.yaml` adds half and double the learning rate to the folder of *CPU*.
 
 The output folder has a file for each finished cell (`cells`) and its model (`weights`), `attention` (where each head
 looks, and what cutting edges costs) and `samples` (coherence and diversity of sampled text) for the cells that the
