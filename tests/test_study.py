@@ -198,8 +198,8 @@ def test_a_state_of_other_settings_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CellTraining, "train_step", then_stop)
         assert run_study([cell], tmp_path)[1] == []
-    with pytest.raises(ValueError, match="must be of the settings .*'learning_rate': 0.02"):
-        run_study([dataclasses.replace(cell, learning_rate=0.02)], tmp_path)
+    with pytest.raises(ValueError, match="must be of the settings .*'weight_decay': 0.02"):
+        run_study([dataclasses.replace(cell, weight_decay=0.02)], tmp_path)
     with pytest.raises(ValueError, match="must be of the settings"):
         Study(Recipe((cell,), MARKOV | {"num_chains": 3}), tmp_path).run(progress=False, flops=False)
     assert run_study([cell], tmp_path)[1] == [cell.key]
