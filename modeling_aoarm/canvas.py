@@ -198,6 +198,55 @@ def check_generators(generator: torch.Generator | Sequence[torch.Generator] | No
         raise ValueError(f"`generator` must be one generator or one for each of {batch} examples, got {count}.")
 
 
+def check_token_sets(
+    token_sets: torch.Tensor | None,
+    column_sets: torch.Tensor | None,
+    generation_mask: torch.Tensor,
+    vocab_size: int,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Checks which tokens may be filled into which columns.
+
+    Args:
+        token_sets: bool `[sets, vocab]`, or `None`.
+        column_sets: int64 `[batch, columns]`, the number of each column's set, -1 for any token; or `None`.
+        generation_mask: bool `[batch, columns]`, True for blanks.
+        vocab_size: the model's.
+
+    Returns:
+        `None` if nothing is given, else `token_sets` with a last set of all tokens, and `column_sets`.
+
+    Raises:
+        ValueError: for one without the other, a wrong shape, dtype or device, a number of no set, and an empty set.
+    """
+    if token_sets is None and column_sets is None:
+        return None
+    shape = list(generation_mask.shape)
+    for name, value, dtype, form, fits in (
+        ("token_sets", token_sets, torch.bool, f"[sets, {vocab_size}]", lambda v: v.shape[1:] == (vocab_size,)),
+        ("column_sets", column_sets, torch.int64, f"{shape}", lambda v: list(v.shape) == shape),
+    ):
+        if not isinstance(value, torch.Tensor) or value.dtype != dtype or not fits(value):
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(
+                f"`token_sets` and `column_sets` go together: `{name}` must be a {dtype} tensor of shape {form}; got "
+                f"{got}."
+            )
+        if value.device != generation_mask.device:
+            raise ValueError(
+                f"`{name}` must be on the device of `input_ids`, {generation_mask.device}; got {value.device}."
+            )
+    if ((column_sets < -1) | (column_sets >= len(token_sets))).any():
+        raise ValueError(
+            f"`column_sets` must hold numbers in [-1, {len(token_sets)}), as there are {len(token_sets)} `token_sets`; "
+            f"got {_some(column_sets.unique())}."
+        )
+    if not token_sets.any(1).all():
+        raise ValueError(
+            f"`token_sets` must not be empty, got no token in {_some((~token_sets.any(1)).nonzero()[:, 0])}."
+        )
+    return torch.nn.functional.pad(token_sets, (0, 0, 0, 1), value=True), column_sets
+
+
 @dataclass
 class CanvasRows:
     """The rows that a batch of canvases turns into: context columns in their order, then blanks in decoding order.
@@ -322,6 +371,7 @@ __all__ = [
     "check_canvas",
     "check_count",
     "check_generators",
+    "check_token_sets",
     "is_named",
     "padded_rows",
     "resolve_order",

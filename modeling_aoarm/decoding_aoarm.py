@@ -107,6 +107,8 @@ class CanvasFilling:
         sampler: draws tokens.
         pad_token: what closed blanks hold; `None` where no token ends a sentence.
         cached: int64 `[batch]`, how many rows the cache has read.
+        restriction: sets of tokens, bool `[sets, vocab]`, the last of all tokens, and the set of each column, int64
+            `[batch, columns]`; `None` where any token may stand everywhere.
         keeps_batch: whether examples that are done stay in the batch.
         keeps_cache: whether the cache of all examples is wanted in the end.
         streamer: is shown the canvases, or `None`.
@@ -116,7 +118,7 @@ class CanvasFilling:
     # What is about one example each, and which of it is wanted in the end.
     STATE = (
         *("examples", "canvas", "columns", "places", "given", "sizes", "logprobs", "steps"),
-        *("decided", "total", "cached", "rightmost", "drafted"),
+        *("decided", "total", "cached", "rightmost", "drafted", "column_sets"),
     )
     RESULTS = ("canvas", "columns", "logprobs", "steps", "decided", "cached", "drafted")
 
@@ -129,6 +131,7 @@ class CanvasFilling:
         sampler: TokenSampler,
         pad_token: torch.Tensor | None,
         cached: torch.Tensor,
+        restriction: tuple[torch.Tensor, torch.Tensor] | None = None,
         keeps_batch: bool = False,
         keeps_cache: bool = False,
         streamer: Any = None,
@@ -146,6 +149,8 @@ class CanvasFilling:
         self.known_rows: CanvasRows | None = None
         self.examples = torch.arange(batch, device=device)
         self.decided, self.cached = rows.given.clone(), cached
+        self.token_sets, column_sets = (None, torch.zeros_like(canvas)) if restriction is None else restriction
+        self.column_sets = torch.nn.functional.pad(column_sets, (0, 1), value=-1)
         self.total = (rows.columns >= 0).sum(1)
         is_given = torch.arange(width, device=device) < rows.given[:, None]
         self.rightmost = rows.columns.masked_fill(~is_given, -1).amax(1)
@@ -227,7 +232,7 @@ class CanvasFilling:
         if adaptive:
             answers = self.bring_surest_forward(answers, count, most)
         answers = answers.float()
-        scores = self.sampler.process(self.without_early_ends(answers), self.rows_before(most))
+        scores = self.sampler.process(self.restrict_next(answers), self.rows_before(most))
         tokens = self.sampler.draw(scores, self.uniforms(most))
         logprobs, was_decided = log_probs_of(answers, tokens), self.decided
         if in_step:
@@ -264,7 +269,7 @@ class CanvasFilling:
         sure = []
         # In parts: float32 copies of the logits about all blanks of all examples would be the largest tensors by far.
         for part, places in zip(answers.split(TARGETS_AT_ONCE, 1), columns.split(TARGETS_AT_ONCE, 1), strict=True):
-            allowed = self.sampler.forbid_end(part.float(), places < self.rightmost[:, None])
+            allowed = self.restrict(part.float(), places, self.rightmost[:, None])
             sure.append(certainty(allowed, self.plan.adaptive))
         sure = torch.cat(sure, dim=1).masked_fill(columns < 0, -torch.inf)
         # The first is the leftmost of the surest.
@@ -290,7 +295,7 @@ class CanvasFilling:
         uniforms = self.uniforms(2 * length + 1)
 
         logits = answers[:, :, 0]
-        scores = self.without_early_ends(logits)
+        scores = self.restrict_next(logits)
         p = self.sampler.distribution(self.sampler.process(scores, self.rows_before(1 + drafts, follows_drafts=True)))
         rows = self.next_rows(1 + drafts)
         tokens = self.canvas.gather(1, self.place_of(self.columns.gather(1, rows)))
@@ -317,7 +322,7 @@ class CanvasFilling:
         self.drafted = torch.zeros_like(self.decided)
         if most:
             columns = self.next_columns(most)
-            scores = self.without_early_ends(answers[examples, accepted, 1:])
+            scores = self.restrict_next(answers[examples, accepted, 1:])
             scores = self.sampler.process(scores, self.rows_before(most))
             self.draft_weights = q = self.sampler.distribution(scores)
             drawn = self.sampler.draw_from(q, uniforms[:, length + 1 : length + 1 + most])
@@ -370,16 +375,25 @@ class CanvasFilling:
         """Where in the canvas columns are, with the place that is read by nobody for -1."""
         return columns.where(columns >= 0, self.canvas.shape[1] - 1)
 
-    def without_early_ends(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of the next blanks, `[active, places, vocab]`, without sentence ends left of a token that is there.
+    def restrict(self, logits: torch.Tensor, columns: torch.Tensor, rightmost: torch.Tensor) -> torch.Tensor:
+        """Logits without the tokens that may not stand in a column: sentence ends left of a token, other sets' tokens.
 
-        The blanks are filled one after the other, so those that come before are there too.
+        Args:
+            logits: `[active, places, vocab]`.
+            columns: int64 `[active, places]`, the columns that they are about.
+            rightmost: int64 `[active, places or 1]`, the last column that holds a token when these are filled.
         """
-        if self.sampler.eos_token_ids is None:
-            return logits
+        scores = self.sampler.forbid_end(logits, columns < rightmost)
+        if self.token_sets is None:
+            return scores
+        is_allowed = self.token_sets[self.column_sets.gather(1, self.place_of(columns))]
+        return scores.masked_fill(~is_allowed, -torch.inf)
+
+    def restrict_next(self, logits: torch.Tensor) -> torch.Tensor:
+        """`restrict` for the next blanks, which are filled one after the other: `[active, places, vocab]`."""
         columns = self.next_columns(logits.shape[1])
-        before = torch.cat([self.rightmost[:, None], columns[:, :-1]], dim=1).cummax(1).values
-        return self.sampler.forbid_end(logits, columns < before)
+        rightmost = torch.cat([self.rightmost[:, None], columns[:, :-1]], dim=1).cummax(1).values
+        return self.restrict(logits, columns, rightmost)
 
     def rows_before(self, places: int, follows_drafts: bool = False) -> torch.Tensor | None:
         """The tokens of the rows before each of the next places, for processors: int64 `[active, places, rows]`.

@@ -17,6 +17,7 @@ from .canvas import (
     check_canvas,
     check_count,
     check_generators,
+    check_token_sets,
     is_named,
     resolve_order,
 )
@@ -106,6 +107,8 @@ class AOARMGenerationMixin:
         tokens_per_step: int | str | None = None,
         draft_length: int | None = None,
         context_order: str | torch.Tensor = "left_to_right",
+        token_sets: torch.Tensor | None = None,
+        column_sets: torch.Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         progress_bar: bool = False,
         **kwargs,
@@ -140,6 +143,8 @@ class AOARMGenerationMixin:
                 three, what the call says wins over the generation config, also where one excludes the other.
             context_order: the order of the given tokens, which are the rows before all blanks: `"left_to_right"`, or
                 int64 `[batch, given]`, columns, -1 on the right. Results depend on it.
+            token_sets: bool `[sets, vocab]`, sets of tokens that blanks may be restricted to.
+            column_sets: int64 `[batch, columns]`, the set that each blank's token comes from, -1 for any token.
             generator: the source of all random numbers: one generator, or one for each sequence, which is then a
                 function of its generator whatever the batch is. Default: the global random numbers.
             progress_bar: whether to show one.
@@ -183,6 +188,8 @@ class AOARMGenerationMixin:
             for name, is_given in (
                 ("generator", generator is not None),
                 ("context_order", not is_named(context_order, "left_to_right")),
+                ("token_sets", token_sets is not None),
+                ("column_sets", column_sets is not None),
                 ("progress_bar", progress_bar),
             ):
                 if is_given:
@@ -223,6 +230,11 @@ class AOARMGenerationMixin:
             decoding_order = ways["decoding_order"] or "left_to_right"
         if isinstance(decoding_order, torch.Tensor):
             order = resolve_order("decoding_order", decoding_order, generation_mask).repeat_interleave(copies, 0)
+        if isinstance(column_sets, torch.Tensor) and max_new_tokens is not None:
+            column_sets = torch.nn.functional.pad(column_sets, (0, max_new_tokens), value=-1)
+        restriction = check_token_sets(token_sets, column_sets, generation_mask, self.config.vocab_size)
+        if restriction is not None:
+            restriction = restriction[0], restriction[1].repeat_interleave(copies, 0)
         positions = real.long().cumsum(1) - 1
         context = self._context(context_order, canvas, positions, real & ~generation_mask, cache)
         canvas, generation_mask, real, context = (
@@ -264,6 +276,7 @@ class AOARMGenerationMixin:
             TokenSampler(processors, generation_config.do_sample, eos_token_ids, generator, plan.draws),
             generation_config._pad_token_tensor,
             cached,
+            restriction,
             # Processors of the caller's own may tell examples by their place in the batch.
             keeps_batch=reader.is_fixed or bool(logits_processor),
             keeps_cache=generation_config.return_dict_in_generate,

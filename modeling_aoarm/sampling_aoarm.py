@@ -37,6 +37,12 @@ def check_order_free(processors: LogitsProcessorList, custom: LogitsProcessorLis
             )
 
 
+NO_TOKEN = (
+    "`generate` must be left at least one token with a finite logit for each blank: the model's logits are NaN, or "
+    "logits processors, `temperature`, `token_sets` and `eos_token_id` leave no token."
+)
+
+
 class TokenSampler:
     """Turns logits into distributions over tokens, and uniform numbers into tokens.
 
@@ -104,13 +110,12 @@ class TokenSampler:
         """
         if self.processors:
             scores = self.processors(rows.flatten(0, 1), scores.flatten(0, 1)).view(scores.shape)
-        can_be_empty = bool(self.processors) or self.eos_token_ids is not None
-        # Elsewhere looking would wait for the device.
-        if can_be_empty and scores.device.type == "cpu" and not scores.amax(-1).isfinite().all():
-            raise ValueError(
-                "`generate` must be left at least one token for each blank, but logits processors, `temperature` and "
-                "`eos_token_id` leave none, or none that is finite."
-            )
+        is_right = scores.amax(-1).isfinite().all()
+        if scores.device.type != "cpu":
+            # Looking here would wait for the device.
+            torch._assert_async(is_right, NO_TOKEN)
+        elif not is_right:
+            raise ValueError(NO_TOKEN)
         return scores
 
     def draw(self, scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
