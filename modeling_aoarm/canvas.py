@@ -172,10 +172,11 @@ def _random_keys(mask: torch.Tensor, generator: torch.Generator | Sequence[torch
     """A uniform random number for each marked column: `[batch, columns]`; what stands elsewhere is of no use."""
     if generator is None or isinstance(generator, torch.Generator):
         device = mask.device if generator is None else generator.device
-        return torch.rand(mask.shape, generator=generator, device=device).to(mask.device)
-    keys = torch.zeros(mask.shape, device=mask.device)
+        return torch.rand(mask.shape, generator=generator, dtype=torch.float32, device=device).to(mask.device)
+    keys = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     for row, (own, marked) in enumerate(zip(generator, mask, strict=True)):
-        keys[row, marked] = torch.rand(int(marked.sum()), generator=own, device=own.device).to(keys.device)
+        drawn = torch.rand(int(marked.sum()), generator=own, dtype=torch.float32, device=own.device)
+        keys[row, marked] = drawn.to(keys.device)
     return keys
 
 

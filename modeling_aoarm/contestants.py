@@ -75,7 +75,7 @@ def training_batch(name: str, batch: int, rows: int, vocab_size: int, seed: int 
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(vocab_size - 1, (batch, rows), generator=generator)
-    order = torch.rand(batch, rows, generator=generator).argsort(dim=1)
+    order = torch.rand(batch, rows, generator=generator, dtype=torch.float32).argsort(dim=1)
     if name == "Llama":
         return {"input_ids": tokens, "labels": tokens}
     in_order = tokens.gather(1, order)

@@ -257,16 +257,18 @@ class DataCollatorWithOrders:
         """Rows of padding, `name` being one of a batch's entries."""
         if name == "loss_weights":
             return np.zeros(shape, dtype=np.float32)
-        fillers = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED, "position_ids": 0}
-        return np.full(shape, fillers[name], dtype=np.int64)
+        fillers = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED}
+        return np.full(shape, fillers.get(name, 0), dtype=np.int64)
 
     def _padded(self, examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        shape = len(examples), self._round_up(max(len(example["input_ids"]) for example in examples))
+        lengths = np.array([len(example["input_ids"]) for example in examples])
+        shape = len(examples), self._round_up(lengths.max())
         batch = {name: self._padding(name, shape) for name in examples[0]}
-        batch["attention_mask"] = np.zeros(shape, dtype=np.int64)
+        if (lengths < shape[1]).any():
+            # A mask that hides nothing would keep flash kernels away, or cost a look at it on the device.
+            batch["attention_mask"] = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
         for number, example in enumerate(examples):
-            rows = slice(len(example["input_ids"]))
-            batch["attention_mask"][number, rows] = 1
+            rows = slice(lengths[number])
             for name, values in example.items():
                 batch[name][number, rows] = values
         return batch
@@ -279,6 +281,7 @@ class DataCollatorWithOrders:
             if "position_ids" in filler:
                 # No position may come twice.
                 filler["position_ids"] = np.arange(padding)
+                filler["target_position_ids"] = np.arange(1, padding + 1)
             examples = [*examples, filler]
         batch = {name: np.concatenate([example[name] for example in examples])[None] for name in examples[0]}
         lengths = [len(example["input_ids"]) for example in examples]
@@ -293,9 +296,10 @@ class DataCollatorWithOrders:
 class DataCollatorForAnyOrderLM(DataCollatorWithOrders):
     """Draws an order for each example and makes batches whose rows are in generation order.
 
-    Features, arguments and errors are those of [`DataCollatorWithOrders`]. Batches hold `input_ids`, `attention_mask`,
-    `position_ids` and `labels`, each int64 `[batch, rows]`. The beginning-of-sentence token is always row 0. Labels are
-    -100 for given tokens, the beginning-of-sentence token and padding; the model's loss shifts them.
+    Features, arguments and errors are those of [`DataCollatorWithOrders`]. Batches hold `input_ids`, `position_ids`,
+    `target_position_ids` and `labels`, each int64 `[batch, rows]`, and `attention_mask` where rows are padded. The
+    beginning-of-sentence token is always row 0. Labels are -100 for given tokens, the beginning-of-sentence token and
+    padding; the model's loss shifts them.
     """
 
     def _rows(
@@ -311,9 +315,11 @@ class DataCollatorForAnyOrderLM(DataCollatorWithOrders):
         first = len(input_ids) - len(columns)
         labels = input_ids.copy()
         labels[: first + num_context] = IGNORED
+        position_ids = np.concatenate([np.zeros(first, dtype=np.int64), columns + first])
         return {
             "input_ids": input_ids,
-            "position_ids": np.concatenate([np.zeros(first, dtype=np.int64), columns + first]),
+            "position_ids": position_ids,
+            "target_position_ids": np.append(position_ids[1:], position_ids[-1] + 1),
             "labels": labels,
         }
 

@@ -74,23 +74,36 @@ def on_device(values: list, device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
+# About minus the logarithm of the smallest positive number: surer than any other place, and finite.
+SUREST = 100.0
+
+
 def certainty(logits: torch.Tensor, rule: str) -> torch.Tensor:
     """How sure a model is at each place, `[...]` from logits `[..., vocab]`; adaptive orders fill the surest first.
 
-    `"confidence"` is the largest log-probability (nats), `"entropy"` minus the entropy (nats), `"margin"` the gap
-    between the two largest probabilities. All are of the model's own distribution, before any processing, and rounded
-    to three decimals: behind a single given token all places look the same to a model, and rounding errors, which
-    depend on the batch, should not choose among them.
+    `"confidence"` is the largest probability, `"entropy"` minus the entropy, `"margin"` the gap between the two largest
+    probabilities, all of the model's own distribution, before any processing. They are returned on scales that tell
+    sure places apart and have rounding errors of about 1e-5 everywhere: the log-odds of the likeliest token, minus the
+    logarithm of the entropy in nats, and minus the logarithm of 1 - the gap.
+
+    They are rounded to three decimals. Behind a single given token all places look the same to a model, and rounding
+    errors, which depend on the batch, should not choose among them.
     """
-    log_probs = logits.log_softmax(-1)
-    if rule == "entropy":
-        # Forbidden tokens have probability 0 and log-probability -inf, whose product would be NaN.
-        sure = (log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
-    elif rule == "confidence" or logits.shape[-1] == 1:
-        sure = log_probs.amax(-1)
+    largest, likeliest = logits.max(dim=-1, keepdim=True)
+    logits = logits - largest
+    # The share of all other tokens, relative to that of the likeliest, without the cancellation of 1 - p.
+    others = logits.exp().scatter(-1, likeliest, 0.0)
+    rest = others.sum(-1)
+    if rule == "confidence":
+        sure = -rest.log()
+    elif rule == "entropy":
+        # Forbidden tokens have weight 0 and logit -inf, whose product would be NaN.
+        spread = -(others * logits.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)
+        sure = -(rest.log1p() + spread / (1 + rest)).log()
     else:
-        sure = log_probs.topk(2, dim=-1).values.exp().diff(dim=-1)[..., 0].neg()
-    return sure.round(decimals=3)
+        sure = -((rest + others.amax(-1)) / (1 + rest)).log()
+    # Where there is one token only, no place is surer.
+    return sure.clamp(max=SUREST).round(decimals=3)
 
 
 class CanvasFilling:
@@ -143,7 +156,7 @@ class CanvasFilling:
         # One place more in each: what is to be written nowhere goes there.
         self.canvas = torch.nn.functional.pad(canvas, (0, 1))
         self.columns = torch.nn.functional.pad(rows.columns, (0, 1), value=-1)
-        self.logprobs = torch.zeros(batch, width + 1, device=device)
+        self.logprobs = torch.zeros(batch, width + 1, dtype=torch.float32, device=device)
         self.steps = torch.full((batch, width + 1), -1, device=device)
         self.places, self.given, self.sizes = rows.places, rows.given, plan.sizes_by_round(device)
         self.known_rows: CanvasRows | None = None

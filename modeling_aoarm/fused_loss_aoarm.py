@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The loss of large vocabularies without their logits."""
+"""Losses and log-probabilities of large vocabularies without all their logits at once."""
 
 import torch
 from torch import nn
@@ -44,4 +44,41 @@ def fused_causal_lm_loss(
     return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
-__all__ = ["fused_causal_lm_loss"]
+# How many logits exist at once where tokens are scored: 128 MiB of them.
+LOGITS_AT_ONCE = 2**25
+
+
+def score_tokens(
+    hidden_states: torch.Tensor, head: nn.Module, token_ids: torch.Tensor, mask_token_id: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probabilities of given tokens, from pieces of the rows.
+
+    Args:
+        hidden_states: `[..., hidden]`, after the final norm.
+        head: the output layer.
+        token_ids: int64 `[...]`.
+        mask_token_id: a token of probability 0, or `None`.
+
+    Returns:
+        float32 `[...]`, nats; and whether each token is the likeliest, bool `[...]`.
+
+    Raises:
+        ValueError: `token_ids` has another shape.
+    """
+    if token_ids.shape != hidden_states.shape[:-1]:
+        raise ValueError(
+            f"`scored_ids` must have one token for each row that is kept, {list(hidden_states.shape[:-1])}; got "
+            f"{list(token_ids.shape)}."
+        )
+    log_probs, is_likeliest = [], []
+    rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0]) if hasattr(head, "weight") else 256
+    for states, ids in zip(hidden_states.flatten(0, -2).split(rows), token_ids.flatten().split(rows), strict=True):
+        logits = head(states).float()
+        if mask_token_id is not None:
+            logits[:, mask_token_id] = -torch.inf
+        log_probs.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
+        is_likeliest.append(logits.argmax(1) == ids)
+    return torch.cat(log_probs).view(token_ids.shape), torch.cat(is_likeliest).view(token_ids.shape)
+
+
+__all__ = ["fused_causal_lm_loss", "score_tokens"]

@@ -21,9 +21,19 @@ from .canvas import (
     is_named,
     resolve_order,
 )
+from .compat_aoarm import (
+    CACHE_NAME,
+    compiled_call,
+    generation_config_values,
+    logits_processors,
+    needs_all_processes,
+    prepare_generation_config,
+    special_tokens,
+    the_cache,
+)
 from .decoding_aoarm import CanvasFilling, DecodingPlan
 from .generation_config_aoarm import DECODING_ORDERS, check_steps, choose_ways, step_sizes
-from .reading_aoarm import RowReader, check_backend, needs_all_processes
+from .reading_aoarm import RowReader, check_backend
 from .sampling_aoarm import TokenSampler, check_order_free
 
 
@@ -62,7 +72,8 @@ class AOARMGenerateOutput(ModelOutput):
         forward_passes: how many times the model ran. Where the first blanks are several or have to be chosen, a pass of
             its own reads the context before.
         tokens_per_forward: float32 `[batch]`, an example's filled blanks divided by the passes up to its last one.
-        past_key_values: what the model has read, for a call that continues the canvases; `None` without a cache.
+        cache (or `past_key_values`): what the model has read, for a call that continues the canvases; `None` without a
+            cache.
     """
 
     sequences: torch.LongTensor | None = None
@@ -71,7 +82,11 @@ class AOARMGenerateOutput(ModelOutput):
     decoding_steps: torch.LongTensor | None = None
     forward_passes: int | None = None
     tokens_per_forward: torch.FloatTensor | None = None
-    past_key_values: CanvasCache | None = None
+    cache: CanvasCache | None = None
+
+    @property
+    def past_key_values(self) -> CanvasCache | None:
+        return self.cache
 
 
 class AOARMGenerationMixin:
@@ -83,9 +98,17 @@ class AOARMGenerationMixin:
     def adjust_generation_fn(self, *args, **kwargs) -> None:
         # The library loads its own class here, which keeps our entries but does not check them.
         super().adjust_generation_fn(*args, **kwargs)
-        values = self.generation_config.to_dict()
-        values.pop("_from_model_config", None)
+        values = generation_config_values(self.generation_config)
         self.generation_config = self.generation_config_class.from_dict(values)
+
+    def init_continuous_batching(self, *args, **kwargs) -> None:
+        """Raises a ValueError: the library's paged cache is laid out for its own models."""
+        raise ValueError(
+            "Continuous batching (`generate_batch`, `cache_implementation='paged'`, `transformers serve`) needs the "
+            "library's paged cache, which these models do not read. Call `generate` with a padded batch."
+        )
+
+    generate_batch = continuous_batching_context_manager = init_continuous_batching
 
     @torch.no_grad()
     def generate(
@@ -116,7 +139,9 @@ class AOARMGenerationMixin:
         """Fills the blanks of canvases in any order, on a key-value cache.
 
         Without blanks, and without an argument here that asks for more than left-to-right text, this is the library's
-        `generate`, with all its parameters and modes. What a call leaves out comes from the generation config.
+        `generate`, with all its parameters and modes. What a call leaves out comes from the generation config. The
+        model's own `decoding_order`, `tokens_per_step` and `draft_length` are defaults for canvases; those of a
+        `generation_config` in the call ask for canvases, with its `max_new_tokens` blanks where there is no mask.
 
         Args:
             inputs (or `input_ids`): int64 `[batch, columns]`, canvases in sentence order. What stands in a blank is not
@@ -149,10 +174,10 @@ class AOARMGenerationMixin:
                 function of its generator whatever the batch is. Default: the global random numbers.
             progress_bar: whether to show one.
             attention_mask (in `kwargs`): `[batch, columns]`, 0 for padding, on either side. It defines the positions.
-            max_new_tokens (in `kwargs`): appends so many blanks to each canvas, in new columns on the right. Only the
-                call's own counts here, never a generation config's.
-            past_key_values (in `kwargs`): the cache that an earlier call returned, for canvases that continue its
-                result. The rows that it knows come first, in their order, then the other given tokens from left to
+            max_new_tokens (in `kwargs`): appends so many blanks to each canvas, in new columns on the right. Together
+                with `generation_mask` only the call's own counts, never a generation config's.
+            past_key_values or cache (in `kwargs`): the cache that an earlier call returned, for canvases that continue
+                its result. The rows that it knows come first, in their order, then the other given tokens from left to
                 right. It stays as it is.
 
         An end-of-sentence token (`eos_token_id`) may be filled in only to the right of every token that is there; it
@@ -180,10 +205,19 @@ class AOARMGenerationMixin:
             "draft_length": draft_length,
         }
         check_steps(**called)
-        cache = kwargs.get("past_key_values")
+        cache = the_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None), kwargs)
         holds_canvases = getattr(cache, "holds_canvases", False)
-        is_left_to_right = decoding_order is None or is_named(decoding_order, "left_to_right")
-        is_plain = is_left_to_right and tokens_per_step in (None, 1) and draft_length is None and self.continues_text
+        if "paged" in (kwargs.get("cache_implementation"), getattr(generation_config, "cache_implementation", None)):
+            self.init_continuous_batching()
+        # What the config of the call asks for, beyond the defaults that the model has anyway.
+        configured = {name: getattr(generation_config, name, None) for name in called}
+        for name, value in configured.items():
+            if value == getattr(self.generation_config, name, None):
+                configured[name] = None
+        asked = choose_ways(called, configured)
+        is_left_to_right = asked["decoding_order"] is None or is_named(asked["decoding_order"], "left_to_right")
+        is_plain = is_left_to_right and asked["tokens_per_step"] in (None, 1) and asked["draft_length"] is None
+        is_plain &= self.continues_text
         if generation_mask is None and is_plain and not holds_canvases:
             for name, is_given in (
                 ("generator", generator is not None),
@@ -195,20 +229,22 @@ class AOARMGenerationMixin:
                 if is_given:
                     raise ValueError(f"`{name}` needs blanks, which `generation_mask` marks; got it without a mask.")
             library_arguments |= {"streamer": streamer, "synced_gpus": synced_gpus}
+            if cache is not None:
+                kwargs[CACHE_NAME] = cache
             return super().generate(inputs, generation_config, logits_processor, **library_arguments, **kwargs)
-        self._check_canvas_call(inputs, generation_config, logits_processor, streamer, library_arguments, kwargs)
+        self._check_canvas_call(inputs, generation_config, logits_processor, streamer, library_arguments, cache, kwargs)
         max_new_tokens, copies = kwargs.pop("max_new_tokens", None), kwargs.pop("num_return_sequences", None)
         canvas = inputs if inputs is not None else kwargs.pop("input_ids", None)
         configs = [each for each in (generation_config, self.generation_config) if each is not None]
+        if generation_mask is None and max_new_tokens is None:
+            max_new_tokens = getattr(generation_config, "max_new_tokens", None)
         if generation_config is not None:
             # The library would mix the ways of the two configs, of which one may exclude the other's.
             generation_config = copy.copy(generation_config)
             for name in called:
                 setattr(generation_config, name, None)
-        generation_config, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
-        self._validate_model_kwargs(model_kwargs.copy())
+        generation_config, model_kwargs = prepare_generation_config(self, generation_config, kwargs)
         attention_mask = model_kwargs.pop("attention_mask", None)
-        model_kwargs.pop("past_key_values", None)
         for name, value in model_kwargs.items():
             if value is not None and not name.startswith("output_"):
                 raise ValueError(f"`{name}` cannot be combined with `generation_mask`: rows and cache are made here.")
@@ -258,12 +294,11 @@ class AOARMGenerationMixin:
                 f"adaptive orders need another variant. Got {ways}."
             )
 
-        self._prepare_special_tokens(generation_config, attention_mask is not None, device=canvas.device)
+        eos_token_ids, pad_token = special_tokens(self, generation_config, attention_mask is not None, canvas.device)
         processors = self._order_free_processors(generation_config, logits_processor, canvas)
         reader, cached = self._reader(generation_config, rows, plan, cache, copies)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             reader.is_synced = needs_all_processes(self) if synced_gpus is None else synced_gpus
-        eos_token_ids = generation_config._eos_token_tensor
         if eos_token_ids is not None:
             # As in the library, an id that is no token (-1) never ends anything.
             eos_token_ids = eos_token_ids[(eos_token_ids >= 0) & (eos_token_ids < self.config.vocab_size)]
@@ -274,7 +309,7 @@ class AOARMGenerationMixin:
             rows,
             plan,
             TokenSampler(processors, generation_config.do_sample, eos_token_ids, generator, plan.draws),
-            generation_config._pad_token_tensor,
+            pad_token,
             cached,
             restriction,
             # Processors of the caller's own may tell examples by their place in the batch.
@@ -303,6 +338,7 @@ class AOARMGenerationMixin:
         logits_processor: Any,
         streamer: Any,
         library_arguments: dict[str, Any],
+        cache: Any,
         kwargs: dict[str, Any],
     ) -> None:
         """Raises a ValueError for arguments of the library's `generate` that have no meaning for canvases."""
@@ -406,10 +442,9 @@ class AOARMGenerationMixin:
     ) -> tuple[RowReader, torch.Tensor]:
         """What reads the rows, and how many of each example's rows it has read, int64 `[batch]`."""
         nothing = torch.zeros_like(rows.given)
-        if generation_config.use_cache is False or (self.training and self.is_gradient_checkpointing):
-            # Layers that are to be computed again in training drop the cache.
+        if generation_config.use_cache is False:
             if cache is not None:
-                raise ValueError("`past_key_values` needs a cache, got use_cache=False or activation checkpointing.")
+                raise ValueError("`past_key_values` needs a cache, got use_cache=False.")
             return RowReader(self, None, is_read=False), nothing
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic", "static"):
@@ -436,8 +471,8 @@ class AOARMGenerationMixin:
             cached = cache.lengths.repeat_interleave(copies, 0)
             examples = torch.arange(len(cache.lengths), device=cached.device).repeat_interleave(copies, 0)
             reader = RowReader(self, cache.take(examples, capacity, is_fixed), is_read=True)
-        if is_fixed and self._valid_auto_compile_criteria({"past_key_values": reader.cache}, generation_config):
-            reader.compiled_call = self.get_compiled_call(generation_config.compile_config)
+        if is_fixed:
+            reader.compiled_call = compiled_call(self, generation_config, reader.cache)
         return reader, cached
 
     def _output(self, filling: CanvasFilling, rows: CanvasRows) -> AOARMGenerateOutput:
@@ -462,8 +497,8 @@ class AOARMGenerationMixin:
             logprobs=logprobs.masked_fill(~is_blank, 0.0),
             decoding_steps=steps,
             forward_passes=filling.reader.passes,
-            tokens_per_forward=filled / passes.clamp(min=1),
-            past_key_values=cache,
+            tokens_per_forward=filled.float() / passes.clamp(min=1),
+            cache=cache,
         )
 
     def _order_free_processors(
@@ -476,15 +511,7 @@ class AOARMGenerationMixin:
                 f"`num_beams` must be 1 with `generation_mask`: beams need left-to-right text; got {beams}."
             )
         custom = LogitsProcessorList() if logits_processor is None else logits_processor
-        processors = self._get_logits_processor(
-            generation_config=generation_config,
-            input_ids_seq_length=canvas.shape[1],
-            encoder_input_ids=canvas,
-            prefix_allowed_tokens_fn=None,
-            logits_processor=custom,
-            device=canvas.device,
-            model_kwargs={},
-        )
+        processors = logits_processors(self, generation_config, custom, canvas)
         check_order_free(processors, custom)
         return processors
 

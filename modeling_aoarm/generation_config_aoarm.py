@@ -7,6 +7,7 @@ import re
 from transformers.generation import GenerationConfig
 
 from .canvas import ADAPTIVE_ORDERS, check_count, is_named
+from .compat_aoarm import generation_config_values
 
 
 DECODING_ORDERS = ("left_to_right", "random", *ADAPTIVE_ORDERS)
@@ -53,10 +54,7 @@ class AOARMGenerationConfig(GenerationConfig):
     @classmethod
     def from_model_config(cls, model_config) -> "AOARMGenerationConfig":
         # The library compares with a plain config's attributes, which has none of ours.
-        values = GenerationConfig.from_model_config(model_config).to_dict()
-        # So marked, the config would be reloaded without the keys that the library does not know.
-        values.pop("_from_model_config", None)
-        return cls.from_dict(values)
+        return cls.from_dict(generation_config_values(GenerationConfig.from_model_config(model_config)))
 
 
 def check_steps(decoding_order: object, tokens_per_step: int | str | None, draft_length: int | None) -> None:

@@ -5,6 +5,7 @@ Rows are in sentence order, blanks hold the mask token, all rows see each other,
 There is no cache: every pass reads the whole canvas.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,27 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .canvas import CanvasRows
 from .decoding_aoarm import DecodingPlan
+from .fused_loss_aoarm import score_tokens
 from .generation_aoarm import AOARMGenerationMixin
 from .masked_reading_aoarm import MaskedReader
 from .masked_scoring_aoarm import MaskedScoringMixin
 from .modeling_aoarm import AOARMLanguageModel
+from .packing import require
+
+
+@dataclass
+class AOARMMaskedLMOutput(MaskedLMOutput):
+    """
+    Args:
+        loss: nats per label that is not -100, or per `num_items_in_batch`, which `Trainer` counts.
+        logits: `[batch, rows, vocab]`, or `[batch, kept, vocab]`.
+        hidden_states, attentions: as in the library, `[batch, rows, hidden]` and `[batch, heads, rows, keys]`.
+        token_log_probs: float32, nats, and
+        token_is_likeliest: bool, in the shape of `scored_ids`.
+    """
+
+    token_log_probs: torch.FloatTensor | None = None
+    token_is_likeliest: torch.BoolTensor | None = None
 
 
 class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMixin, GenerationMixin):
@@ -44,8 +62,9 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
         labels: torch.LongTensor | None = None,
         loss_weights: torch.FloatTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        scored_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MaskedLMOutput:
+    ) -> AOARMMaskedLMOutput:
         """Predicts each row's own token from all rows. See also [`AOARMModel.forward`].
 
         Args:
@@ -62,10 +81,8 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
                 batches. Default: 1, labels being those of masked rows.
             logits_to_keep: which rows get logits: so many of the last, 0 for all; int64 `[kept]`; or int64
                 `[batch, kept]`, other rows in each example.
-
-        Returns:
-            `MaskedLMOutput` with `logits` `[batch, rows, vocab]` (or `[batch, kept, vocab]`) and `loss`, nats per label
-            that is not -100 (or per `num_items_in_batch`, which `Trainer` counts).
+            scored_ids: int64 `[batch, rows]`, or `[batch, kept]` with `logits_to_keep`: tokens whose log-probabilities
+                are wanted instead of logits. They are computed in pieces.
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels or weights of a wrong shape, weights without labels,
@@ -86,6 +103,16 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
             hidden_states = hidden_states[:, logits_to_keep]
         else:
             hidden_states = hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
+        if scored_ids is not None:
+            if labels is not None or loss_weights is not None:
+                raise ValueError("`scored_ids` and `labels` exclude each other, as no logits are left for the loss.")
+            scores = score_tokens(hidden_states, self.lm_head, scored_ids, self.config.mask_token_id)
+            return AOARMMaskedLMOutput(
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+                token_log_probs=scores[0],
+                token_is_likeliest=scores[1],
+            )
         logits = self.lm_head(hidden_states)
         # Not in place: hooks of sharded training may hold the output.
         is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
@@ -96,7 +123,7 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
             loss = self.weighted_loss(logits, labels, loss_weights, **kwargs)
         elif loss_weights is not None:
             raise ValueError("`loss_weights` need `labels`, got none.")
-        return MaskedLMOutput(
+        return AOARMMaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
@@ -108,10 +135,12 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
                     f"`{name}` must have the shape [batch, rows], here {list(logits.shape[:2])}; got "
                     f"{list(value.shape)}."
                 )
-        if not torch.compiler.is_compiling() and (labels == self.config.mask_token_id).any():
-            raise ValueError(
+        if not torch.compiler.is_compiling():
+            require(
+                (labels != self.config.mask_token_id).all(),
                 f"`labels` must not hold the mask token ({self.config.mask_token_id}), which has probability 0; label "
-                "rows that are not to be learned -100."
+                "rows that are not to be learned -100.",
+                waits=labels.device.type == "cpu" or not self.training,
             )
 
     def weighted_loss(
@@ -139,13 +168,15 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
         logits_processor: Any,
         streamer: Any,
         library_arguments: dict[str, Any],
+        cache: Any,
         kwargs: dict[str, Any],
     ) -> None:
-        super()._check_canvas_call(inputs, generation_config, logits_processor, streamer, library_arguments, kwargs)
-        if kwargs.get("past_key_values") is not None:
+        checked = inputs, generation_config, logits_processor, streamer, library_arguments, cache, kwargs
+        super()._check_canvas_call(*checked)
+        if cache is not None:
             raise ValueError(
                 "`past_key_values` must not be given for attention_variant='bidirectional', which has no cache; got "
-                f"{type(kwargs['past_key_values']).__name__}."
+                f"{type(cache).__name__}."
             )
 
     def _reader(

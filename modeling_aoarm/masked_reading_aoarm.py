@@ -39,17 +39,31 @@ class MaskedReader(RowReader):
         targets: int,
         longest: int,
         is_in_step: bool,
-    ) -> torch.Tensor:
+        scored_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """As [`RowReader.ask`]: the answers about the next rows' columns, given the rows up to the one that asks.
 
         Each of the `asking` rows needs a canvas of its own, in which the rows after it are masked.
         """
         decided = end[:, None] + torch.arange(1 - asking, 1, device=end.device)
         per_call = max(1, COLUMNS_PER_PASS // rows.places.numel())
-        answers = [self.look(canvas, rows, part, targets) for part in decided.split(per_call, dim=1)]
-        return torch.cat(answers, dim=1)
+        parts = decided.split(per_call, dim=1)
+        if scored_ids is None:
+            return torch.cat([self.look(canvas, rows, part, targets) for part in parts], dim=1)
+        scored = [
+            self.look(canvas, rows, part, 1, ids[..., None])
+            for part, ids in zip(parts, scored_ids.split(per_call, dim=1), strict=True)
+        ]
+        return tuple(torch.cat(each, dim=1)[..., 0] for each in zip(*scored, strict=True))
 
-    def look(self, canvas: torch.Tensor, rows: CanvasRows, decided: torch.Tensor, targets: int) -> torch.Tensor:
+    def look(
+        self,
+        canvas: torch.Tensor,
+        rows: CanvasRows,
+        decided: torch.Tensor,
+        targets: int,
+        scored_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Runs the model once.
 
         Args:
@@ -57,9 +71,11 @@ class MaskedReader(RowReader):
             rows: the canvases' rows.
             decided: int64 `[batch, looks]`, how many rows, the first ones, have tokens that are seen.
             targets: about how many of the rows behind them to ask.
+            scored_ids: int64 `[batch, looks, targets]`, tokens that are to be scored there.
 
         Returns:
-            float32 `[batch, looks, targets, vocab]`; about any column where there are no more rows.
+            float32 `[batch, looks, targets, vocab]`; about any column where there are no more rows. Or of `scored_ids`
+            the log-probabilities, float32 `[batch, looks, targets]`, and whether they are the likeliest.
         """
         looks, (batch, width) = decided.shape[1], rows.places.shape
         numbers = torch.arange(rows.columns.shape[1], device=decided.device)
@@ -72,14 +88,18 @@ class MaskedReader(RowReader):
         input_ids = canvas[:, None, :width].where(is_seen & is_row[:, None], self.model.config.mask_token_id)
         if self.is_synced:
             self.anyone_asks(True)
-        logits = self.model(
+        output = self.model(
             input_ids=input_ids.flatten(0, 1),
             attention_mask=is_row.long().repeat_interleave(looks, 0),
             position_ids=rows.places.clamp(min=0).repeat_interleave(looks, 0),
             logits_to_keep=asked_columns.flatten(0, 1),
-        ).logits.float()
+            scored_ids=None if scored_ids is None else scored_ids.flatten(0, 1),
+        )
         self.passes += 1
-        return logits.unflatten(0, (batch, looks))
+        if scored_ids is not None:
+            scored = output.token_log_probs, output.token_is_likeliest
+            return tuple(each.unflatten(0, (batch, looks)) for each in scored)
+        return output.logits.float().unflatten(0, (batch, looks))
 
 
 __all__ = ["MaskedReader"]

@@ -7,7 +7,6 @@ import torch
 
 from .canvas import CanvasRows, check_count, check_generators, is_named, resolve_order
 from .masked_reading_aoarm import COLUMNS_PER_PASS, MaskedReader
-from .sampling_aoarm import log_probs_of
 from .scoring_aoarm import AOARMScoreOutput, AOARMScoringMixin
 
 
@@ -115,15 +114,16 @@ class MaskedScoringMixin(AOARMScoringMixin):
         if len(targets) == 0:
             empty = torch.zeros_like(canvas).view(samples, batch, -1)
             return empty.float(), empty.bool()
-        answers = MaskedReader(self).look(canvas, rows, (total - masked)[:, None], len(targets))[:, 0]
         numbers = ((total - masked)[:, None] + targets).clamp(max=rows.columns.shape[1] - 1)
         columns = rows.columns.gather(1, numbers).clamp(min=0)
         is_masked = targets < masked[:, None]
         tokens = canvas.gather(1, columns)
-        weights = (total - rows.given) / masked.clamp(min=1)
+        weights = (total - rows.given).float() / masked.clamp(min=1)
+        scored = MaskedReader(self).look(canvas, rows, (total - masked)[:, None], len(targets), tokens[:, None])
+        log_probs, is_likeliest = (each[:, 0] for each in scored)
         log_probs, is_likeliest = (
             torch.zeros_like(canvas, dtype=each.dtype).scatter_add(1, columns, each.masked_fill(~is_masked, 0))
-            for each in (log_probs_of(answers, tokens) * weights[:, None], (answers.argmax(-1) == tokens).long())
+            for each in (log_probs * weights[:, None], is_likeliest.long())
         )
         return log_probs.view(samples, batch, -1), is_likeliest.bool().view(samples, batch, -1)
 
@@ -143,10 +143,11 @@ def stratified_counts(
     """
     if generator is None or isinstance(generator, torch.Generator):
         device = blanks.device if generator is None else generator.device
-        start = torch.rand(len(blanks), generator=generator, device=device)
+        start = torch.rand(len(blanks), generator=generator, dtype=torch.float32, device=device)
     else:
-        start = torch.cat([torch.rand(1, generator=each, device=each.device).cpu() for each in generator])
-    steps = torch.arange(samples, device=blanks.device) / samples
+        drawn = (torch.rand(1, generator=each, dtype=torch.float32, device=each.device) for each in generator)
+        start = torch.cat([each.cpu() for each in drawn])
+    steps = torch.arange(samples, dtype=torch.float32, device=blanks.device) / samples
     shares = (start.to(blanks.device) + steps[:, None]) % 1
     return torch.minimum((shares * blanks).long() + 1, blanks)
 

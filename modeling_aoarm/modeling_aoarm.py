@@ -1,8 +1,9 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Any-order autoregressive models: Llama's decoder over rows in generation order, told where the next token goes.
 
-The backbone works on *streams*, a tensor `[streams, batch, rows, hidden]`. Stream 0 is the content stream: it makes the
-keys and values. The variants differ in the streams that there are and in where positions come in:
+The backbone works on *streams* of hidden states, `[batch, rows, hidden]` each. The content stream makes the keys and
+values, the predicting stream the logits; in all variants but `two_stream` they are one. The variants differ in the
+streams that there are and in where positions come in:
 
 | variant           | streams                                  | queries are rotated by                       |
 | ----------------- | ---------------------------------------- | -------------------------------------------- |
@@ -27,8 +28,11 @@ Initialisation (by [`PreTrainedModel`]): the weights of linear layers and embedd
 are normal with standard deviation `initializer_range`; biases are zero; norms are one.
 """
 
+import copy
+import functools
 from dataclasses import dataclass
 from json import JSONDecodeError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -41,10 +45,19 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .compat_aoarm import (
+    CACHE_NAME,
+    CACHE_NAMES,
+    CacheUnderBothNames,
+    class_without_sharding,
+    register_for_label_smoothing,
+    the_cache,
+    watch_wrappers,
+)
 from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig, head_auto_class
-from .fused_loss_aoarm import fused_causal_lm_loss
+from .fused_loss_aoarm import fused_causal_lm_loss, score_tokens
 from .generation_aoarm import AOARMGenerationMixin
 from .generation_config_aoarm import AOARMGenerationConfig
 from .layers_aoarm import (
@@ -54,21 +67,21 @@ from .layers_aoarm import (
     DoublePositionEmbedding,
     modulate,
 )
-from .packing import as_indices, check_first_labels, packed_mask
+from .packing import as_indices, check_first_labels, packed_mask, require, segments_by_positions
 from .positions import RowPositions
-from .prompt_learning import refuse_orders_in_prompt_learning
+from .prompt_learning import refuse_orders
 from .scoring_aoarm import AOARMScoringMixin
 
 
 @dataclass
-class AOARMModelOutputWithPast(BaseModelOutputWithPast):
+class AOARMModelOutputWithPast(CacheUnderBothNames, BaseModelOutputWithPast):
     """
     Args:
         last_hidden_state: `[batch, rows, hidden]`, or `[batch, rows, targets, hidden]` when several targets were given:
             the predicting stream after the final norm.
-        past_key_values: the cache, one entry per row, in generation order.
+        past_key_values (or `cache`): the cache, one entry per row, in generation order.
         hidden_states: the predicting stream before each layer and after the last, in the shape of `last_hidden_state`.
-        attentions: the predicting stream's weights per layer, `[batch, heads, rows, keys]`, or
+        attentions: the predicting stream's weights per layer, `[batch, heads, rows, keys]`, or copies
             `[batch, targets, heads, rows, keys]`.
         content_hidden_states: `two_stream` only: the content stream before each layer, `[batch, rows, hidden]`.
         content_attentions: `two_stream` only: the content stream's weights `[batch, heads, rows, keys]` in all layers
@@ -80,7 +93,7 @@ class AOARMModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class AOARMCausalLMOutputWithPast(CausalLMOutputWithPast):
+class AOARMCausalLMOutputWithPast(CacheUnderBothNames, CausalLMOutputWithPast):
     """
     Args:
         loss: mean cross-entropy in nats per token over the labels that are not -100.
@@ -88,10 +101,14 @@ class AOARMCausalLMOutputWithPast(CausalLMOutputWithPast):
             `None` where they were skipped.
         past_key_values, hidden_states, attentions, content_hidden_states, content_attentions:
             see [`AOARMModelOutputWithPast`].
+        token_log_probs: float32 `[batch, rows]`, nats, and
+        token_is_likeliest: bool `[batch, rows]`: of the tokens `scored_ids`.
     """
 
     content_hidden_states: tuple[torch.Tensor, ...] | None = None
     content_attentions: tuple[torch.Tensor, ...] | None = None
+    token_log_probs: torch.FloatTensor | None = None
+    token_is_likeliest: torch.BoolTensor | None = None
 
 
 class AOARMPreTrainedModel(PreTrainedModel):
@@ -100,13 +117,22 @@ class AOARMPreTrainedModel(PreTrainedModel):
     config_class = AOARMConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [*CACHE_NAMES, "key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _can_compile_fullgraph = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": AOARMDecoderLayer, "attentions": AOARMAttention}
+    _can_record_outputs = {
+        "hidden_states": AOARMDecoderLayer,
+        "content_hidden_states": OutputRecorder(AOARMDecoderLayer, index=1),
+        "attentions": AOARMAttention,
+        "content_attentions": OutputRecorder(AOARMAttention, index=2),
+    }
+
+    def __init__(self, config: AOARMConfig):
+        super().__init__(config)
+        watch_wrappers(refuse_orders)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = None, **kwargs):
@@ -125,13 +151,18 @@ class AOARMPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, *args, **kwargs):
         """As in the library, and a model that FSDP2 has sharded takes its code along too."""
-        # FSDP2 makes a class of its own for the model, and its code, torch's, would be saved instead.
-        sharded_class = type(self)
-        self.__class__ = next(each for each in sharded_class.__mro__ if not each.__module__.startswith("torch."))
-        try:
+        own_class = class_without_sharding(self)
+        if type(self) is own_class:
             super().save_pretrained(*args, **kwargs)
-        finally:
-            self.__class__ = sharded_class
+            return
+        # The library saves the code of an object's class, which is torch's here. The copy shares the weights.
+        plain = copy.copy(self)
+        plain.__class__ = own_class
+        plain.save_pretrained(*args, **kwargs)
+
+    def _get_name(self) -> str:
+        """The class's name, by which `Trainer` knows causal models; that of FSDP2's class is another."""
+        return class_without_sharding(self).__name__
 
 
 class AOARMModel(AOARMPreTrainedModel):
@@ -161,35 +192,39 @@ class AOARMModel(AOARMPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def initial_streams(self, content: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Lays the streams out before the first layer: `[batch, rows, hidden]` to `[streams, batch, rows, hidden]`.
+    def initial_streams(
+        self, content: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor, several_targets: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The predicting and the content stream before the first layer, see [`~layers_aoarm.join_streams`].
 
         Args:
-            content: the rows' tokens.
+            content: the rows' tokens, `[batch, rows, hidden]`.
             position_ids: int64 `[batch, rows]`.
             targets: int64 `[batch, rows, targets]`.
+            several_targets: whether there is a stream for each target.
         """
         if self.config.attention_variant == "double_position":
             content = content + self.position_embedding(position_ids, targets[..., 0])
         elif self.config.attention_variant == "adaptive_norm":
             content = content + self.position_embedding(position_ids)
         if self.config.attention_variant != "two_stream":
-            return content[None]
+            return content, None
         start = content
         if self.config.query_stream_init == "learned":
             # By a call, not by its weight: hooks of offloading and adapters act on calls.
             start = self.query_embedding(torch.zeros((), dtype=torch.int64, device=content.device))
-        return torch.cat([content[None], start.expand(targets.shape[-1], *content.shape)])
+            start = start.expand_as(content)
+        return start[:, :, None].expand(-1, -1, targets.shape[-1], -1) if several_targets else start, content
 
     def rotations(
-        self, streams: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor
+        self, hidden_states: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Cosines and sines of queries and of keys, as [`AOARMAttention`] takes them."""
+        """Cosines and sines of queries and of keys, as [`AOARMAttention`] takes them, in the states' dtype."""
         if self.config.attention_variant in TABLE_VARIANTS:
             return None, None
         # One rotation serves all heads.
         places = torch.cat([position_ids[None], self.query_positions(position_ids, targets)])
-        cos, sin = (part.view(*places.shape, 1, -1) for part in self.rotary_emb(streams, places.flatten(0, 1)))
+        cos, sin = (part.view(*places.shape, 1, -1) for part in self.rotary_emb(hidden_states, places.flatten(0, 1)))
         return (cos[1:], sin[1:]), (cos[0], sin[0])
 
     def query_positions(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
@@ -215,6 +250,7 @@ class AOARMModel(AOARMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMModelOutputWithPast:
         """Runs the decoder on rows in generation order; in sentence order for `bidirectional`.
@@ -228,25 +264,34 @@ class AOARMModel(AOARMPreTrainedModel):
                 also takes `[batch, rows, targets]`, several targets of each row. Default: the next row's content
                 position, and the own position + 1 on the last row.
             segment_ids: int64 `[batch, rows]`, equal within each run of rows that is an example of its own (packing).
-            past_key_values: the rows before, as keys and values. In single-stream variants they belong to the targets
-                that they were computed with; in `two_stream` they do not depend on targets.
+                As in the library, rows of `position_ids` that begin with 0 and come back to it are packed too, in a
+                call without mask, targets and cache.
+            past_key_values (or `cache`): the rows before, as keys and values. In single-stream variants they belong to
+                the targets that they were computed with; in `two_stream` they do not depend on targets.
             inputs_embeds: `[batch, rows, hidden]`.
             use_cache: whether to return a cache. Default: `config.use_cache`, but not in a call that gives positions
-                without targets, because its last row's target is a guess that the cache would keep.
+                without targets, because its last row's target is a guess that the cache would keep; nor where layers
+                are computed again for their gradients (activation checkpointing).
 
         Raises:
             ValueError: for a wrong shape or dtype, positions outside the table (left-to-right text may be longer, as in
                 Llama), a position that comes twice in an example, several targets in a single-stream variant,
                 positions for `causal` that are not the identity, cached rows whose targets cannot be known,
-                `segment_ids` together with a cache, `is_causal=False`, with which rows would see their targets, and
-                targets and caches for `bidirectional`, which has none.
-                Values of positions are not checked under `torch.compile`.
+                `segment_ids` together with a cache, a cache that activation checkpointing would lose,
+                `is_causal=False`, with which rows would see their targets, and targets and caches for
+                `bidirectional`, which has none.
+                Values of positions are not checked under `torch.compile`. In training on an accelerator a wrong value
+                is reported by the device, later: nothing waits for it.
         """
+        past_key_values = the_cache(past_key_values, cache, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         batch, rows = inputs_embeds.shape[:2]
+        if segment_ids is None:
+            given = position_ids, target_position_ids, attention_mask, past_key_values
+            segment_ids = segments_by_positions(*given, (batch, rows))
         if segment_ids is not None:
             segment_ids = as_indices("segment_ids", segment_ids, (2,), (batch, rows))
             if past_key_values is not None or use_cache:
@@ -274,8 +319,14 @@ class AOARMModel(AOARMPreTrainedModel):
         elif kwargs.get("is_causal") is False:
             raise ValueError("`is_causal` must not be False: rows would see the tokens that they are to predict.")
         is_given = position_ids is not None or target_position_ids is not None
+        recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if recomputes and (past_key_values is not None or use_cache):
+            raise ValueError(
+                "A cache cannot be used in training with activation checkpointing, which computes layers again: call "
+                "the model with use_cache=False, in `eval` mode, or under `torch.no_grad()`. Got "
+                f"use_cache={use_cache} and {type(past_key_values).__name__}."
+            )
         if use_cache is None:
-            recomputes = self.gradient_checkpointing and self.training
             use_cache = self.config.use_cache and not recomputes and (target_position_ids is not None or not is_given)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -295,15 +346,16 @@ class AOARMModel(AOARMPreTrainedModel):
             )
         has_tables = self.config.attention_variant in TABLE_VARIANTS
         if (is_given or has_tables) and not is_checked and not torch.compiler.is_compiling():
-            positions.check(self.config, past_key_values)
+            waits = inputs_embeds.device.type == "cpu" or not self.training
+            positions.check(self.config, past_key_values, waits)
 
         targets = positions.targets if several_targets else positions.targets[..., None]
         content = positions.content
         if has_tables and positions.real is not None:
             # Padding may stand anywhere, also where a table has no entry.
             content, targets = content.where(positions.real, 0), targets.where(positions.real[..., None], 0)
-        streams = self.initial_streams(inputs_embeds, content, targets)
-        query_rotation, key_rotation = self.rotations(streams, content, targets)
+        predicting, content_stream = self.initial_streams(inputs_embeds, content, targets, several_targets)
+        query_rotation, key_rotation = self.rotations(predicting, content, targets)
         condition = None
         if self.config.attention_variant == "adaptive_norm":
             condition = nn.functional.silu(self.target_embedding(targets[..., 0]))
@@ -311,71 +363,66 @@ class AOARMModel(AOARMPreTrainedModel):
             # One row sees all rows of its cache.
             mask = None
         elif positions.starts is None:
-            make_mask = create_causal_mask if is_causal else create_bidirectional_mask
-            mask = make_mask(self.config, inputs_embeds, attention_mask, past_key_values=past_key_values)
+            # By position: the cache's name is not the same in all releases.
+            mask = (
+                create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
+                if is_causal
+                else create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
+            )
         else:
             mask, packing_kwargs = packed_mask(self.config, inputs_embeds, positions.starts, is_causal)
             kwargs.update(packing_kwargs)
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and self.config._attn_implementation == "eager":
+            # Eager attention adds what it is given, so that it would read True as 1.
+            hidden = torch.finfo(inputs_embeds.dtype).min
+            mask = torch.zeros_like(mask, dtype=inputs_embeds.dtype).masked_fill(~mask, hidden)
+        for name in ("hidden_states", "attentions"):
+            recorded = kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))
+            kwargs[f"output_content_{name}"] = bool(recorded) and content_stream is not None
         outputs = self.run_layers(
-            streams,
+            predicting,
+            content_stream,
             query_rotation,
             key_rotation,
             condition,
             attention_mask=mask,
-            past_key_values=past_key_values,
+            key_values=past_key_values,
             return_dict=True,
             **kwargs,
         )
-        return self.separate_streams(outputs, several_targets)
+        if outputs.content_hidden_states is not None:
+            outputs["content_hidden_states"] = (content_stream, *outputs.content_hidden_states)
+        return outputs
 
     @capture_outputs
     def run_layers(
         self,
-        streams: torch.Tensor,
+        predicting: torch.Tensor,
+        content: torch.Tensor | None,
         query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
         key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
         condition: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMModelOutputWithPast:
-        """The layers and the final norm, on streams `[streams, batch, rows, hidden]`; outputs hold streams too."""
+        """The layers and the final norm of the predicting stream."""
         for layer in self.layers:
-            # By position: reentrant checkpointing gives gradients to such arguments only.
-            streams = layer(streams, query_rotation, key_rotation, condition, past_key_values=past_key_values, **kwargs)
-        normed = self.norm(streams)
+            # By position: reentrant checkpointing gives gradients to such arguments only. The cache has a name that
+            # the library's checkpointing does not know, or it would drop it without a word.
+            predicting, content = layer(
+                predicting, content, query_rotation, key_rotation, condition, key_values=key_values, **kwargs
+            )
+        normed = self.norm(predicting)
         if condition is not None:
             normed = modulate(normed, *self.norm_modulation(condition).chunk(2, dim=-1))
-        return AOARMModelOutputWithPast(last_hidden_state=normed, past_key_values=past_key_values)
-
-    def separate_streams(self, outputs: AOARMModelOutputWithPast, several_targets: bool) -> AOARMModelOutputWithPast:
-        """Gives outputs that hold streams the shapes of [`AOARMModelOutputWithPast`]."""
-        # After the last layer only the predicting streams are left.
-        targets = outputs.last_hidden_state.shape[0]
-        two_stream = self.config.attention_variant == "two_stream"
-
-        def predicting(streams: torch.Tensor | None, stream_dim: int) -> torch.Tensor | None:
-            if streams is None:
-                return None
-            return streams[-targets:].movedim(0, stream_dim) if several_targets else streams[-1]
-
-        outputs["last_hidden_state"] = predicting(outputs.last_hidden_state, 2)
-        if outputs.hidden_states is not None:
-            if two_stream:
-                content = (None if streams is None else streams[0] for streams in outputs.hidden_states[:-1])
-                outputs["content_hidden_states"] = tuple(content)
-            outputs["hidden_states"] = tuple(predicting(streams, 2) for streams in outputs.hidden_states)
-        if outputs.attentions is not None:
-            if two_stream:
-                outputs["content_attentions"] = tuple(streams[0] for streams in outputs.attentions[:-1])
-            outputs["attentions"] = tuple(predicting(streams, 1) for streams in outputs.attentions)
-        return outputs
+        return AOARMModelOutputWithPast(last_hidden_state=normed, **{CACHE_NAME: key_values})
 
 
 def generative_head(config: AOARMConfig) -> type[AOARMPreTrainedModel]:
     """The class with `generate` and `score` that a variant has: [`AOARMForCausalLM`] or [`AOARMForMaskedLM`]."""
     if config.attention_variant != "bidirectional":
         return AOARMForCausalLM
-    # It is made of this module's classes. Saved folders find it by this line.
+    # Imported here to avoid a cycle; the loader of remote code finds the file through this line.
     from .masked_lm_aoarm import AOARMForMaskedLM
 
     return AOARMForMaskedLM
@@ -413,6 +460,10 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
     tokens in generation order, and row r predicts the token at `target_position_ids[:, r]`.
     """
 
+    def __init__(self, config: AOARMConfig):
+        super().__init__(config)
+        register_for_label_smoothing(type(self).__name__)
+
     @can_return_tuple
     def forward(
         self,
@@ -427,6 +478,8 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
+        scored_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMCausalLMOutputWithPast:
         """Predicts, from the rows up to r, the token at row r's target position. See also [`AOARMModel.forward`].
@@ -438,6 +491,8 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             logits_to_keep: how many of the last rows get logits, or which rows, int64 `[kept]`; 0 means all.
             skip_logits: whether only the loss is wanted. It is then computed in pieces, which saves the memory of
                 logits and of their gradients, most of what a step needs where the vocabulary is large.
+            scored_ids: int64 `[batch, rows]`, or `[batch, kept]` with `logits_to_keep`: tokens whose log-probabilities
+                are wanted instead of logits. They are computed in pieces.
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
@@ -446,6 +501,14 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         """
         if skip_logits and labels is None:
             raise ValueError("`skip_logits` leaves the loss only, so it needs `labels`, got None.")
+        if scored_ids is not None and labels is not None:
+            raise ValueError(
+                "`scored_ids` and `labels` exclude each other: one asks for log-probabilities, one for a loss."
+            )
+        past_key_values = the_cache(past_key_values, cache, kwargs)
+        if segment_ids is None and isinstance(labels, torch.Tensor):
+            given = position_ids, target_position_ids, attention_mask, past_key_values
+            segment_ids = segments_by_positions(*given, tuple(labels.shape))
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         outputs: AOARMModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -461,27 +524,39 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         if labels is not None:
             # After the model has checked the shapes of what it was given.
             self.check_labels(labels, outputs.last_hidden_state, past, position_ids, target_position_ids, segment_ids)
-        loss, logits = None, None
+        loss, logits, scores = None, None, (None, None)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if skip_logits:
             items = kwargs.get("num_items_in_batch")
             loss = fused_causal_lm_loss(outputs.last_hidden_state, self.lm_head, labels, items)
+        elif scored_ids is not None:
+            scores = score_tokens(outputs.last_hidden_state[:, kept], self.lm_head, scored_ids)
         else:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(outputs.last_hidden_state[:, kept])
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return AOARMCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             content_hidden_states=outputs.content_hidden_states,
             content_attentions=outputs.content_attentions,
+            token_log_probs=scores[0],
+            token_is_likeliest=scores[1],
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
-    @staticmethod
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
+        """As in the library; the text's rows predict the next places, also where padding stands between rows."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if inputs.get("position_ids") is not None and inputs.get("target_position_ids") is None:
+            inputs["target_position_ids"] = inputs["position_ids"] + 1
+        return inputs
+
     def check_labels(
+        self,
         labels: torch.Tensor,
         hidden_states: torch.Tensor,
         past: int | torch.Tensor,
@@ -499,18 +574,18 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             )
         if torch.compiler.is_compiling():
             return
+        waits = labels.device.type == "cpu" or not self.training
         if segment_ids is not None:
-            check_first_labels(labels, segment_ids)
+            check_first_labels(labels, segment_ids, waits)
         if target_position_ids is None:
             return
         own = past + torch.arange(labels.shape[1], device=labels.device)[None] if position_ids is None else position_ids
-        if ((target_position_ids[:, :-1] != own[:, 1:]) & (labels[:, 1:] != -100)).any():
-            raise ValueError(
-                "`labels` are shifted by one row, so `target_position_ids` must hold the next row's position wherever "
-                "the next label is not -100; got another target."
-            )
+        require(
+            ((target_position_ids[:, :-1] == own[:, 1:]) | (labels[:, 1:] == -100)).all(),
+            "`labels` are shifted by one row, so `target_position_ids` must hold the next row's position wherever the "
+            "next label is not -100; got another target.",
+            waits,
+        )
 
-
-refuse_orders_in_prompt_learning(AOARMPreTrainedModel)
 
 __all__ = ["AOARMForCausalLM", "AOARMLanguageModel", "AOARMModel", "AOARMPreTrainedModel", "generative_head"]

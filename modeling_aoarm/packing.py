@@ -81,14 +81,46 @@ def packed_mask(
     }
 
 
-def check_first_labels(labels: torch.Tensor, segment_ids: torch.Tensor) -> None:
+def segments_by_positions(
+    position_ids: Any, target_position_ids: Any, attention_mask: Any, past_key_values: Any, shape: tuple[int, int]
+) -> torch.Tensor | None:
+    """The segments of a call whose positions begin with 0 and come back to it, which is how the library packs text.
+
+    Positions mean that only where they are given alone: without targets, mask and cache. Examples without a second 0
+    are one segment.
+
+    Returns:
+        int64 `[batch, rows]`, or `None` where no example is packed.
+    """
+    if any(each is not None for each in (target_position_ids, attention_mask, past_key_values)):
+        return None
+    if not isinstance(position_ids, torch.Tensor) or tuple(position_ids.shape) not in (shape, (1, shape[1])):
+        # Refused elsewhere.
+        return None
+    is_zero = position_ids == 0
+    is_packed = is_zero[:, 0] & (is_zero.sum(1) > 1)
+    if not torch.compiler.is_compiling() and not is_packed.any():
+        return None
+    return torch.where(is_packed[:, None], is_zero.long().cumsum(1), 0)
+
+
+def check_first_labels(labels: torch.Tensor, segment_ids: torch.Tensor, waits: bool) -> None:
     """Raises a ValueError unless the first label of each segment is -100: the row before belongs to another example."""
     is_first = segment_ids[:, 1:] != segment_ids[:, :-1]
-    if (is_first & (labels[:, 1:] != -100)).any():
-        raise ValueError(
-            "`labels` must be -100 on the first row of each segment of `segment_ids`: the row before it belongs to "
-            "another example. Got another label there."
-        )
+    require(
+        (~is_first | (labels[:, 1:] == -100)).all(),
+        "`labels` must be -100 on the first row of each segment of `segment_ids`: the row before it belongs to another "
+        "example. Got another label there.",
+        waits,
+    )
 
 
-__all__ = ["as_indices", "check_first_labels", "packed_mask", "segment_starts"]
+def require(holds: torch.Tensor, message: str, waits: bool) -> None:
+    """Raises a ValueError unless a bool scalar holds; without waiting for the device, which then reports it later."""
+    if not waits:
+        torch._assert_async(holds, message)
+    elif not holds:
+        raise ValueError(message)
+
+
+__all__ = ["as_indices", "check_first_labels", "packed_mask", "require", "segment_starts", "segments_by_positions"]

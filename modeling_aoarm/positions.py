@@ -24,6 +24,8 @@ class RowPositions:
         content: int64 `[batch, rows]`.
         targets: int64 `[batch, rows]`, or `[batch, rows, targets]` where several were given.
         real: bool `[batch, rows]`, which rows are not padding. What is needed for checks only may be left out.
+        continued: bool `[batch, rows - 1]`, which rows have the row behind them as their next one: it is no padding,
+            of the same segment, and sees them.
         places: int64 `[batch, rows]`, how many real rows of its example come before each row, those in the cache
             included: the content positions of left-to-right text.
         starts: bool `[batch, rows]`, the first rows of packed segments (and of runs of padding); `None` if not packed.
@@ -34,6 +36,7 @@ class RowPositions:
     content: torch.Tensor
     targets: torch.Tensor
     real: torch.Tensor | None = None
+    continued: torch.Tensor | None = None
     places: torch.Tensor | None = None
     starts: torch.Tensor | None = None
     targets_given: bool = False
@@ -54,7 +57,7 @@ class RowPositions:
 
         Content positions default to 0, 1, 2, ..., continuing after the cache and starting again in each segment.
         Targets default to the next row's content position, and to the own position + 1 on the last row of a call, of
-        an example (before padding) and of a segment.
+        an example (before padding) and of a segment, and where a prepared mask hides a row from the one behind it.
 
         Args:
             position_ids: integer `[batch or 1, rows]` or `None`.
@@ -73,7 +76,7 @@ class RowPositions:
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         # Static caches count in a tensor, which is not read here: that would wait for the device.
         counted = (torch.arange(rows, device=device) + past).expand(batch, rows)
-        real, places, starts = torch.ones_like(counted, dtype=torch.bool), counted, None
+        real, places, starts, is_seen = torch.ones_like(counted, dtype=torch.bool), counted, None, None
         is_prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             if isinstance(past, int) and attention_mask.shape != (batch, past + rows):
@@ -88,9 +91,13 @@ class RowPositions:
             sees = sees.expand(batch, -1, -1)
             real = sees.gather(2, counted[..., None])[..., 0]
             places = sees.sum(-1) - 1
+            is_seen = sees[:, 1:].gather(2, counted[:, :-1, None])[..., 0]
         if segment_ids is not None:
             starts = segment_starts(segment_ids, real)
             places = counted - torch.where(starts, counted, 0).cummax(dim=1).values
+        continued = real[:, 1:] & real[:, :-1]
+        for each in (is_seen, None if starts is None else ~starts[:, 1:]):
+            continued = continued if each is None else continued & each
 
         if position_ids is not None:
             content = as_indices("position_ids", position_ids, (2,), shape)
@@ -98,26 +105,32 @@ class RowPositions:
             content = counted if segment_ids is None else places
         if target_position_ids is not None:
             targets = as_indices("target_position_ids", target_position_ids, (2, 3), shape)
-            return cls(content, targets, real, places, starts, True, is_prepared)
-        is_last = real[:, :-1] & ~real[:, 1:]
-        if starts is not None:
-            is_last = is_last | starts[:, 1:]
-        following = torch.where(is_last, content[:, :-1] + 1, content[:, 1:])
+            return cls(content, targets, real, continued, places, starts, True, is_prepared)
+        following = torch.where(continued, content[:, 1:], content[:, :-1] + 1)
         targets = torch.cat([following, content[:, -1:] + 1], dim=1)
-        return cls(content, targets, real, places, starts, False, is_prepared)
+        return cls(content, targets, real, continued, places, starts, False, is_prepared)
 
-    def check(self, config: PreTrainedConfig, past_key_values: Cache | None) -> None:
+    def is_left_to_right(self) -> bool:
+        """Whether the caller's targets are the places behind the rows' own, as in the library's `generate`."""
+        is_simple = self.targets_given and self.targets.ndim == 2
+        return is_simple and torch.equal(self.targets, self.content + 1) and bool((self.content >= 0).all())
+
+    def check(self, config: PreTrainedConfig, past_key_values: Cache | None, waits: bool = True) -> None:
         """Refuses positions that the model cannot take, or whose targets cannot be what is meant.
 
         Args:
             config: names the variant, and `max_position_embeddings`, how many positions there are. Rotations have no
                 table: text that is plainly left to right may be longer, as in Llama.
             past_key_values: the cache or `None`.
+            waits: whether to wait for the device. Otherwise it reports broken rules itself, later and without values.
 
         Raises:
             ValueError: for positions outside the table, a position that comes twice in one example, an order that is
                 not the identity in `causal`, and a cached call whose targets cannot be known.
         """
+        has_table = config.attention_variant in TABLE_VARIANTS
+        if waits and not has_table and self.is_left_to_right():
+            return
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         table, causal = config.max_position_embeddings, config.attention_variant == "causal"
         targets = self.targets if self.targets.ndim == 3 else self.targets[..., None]
@@ -128,24 +141,29 @@ class RowPositions:
         counted = past + torch.arange(self.content.shape[1], device=self.content.device)
         # Positions of left-to-right text may count padding or not: both are used.
         numbered = ((self.content == self.places) | padding).all() | ((self.content == counted) | padding).all()
-        joined = self.real[:, 1:] & self.real[:, :-1]
         # The segments' numbers go in front, and padding gets numbers of its own.
         segments = torch.zeros_like(self.content) if self.starts is None else self.starts.cumsum(1)
-        if self.starts is not None:
-            joined &= ~self.starts[:, 1:]
-        in_order = ((self.content.diff(dim=1) == 1) | ~joined).all() & (numbered | (past == 0))
+        in_order = ((self.content.diff(dim=1) == 1) | ~self.continued).all() & (numbered | (past == 0))
         distinct = torch.where(padding, -1 - counted, (segments << 32) + self.content)
         repeated = (distinct.sort(dim=1).values.diff(dim=1) == 0).any()
         beyond_next = ((targets[..., 0] != self.content + 1) & self.real).any()
+        # Each row predicts the place behind its own, wherever that is: text from left to right, as Llama reads it.
+        is_text = ~beyond_next & self.targets_given
 
-        plain = numbered & (not self.targets_given and config.attention_variant not in TABLE_VARIANTS)
+        plain = numbered & (not self.targets_given and not has_table)
         rules = {
             "content": outside.any() & ~plain,
             "targets": outside_targets.any() & ~plain,
-            "repeated": repeated & (not self.is_prepared),
-            "causal": (~in_order | beyond_next) & causal,
+            "repeated": repeated & ~is_text & (not self.is_prepared),
+            "causal": (~(in_order | (is_text & (past > 0))) | beyond_next) & causal,
             "unknown": ~in_order & (not causal and past_key_values is not None and not self.targets_given),
         }
+        if not waits:
+            torch._assert_async(
+                ~torch.stack(list(rules.values())).any(),
+                "`position_ids` or `target_position_ids` break a rule; run the batch on a CPU to learn which.",
+            )
+            return
         # One look for all rules: each look waits for the device.
         broken = [
             name for name, is_broken in zip(rules, torch.stack(list(rules.values())).tolist(), strict=True) if is_broken

@@ -10,25 +10,22 @@ import functools
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 
 ORDERS = ("position_ids", "target_position_ids", "segment_ids")
 
 
-def refuse_orders_in_prompt_learning(model_class: type[nn.Module]) -> None:
-    """From now on PEFT models of prompt learning around a `model_class` raise a ValueError for what they would corrupt.
+def refuse_orders(wrapper: nn.Module, name: str, model: nn.Module | None) -> None:
+    """Makes PEFT models of prompt learning around an any-order model raise a ValueError for what they would corrupt.
 
     These are calls with positions or segments, whoever makes them (trainers, evaluations), and `score`, which would
     pass the virtual tokens by. Canvases are refused in `generate`. Inside `disable_adapter()` everything works.
+
+    PyTorch calls this when `wrapper.name = model`, from the time on that the first any-order model is made: PEFT has no
+    hook for models of other packages. Other methods than prompt learning put a tuner in between.
     """
-    # PEFT has no hook for models of other packages. It need not be installed, so it is not imported here.
-    register_module_module_registration_hook(functools.partial(_watch, model_class))
-
-
-def _watch(model_class: type[nn.Module], wrapper: nn.Module, name: str, model: nn.Module | None) -> None:
-    """PyTorch calls this when `wrapper.name = model`. Other methods than prompt learning put a tuner in between."""
-    if name == "base_model" and isinstance(model, model_class) and hasattr(wrapper, "peft_type"):
+    is_any_order = getattr(getattr(model, "config", None), "model_type", None) == "aoarm"
+    if name == "base_model" and is_any_order and hasattr(wrapper, "peft_type"):
         wrapper.register_forward_pre_hook(_check_call, with_kwargs=True)
         if hasattr(model, "score"):
             wrapper.score = functools.partial(_score, wrapper)
@@ -54,4 +51,4 @@ def _score(wrapper: nn.Module, *args, **kwargs):
     return wrapper.get_base_model().score(*args, **kwargs)
 
 
-__all__ = ["refuse_orders_in_prompt_learning"]
+__all__ = ["refuse_orders"]

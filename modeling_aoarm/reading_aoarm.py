@@ -10,11 +10,11 @@ Copies serve two streams too where only the last of several rows asks: query str
 from typing import Any
 
 import torch
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.generic import is_flash_attention_requested
 
 from .cache_aoarm import CanvasCache, aligned
 from .canvas import CanvasRows, RowBlock
+from .compat_aoarm import input_device
 
 
 # Added to attention scores that are not to count: weight 0 in every dtype, and finite, as autocast may round.
@@ -55,7 +55,8 @@ class RowReader:
         targets: int,
         longest: int,
         is_in_step: bool,
-    ) -> torch.Tensor:
+        scored_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Runs the model once, on the `width` rows before row `end` of each example.
 
         Args:
@@ -68,9 +69,11 @@ class RowReader:
             targets: how many of the next rows' places each asks for.
             longest: a bound of `end` that is known without asking the device.
             is_in_step: whether no example has padding, and all of them are equally long.
+            scored_ids: int64 `[batch, asking]`, tokens at each asking row's one target that are to be scored.
 
         Returns:
-            The answers `[batch, asking, targets, vocab]`, in the model's dtype.
+            The answers `[batch, asking, targets, vocab]`, in the model's dtype; or of `scored_ids` the
+            log-probabilities, float32 `[batch, asking]`, and whether they are the likeliest.
         """
         if is_in_step and width == targets == 1:
             block = RowBlock.same(canvas, rows, longest - 1)
@@ -92,7 +95,7 @@ class RowReader:
             self.anyone_asks(True)
         compiles = self.compiled_call is not None and self.is_read
         attention_mask = self.place(block, end, asking, copies, longest, is_in_step)
-        logits = (self.compiled_call if compiles else self.model)(
+        output = (self.compiled_call if compiles else self.model)(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -100,8 +103,12 @@ class RowReader:
             past_key_values=self.cache,
             use_cache=self.cache is not None,
             logits_to_keep=asking + copies,
-        ).logits
+            **({} if scored_ids is None else {"scored_ids": scored_ids}),
+        )
         self.passes += 1
+        if scored_ids is not None:
+            return output.token_log_probs, output.token_is_likeliest
+        logits = output.logits
         if by_streams:
             return logits
         own, copied = logits[:, :asking, None], logits[:, asking:]
@@ -110,11 +117,11 @@ class RowReader:
     def finish(self) -> None:
         """Makes passes of no use until all processes have finished, where each pass needs all of them."""
         while self.is_synced and self.anyone_asks(False):
-            self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.model.device), use_cache=False)
+            self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=input_device(self.model)), use_cache=False)
 
     def anyone_asks(self, asks: bool) -> bool:
         """Whether some process makes a pass now; all processes have to ask that."""
-        is_asking = torch.tensor(int(asks), device=self.model.device)
+        is_asking = torch.tensor(int(asks), device=input_device(self.model))
         torch.distributed.all_reduce(is_asking, torch.distributed.ReduceOp.MAX)
         return bool(is_asking)
 
@@ -169,16 +176,6 @@ class RowReader:
         return torch.zeros(sees.shape, dtype=self.model.dtype, device=device).masked_fill(~sees, HIDDEN)[:, None]
 
 
-def needs_all_processes(model: Any) -> bool:
-    """Whether a model's weights are shared out among processes (FSDP, ZeRO-3), so that each pass needs all of them."""
-    if is_deepspeed_zero3_enabled():
-        return True
-    # Not at the top: few need it, and it takes long.
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-    return any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
-
-
 def check_backend(model: Any) -> None:
     """Raises a ValueError for attention kernels without masks."""
     if is_flash_attention_requested(model.config):
@@ -189,4 +186,4 @@ def check_backend(model: Any) -> None:
         )
 
 
-__all__ = ["RowReader", "check_backend", "needs_all_processes"]
+__all__ = ["RowReader", "check_backend"]

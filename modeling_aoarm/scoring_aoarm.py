@@ -10,7 +10,6 @@ from transformers.utils import ModelOutput
 
 from .canvas import CanvasRows, check_canvas, check_count, check_generators, is_named, resolve_order
 from .reading_aoarm import RowReader
-from .sampling_aoarm import log_probs_of
 
 
 @dataclass
@@ -167,7 +166,8 @@ class AOARMScoringMixin:
         rows.check_order(self.config.attention_variant)
         # Blanks stand side by side at the right end. The last row's token predicts nothing any more.
         width = context.shape[1] + blanks - 1
-        answers = self._scoring_reader().ask(
+        columns = order.clamp(min=0)
+        log_probs, is_likeliest = self._scoring_reader().ask(
             canvas,
             rows,
             first=torch.zeros_like(rows.given),
@@ -178,13 +178,12 @@ class AOARMScoringMixin:
             targets=1,
             longest=width,
             is_in_step=False,
+            scored_ids=canvas.gather(1, columns),
         )
-        answers, columns = answers[:, :, 0].float(), order.clamp(min=0)
-        tokens = canvas.gather(1, columns)
         # Padding of the order adds nothing to column 0.
         log_probs, is_likeliest = (
             torch.zeros_like(canvas, dtype=each.dtype).scatter_add(1, columns, each.masked_fill(order < 0, 0))
-            for each in (log_probs_of(answers, tokens), (answers.argmax(-1) == tokens).long())
+            for each in (log_probs, is_likeliest.long())
         )
         return log_probs, is_likeliest.bool()
 

@@ -188,8 +188,8 @@ def test_positions_that_come_twice_are_refused(variant):
     """Two examples behind each other look like this: without `segment_ids` they would read each other."""
     model = tiny_model(variant)
     tokens = torch.zeros(1, 6, dtype=torch.int64)
-    twice = torch.tensor([[0, 1, 2, 0, 1, 2]])
-    with pytest.raises(ValueError, match=r"position_ids.*twice.*segment_ids.*\[\[0, 1, 2, 0, 1, 2\]\]"):
+    twice = torch.tensor([[1, 2, 3, 1, 2, 3]])
+    with pytest.raises(ValueError, match=r"position_ids.*twice.*segment_ids.*\[\[1, 2, 3, 1, 2, 3\]\]"):
         model(tokens, position_ids=twice)
     model(tokens, position_ids=twice, segment_ids=torch.tensor([[0, 0, 0, 1, 1, 1]]))
     # Padding has no position.

@@ -17,6 +17,7 @@ from collation import (
     make_collator,
     make_examples,
     make_tokenizer,
+    real_rows,
     sentence_of,
 )
 from hypothesis import given, settings
@@ -36,9 +37,9 @@ def test_rows_hold_each_sentence_in_its_order_with_labels_on_what_is_predicted(o
     lengths = [len(example["input_ids"]) for example in examples]
     orders = sample_orders(order, lengths, example_indices=range(20), seed=3, min_context=0 if bos else 1)
     longest = max(lengths) + bos
-    for name in ("input_ids", "attention_mask", "position_ids", "labels"):
+    for name in ("input_ids", "attention_mask", "position_ids", "target_position_ids", "labels"):
         assert batch[name].shape == (20, longest) and batch[name].dtype == torch.int64
-    assert set(batch) == {"input_ids", "attention_mask", "position_ids", "labels"}
+    assert set(batch) == {"input_ids", "attention_mask", "position_ids", "target_position_ids", "labels"}
     for row, example in enumerate(examples):
         rows = len(example["input_ids"]) + bos
         assert batch["attention_mask"][row].tolist() == [1] * rows + [0] * (longest - rows)
@@ -46,6 +47,8 @@ def test_rows_hold_each_sentence_in_its_order_with_labels_on_what_is_predicted(o
         assert batch["position_ids"][row, bos:rows].tolist() == [
             column + bos for column in orders.columns[row].tolist() if column >= 0
         ]
+        positions = batch["position_ids"][row, :rows].tolist()
+        assert batch["target_position_ids"][row, :rows].tolist() == [*positions[1:], positions[-1] + 1]
         first_predicted = int(orders.num_context[row]) + bos
         assert first_predicted >= 1
         assert (batch["labels"][row, :first_predicted] == -100).all()
@@ -170,7 +173,7 @@ def test_pad_with_eos_makes_eos_part_of_the_sentence_its_order_and_its_loss(bos)
     columns = 12 - bos
     orders = sample_orders("uniform", [columns] * 20, example_indices=range(20), min_context=1 - bos)
     assert torch.equal(batch["position_ids"][:, bos:], orders.columns + int(bos))
-    assert (batch["attention_mask"] == 1).all()
+    assert "attention_mask" not in batch
     for row, example in enumerate(examples):
         missing = columns - len(example["input_ids"])
         assert sentence_of(batch, row) == [BOS] * bos + example["input_ids"] + [EOS] * missing
@@ -186,8 +189,8 @@ def test_packing_puts_the_same_rows_behind_each_other(bos, multiple):
     examples = make_examples(7)
     padded = make_collator("lattice", bos=bos)(examples)
     packed = make_collator("lattice", bos=bos, packing=True, pad_to_multiple_of=multiple)(examples)
-    assert set(packed) == {"input_ids", "position_ids", "labels", "segment_ids"}
-    real = padded["attention_mask"].bool()
+    assert set(packed) == {"input_ids", "position_ids", "target_position_ids", "labels", "segment_ids"}
+    real = real_rows(padded)
     total = int(real.sum())
     rows = total if multiple is None else -(-total // multiple) * multiple
     for name, values in packed.items():

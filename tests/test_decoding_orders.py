@@ -16,13 +16,12 @@ from modeling_aoarm.sampling_aoarm import draw_from
 
 def how_sure(log_probs, rule):
     """The definitions once more, in float64 from log-probabilities `[vocab]` of which some may be -inf."""
-    probs = log_probs.double().exp()
+    first, *others = log_probs.double().exp().sort(descending=True).values.tolist()
     if rule == "confidence":
-        return float(log_probs.max())
+        return math.log(first / sum(others))
     if rule == "margin":
-        first, second = probs.sort(descending=True).values[:2]
-        return float(first - second)
-    return float(sum(p * math.log(p) for p in probs.tolist() if p > 0))
+        return -math.log(sum(others) + others[0])
+    return -math.log(-first * math.log1p(-sum(others)) - sum(p * math.log(p) for p in others if p > 0))
 
 
 def slow_filling(model, canvas, blanks, rule, sizes, eos_token_id=None):
@@ -81,12 +80,40 @@ def test_how_sure_a_model_is():
     even, sure = torch.tensor([0.25, 0.25, 0.25, 0.25]).log(), torch.tensor([0.1, 0.7, 0.2, 0.0]).log()
     logits = torch.stack([even, sure]) + 3.0
     expected = {
-        "confidence": [math.log(0.25), math.log(0.7)],
-        "margin": [0.0, 0.5],
-        "entropy": [-math.log(4), 0.1 * math.log(0.1) + 0.7 * math.log(0.7) + 0.2 * math.log(0.2)],
+        "confidence": [math.log(0.25 / 0.75), math.log(0.7 / 0.3)],
+        "margin": [0.0, -math.log(0.5)],
+        "entropy": [-math.log(math.log(4)), -math.log(-sum(p * math.log(p) for p in (0.1, 0.7, 0.2)))],
     }
     for rule, values in expected.items():
         assert certainty(logits, rule).tolist() == pytest.approx([round(value, 3) for value in values], abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
+def test_sure_places_are_told_apart(rule):
+    """Up to where a number of single precision can: the surest is not the leftmost by a tie."""
+    gaps = torch.tensor([9.21, 12.02, 30.0, 8.0, 12.03, 80.0])
+    logits = torch.stack([gaps, torch.zeros(6), torch.full((6,), -5.0)], dim=1)
+    order = certainty(logits, rule).argsort(descending=True, stable=True)
+    assert order.tolist() == [5, 2, 4, 1, 0, 3]
+    alone = torch.tensor([[5.0, -math.inf], [1.0, 1.0]])
+    assert certainty(alone, rule).isfinite().all() and certainty(alone, rule).argmax() == 0
+    # What rounding errors make stays a tie.
+    noise = 1e-5 * torch.tensor([0.0, 1.0, -1.0, 2.0, -2.0, 1.5])
+    noisy = torch.stack([2.0001 + noise, torch.zeros(6), -noise], dim=1)
+    assert len(certainty(noisy, rule).unique()) == 1
+
+
+@any_order_variants
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
+def test_confident_models_fill_the_surest_blanks_first(variant, rule):
+    model = tiny_model(variant)
+    with torch.no_grad():
+        model.lm_head.weight *= 10
+    example = example_of(ragged_canvases("right"), 3)
+    output = model.generate(**example, decoding_order=rule, return_dict_in_generate=True)
+    blanks = example["generation_mask"][0]
+    canvas, order = slow_filling(model, example["input_ids"][0], blanks, rule, [1] * int(blanks.sum()))
+    assert output.decoding_order[0].tolist() == order and torch.equal(output.sequences[0], canvas)
 
 
 def test_tokens_are_drawn_by_inversion():

@@ -79,6 +79,11 @@ class Sentences(Dataset):
         return {"input_ids": self.sentences[index % len(self.sentences)], "example_index": index}
 
 
+def count_tokens(batch: dict[str, torch.Tensor]) -> int:
+    """A batch's tokens, padding not counted."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+
+
 def measure_order(
     order: str,
     kind: type[DataCollatorForAnyOrderLM | DataCollatorForMaskedDiffusion],
@@ -97,14 +102,14 @@ def measure_order(
     batches = [[dataset[start + index] for index in range(arguments.batch_size)] for start in starts]
 
     def alone(repetition: int) -> int:
-        return sum(int(collator(batch)["attention_mask"].sum()) for batch in batches)
+        return sum(count_tokens(collator(batch)) for batch in batches)
 
     ways = {0: alone}
     for workers in arguments.workers:
         loader = DataLoader(
             dataset, arguments.batch_size, collate_fn=collator, num_workers=workers, persistent_workers=True
         )
-        ways[workers] = lambda _, loader=loader: sum(int(batch["attention_mask"].sum()) for batch in loader)
+        ways[workers] = lambda _, loader=loader: sum(map(count_tokens, loader))
     entries = []
     name = order if kind is DataCollatorForAnyOrderLM else f"{order}, masked diffusion"
     for workers, (seconds, tokens) in take_turns(ways, arguments.repetitions, name).items():
