@@ -68,7 +68,7 @@ from .layers_aoarm import (
     modulate,
 )
 from .packing import as_indices, check_first_labels, packed_mask, require, segments_by_positions
-from .positions import RowPositions
+from .positions import RowPositions, is_text
 from .prompt_learning import refuse_orders
 from .scoring_aoarm import AOARMScoringMixin
 
@@ -331,8 +331,13 @@ class AOARMModel(AOARMPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
+        has_tables = self.config.attention_variant in TABLE_VARIANTS
+        # Looking at values waits for the device, which training should not.
+        waits = inputs_embeds.device.type == "cpu" or not self.training
         # `generate` gives and has checked the positions of its own cache's rows.
         is_checked = getattr(past_key_values, "holds_canvases", False) and position_ids is not None
+        if not is_checked and waits and not has_tables and segment_ids is None and not torch.compiler.is_compiling():
+            is_checked = is_text(position_ids, target_position_ids, (batch, rows))
         if is_checked:
             positions = RowPositions(position_ids, target_position_ids, targets_given=True)
         else:
@@ -344,9 +349,7 @@ class AOARMModel(AOARMPreTrainedModel):
                 "`target_position_ids` of shape [batch, rows, targets] needs attention_variant='two_stream': a single "
                 f"stream has one target per row. Got attention_variant={self.config.attention_variant!r}."
             )
-        has_tables = self.config.attention_variant in TABLE_VARIANTS
         if (is_given or has_tables) and not is_checked and not torch.compiler.is_compiling():
-            waits = inputs_embeds.device.type == "cpu" or not self.training
             positions.check(self.config, past_key_values, waits)
 
         targets = positions.targets if several_targets else positions.targets[..., None]

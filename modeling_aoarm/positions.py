@@ -110,11 +110,6 @@ class RowPositions:
         targets = torch.cat([following, content[:, -1:] + 1], dim=1)
         return cls(content, targets, real, continued, places, starts, False, is_prepared)
 
-    def is_left_to_right(self) -> bool:
-        """Whether the caller's targets are the places behind the rows' own, as in the library's `generate`."""
-        is_simple = self.targets_given and self.targets.ndim == 2
-        return is_simple and torch.equal(self.targets, self.content + 1) and bool((self.content >= 0).all())
-
     def check(self, config: PreTrainedConfig, past_key_values: Cache | None, waits: bool = True) -> None:
         """Refuses positions that the model cannot take, or whose targets cannot be what is meant.
 
@@ -129,8 +124,6 @@ class RowPositions:
                 not the identity in `causal`, and a cached call whose targets cannot be known.
         """
         has_table = config.attention_variant in TABLE_VARIANTS
-        if waits and not has_table and self.is_left_to_right():
-            return
         past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         table, causal = config.max_position_embeddings, config.attention_variant == "causal"
         targets = self.targets if self.targets.ndim == 3 else self.targets[..., None]
@@ -192,4 +185,17 @@ class RowPositions:
             )
 
 
-__all__ = ["RowPositions"]
+def is_text(position_ids: Any, target_position_ids: Any, shape: tuple[int, int]) -> bool:
+    """Whether each row predicts the place behind its own, as in the library's `generate`: nothing has to be checked.
+
+    Args:
+        position_ids, target_position_ids: what the caller gave.
+        shape: `(batch, rows)`.
+    """
+    given = position_ids, target_position_ids
+    if not all(isinstance(each, torch.Tensor) and each.shape == shape and each.dtype == torch.int64 for each in given):
+        return False
+    return torch.equal(target_position_ids, position_ids + 1) and bool((position_ids >= 0).all())
+
+
+__all__ = ["RowPositions", "is_text"]
