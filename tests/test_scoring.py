@@ -6,7 +6,10 @@ import math
 
 import pytest
 import torch
-from variants import all_strings, any_order_variants, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from variants import all_strings, any_order_variants, every_variant, tiny_model
+
+from modeling_aoarm import fused_loss_aoarm
 
 
 @any_order_variants
@@ -170,3 +173,49 @@ def test_greedy_fillings_are_the_likeliest_and_others_are_not(variant):
     several = torch.stack([order, order.flip(0).new_tensor([[1, 3, 4, 6], [0, 5, -1, -1]])])
     each = [model.score(filled, blanks, decoding_order=one).token_is_likeliest[0] for one in several]
     assert torch.equal(model.score(filled, blanks, decoding_order=several).token_is_likeliest, torch.stack(each))
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most numbers that a tensor had which some operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for each in made if isinstance(made, (tuple, list)) else [made]:
+            self.numbers = max(self.numbers, each.numel() if isinstance(each, torch.Tensor) else 0)
+        return made
+
+
+@every_variant
+def test_scores_never_need_all_logits_at_once(variant, monkeypatch):
+    model = tiny_model(variant, vocab_size=5000)
+    canvas = torch.randint(0, 5000, (8, 10), generator=torch.Generator().manual_seed(0))
+    order = "left_to_right"
+    expected = model.score(canvas, decoding_order=order)
+    monkeypatch.setattr(fused_loss_aoarm, "LOGITS_AT_ONCE", 3 * 5000)
+    with LargestTensor() as largest:
+        output = model.score(canvas, decoding_order=order)
+    # The largest is now the embedding, or of so many logits; all of them are 8 * 9 * 5000.
+    assert largest.numbers <= max(3, model.config.hidden_size) * 5000
+    torch.testing.assert_close(output.token_log_probs, expected.token_log_probs, atol=1e-5, rtol=0)
+    assert torch.equal(output.token_is_likeliest, expected.token_is_likeliest)
+
+
+@every_variant
+def test_scored_ids_give_the_log_probabilities_of_the_logits(variant):
+    model = tiny_model(variant)
+    rows = torch.randint(0, 21, (2, 5), generator=torch.Generator().manual_seed(0))
+    wanted = rows.flip(1)
+    logits, output = model(rows).logits, model(rows, scored_ids=wanted)
+    log_probs = logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]
+    torch.testing.assert_close(output.token_log_probs, log_probs, atol=1e-5, rtol=0)
+    assert torch.equal(output.token_is_likeliest, logits.argmax(-1) == wanted) and output.logits is None
+    kept = model(rows, scored_ids=wanted[:, -2:], logits_to_keep=2)
+    torch.testing.assert_close(kept.token_log_probs, log_probs[:, -2:], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"`scored_ids` must have one token for each row.*\[2, 5\]; got \[2, 4\]"):
+        model(rows, scored_ids=wanted[:, :4])
+    with pytest.raises(ValueError, match="`scored_ids` and `labels` exclude each other"):
+        model(rows, scored_ids=wanted, labels=wanted)
