@@ -154,8 +154,8 @@ class AnyOrderTrainer(Trainer):
     With `compute_metrics`, `evaluate()` makes one more pass as `Trainer` does and adds its metrics. That pass needs the
     column `example_index`. Its orders are drawn once (uniform ones; left to right for `causal`), also in `predict()`:
     rows are in generation order, and the logits of row r predict the label of row r + 1 (of row r for `bidirectional`).
-    Likelihoods are better when they are lower, so `greater_is_better` is set to False where `metric_for_best_model` ends
-    in `_nll` or `_bpc`.
+    Lower likelihood figures are better, so `greater_is_better` is set to False where `metric_for_best_model` ends in
+    `_nll` or `_bpc`.
 
     A checkpoint appears when it is complete, and old ones go after that, so a training may be killed at any moment;
     `train(resume_from_checkpoint=True)` goes on from the last complete one (see [`resolve_checkpoint`]) and gives the
@@ -220,7 +220,7 @@ class AnyOrderTrainer(Trainer):
         """As `Trainer.train`; a resumed run also restores the averaged weights.
 
         Raises:
-            ValueError: the collator or its tokenizer does not fit the model, two examples have the same `example_index`,
+            ValueError: the collator or its tokenizer does not fit the model, two examples have one `example_index`,
                 there is no complete checkpoint to resume from (see [`resolve_checkpoint`]), or another process is
                 training in the output folder.
             OSError: a checkpoint could not be written, because the disk is full. The ones before are as they were.
@@ -265,7 +265,7 @@ class AnyOrderTrainer(Trainer):
 
     @contextlib.contextmanager
     def _evaluation_collator(self):
-        """Within the block `data_collator` draws orders that depend neither on the training's clock nor on its orders."""
+        """Within the block `data_collator` draws the orders of evaluations, which do not follow the training."""
         config, collator = self.model.config, self.data_collator
         self.data_collator = collator_class(config)(
             collator.tokenizer,

@@ -337,7 +337,9 @@ def test_evaluation_sets_in_a_dictionary_have_metrics_of_their_own(tmp_path):
 def test_examples_with_the_same_number_are_refused(tmp_path):
     trainer, recorder = make_trainer(tmp_path)
     trainer.train_dataset = concatenate_datasets([trainer.train_dataset.select([0, 1]), trainer.train_dataset])
-    with pytest.raises(ValueError, match=r"must differ between examples.*got 0 in 2 of them.*with_example_index\(dataset\."):
+    with pytest.raises(
+        ValueError, match=r"must differ between examples.*got 0 in 2 of them.*with_example_index\(dataset\."
+    ):
         trainer.train()
     assert not recorder.weights
     trainer.train_dataset = with_example_index(trainer.train_dataset.remove_columns("example_index"))
