@@ -61,7 +61,7 @@ from modeling_aoarm import (
 )
 from modeling_aoarm.checkpoints import resolve_checkpoint
 from modeling_aoarm.reporting import replacing_folder, save_figure, versions, write_json
-from modeling_aoarm.text_data import TextArguments, cut_into_blocks, unigram_bits
+from modeling_aoarm.text_data import TextArguments, cut_into_blocks, sample_texts, unigram_bits
 from modeling_aoarm.tokenization import character_tokenizer
 from modeling_aoarm.training import AnyOrderTrainer
 
@@ -313,7 +313,7 @@ def main(argv: list[str]) -> None:
     best = min(runs, key=lambda name: runs[name]["curve"][-1]["any_order"])
     model = AutoModelForCausalLM.from_pretrained(merged if best == "lora" else output / best)
     filled = infill(model, tokenizer, list(settings.sample_texts), decoding_order="confidence")
-    unigram = unigram_bits(texts["train"]["text"], texts["validation"]["text"])
+    unigram = unigram_bits(sample_texts(texts["train"]), sample_texts(texts["validation"]))
     results = {
         "runs": runs,
         "samples": [

@@ -24,6 +24,7 @@ last checkpoints and, if asked for, the merged model in `merged`.
 """
 
 import logging
+import math
 import shlex
 import sys
 import time
@@ -33,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import peft
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, get_peft_model
 from rich.console import Console
@@ -134,7 +136,9 @@ class InfillingArguments(TextArguments):
     middle_seed: int = field(default=0, metadata={"help": "Seed of the middles and of their training orders."})
     eval_draws: int = field(default=1, metadata={"help": "Orders per held-out middle in evaluations during training."})
     final_eval_draws: int = field(default=4, metadata={"help": "Orders per held-out middle before and after."})
-    sample_rows: int = field(default=4, metadata={"help": "Held-out middles that the saved adapter fills at the end."})
+    sample_rows: int = field(
+        default=4, metadata={"help": "Held-out middles that the fine-tuned model fills at the end."}
+    )
 
     def __post_init__(self):
         longest = min(self.longest_middle, self.block_size - 2)
@@ -209,22 +213,30 @@ def canvases(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, device) 
     }
 
 
-def accuracy(model, dataset: Dataset, tokenizer, batch_size: int) -> dict[str, float]:
+def accuracy(model, dataset: Dataset, tokenizer, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
     """Greedy filling from left to right: share of middles that are right as a whole, and of tokens that are right."""
     model.eval()
-    exact, right, tokens = 0, 0, 0
-    for start in tqdm(range(0, len(dataset), batch_size), desc="filling", leave=False):
+    batches, processes = math.ceil(len(dataset) / batch_size), accelerator.num_processes
+    # Equally many passes in each process. Where no batch is left, one comes again and does not count.
+    passes = range(accelerator.process_index, math.ceil(batches / processes) * processes, processes)
+    counts = torch.zeros(3, dtype=torch.int64)
+    for number in tqdm(passes, desc="filling", leave=False, disable=not accelerator.is_main_process):
+        start = number % batches * batch_size
         batch = canvases(dataset[start : start + batch_size], tokenizer, model.device)
-        filled = model.generate(**batch, decoding_order="left_to_right", tokens_per_step=1, do_sample=False)
-        wrong = (filled != batch["input_ids"]) & batch["generation_mask"]
-        exact += int((~wrong.any(1)).sum())
-        tokens += int(batch["generation_mask"].sum())
-        right += int(batch["generation_mask"].sum()) - int(wrong.sum())
+        with accelerator.autocast():
+            filled = model.generate(**batch, decoding_order="left_to_right", tokens_per_step=1, do_sample=False)
+        blank = batch["generation_mask"]
+        wrong = (filled != batch["input_ids"]) & blank
+        if number < batches:
+            counts += torch.stack([(~wrong.any(1)).sum(), blank.sum() - wrong.sum(), blank.sum()]).cpu()
+    exact, right, tokens = accelerator.reduce(counts.to(accelerator.device), "sum").tolist()
     return {"exact_match": exact / len(dataset), "token_accuracy": right / tokens}
 
 
-def measure(model, dataset: Dataset, tokenizer, draws: int, batch_size: int) -> dict[str, dict]:
-    """The figures of one model: likelihoods in both kinds of orders, and accuracies."""
+def measure(
+    model, dataset: Dataset, tokenizer, draws: int, batch_size: int, accelerator: Accelerator
+) -> dict[str, dict | float]:
+    """The figures of one model: likelihoods in both kinds of orders, and accuracies. Processes share the work."""
     characters = sum(dataset["num_characters"])
     likelihoods = {
         name: evaluate_order(
@@ -235,10 +247,11 @@ def measure(model, dataset: Dataset, tokenizer, draws: int, batch_size: int) -> 
             draws=draws if order == "uniform" else 1,
             batch_size=batch_size,
             characters=characters,
+            accelerator=accelerator,
         ).to_dict()
         for name, order in ORDERS.items()
     }
-    return likelihoods | accuracy(model, dataset, tokenizer, batch_size)
+    return likelihoods | accuracy(model, dataset, tokenizer, batch_size, accelerator)
 
 
 def fill_middles(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, count: int) -> list[dict[str, str]]:
@@ -278,7 +291,7 @@ def print_summary(results: dict) -> None:
             )
     console.print(table)
     if results["samples"]:
-        samples = Table("canvas", "filled", "original", title="Filled by the saved adapter", show_lines=True)
+        samples = Table("canvas", "filled", "original", title="Filled by the fine-tuned model", show_lines=True)
         for sample in results["samples"]:
             samples.add_row(*(Text(sample[name].replace("\n", "⏎")) for name in ("canvas", "filled", "original")))
         console.print(samples)
@@ -302,9 +315,6 @@ def main(argv: list[str]) -> None:
         texts = data_args.load()
         train = data_args.middles(texts["train"], tokenizer, data_args.middles_per_row)
         held_out = data_args.middles(texts["validation"], tokenizer, 1)
-    how = (held_out, tokenizer, data_args.final_eval_draws, args.per_device_eval_batch_size)
-    results = {"before": measure(base, *how)} if args.process_index == 0 else {}
-
     targets = adapter_args.target_modules
     adapter = lora_config(
         base,
@@ -325,24 +335,33 @@ def main(argv: list[str]) -> None:
         processing_class=tokenizer,
         eval_draws=data_args.eval_draws,
     )
+    how = (
+        held_out,
+        tokenizer,
+        data_args.final_eval_draws,
+        args.per_device_eval_batch_size,
+        trainer.accelerator,
+    )
+    with model.disable_adapter():
+        results = {"before": measure(model, *how)}
     if checkpoint is None:
         discard_checkpoints(args)
     training_started = time.time()
     trainer.train(resume_from_checkpoint=checkpoint)
     training_seconds = time.time() - training_started
+    # Trainer switched the cache off for the training.
+    model.config.use_cache = True
     trainer.save_model()
     trainer.save_state()
+    trained_model = trainer.accelerator.unwrap_model(trainer.model)
+    results["after"] = measure(trained_model, *how)
+    samples = fill_middles(trained_model, tokenizer, held_out, data_args.sample_rows) if data_args.sample_rows else []
     if args.process_index > 0:
         if args.push_to_hub:
             # All processes save together.
             trainer.push_to_hub()
         return
 
-    # From here on as any user of the saved adapter.
-    adapted = AutoPeftModelForCausalLM.from_pretrained(
-        args.output_dir, trust_remote_code=adapter_args.trust_remote_code
-    ).to(args.device)
-    results["after"] = measure(adapted, *how)
     results |= {
         "parameters": parameters,
         "trained_parameters": trained,
@@ -373,7 +392,7 @@ def main(argv: list[str]) -> None:
         },
         "command": shlex.join(["examples/finetune_peft.py", *argv]),
         "versions": versions() | {"peft": peft.__version__},
-        "samples": fill_middles(adapted, tokenizer, held_out, data_args.sample_rows) if data_args.sample_rows else [],
+        "samples": samples,
     }
     curve = loss_curve(trainer.state.log_history)
     write_json(Path(args.output_dir) / "loss_curve.json", curve)
@@ -395,6 +414,10 @@ def main(argv: list[str]) -> None:
     if args.push_to_hub:
         trainer.push_to_hub(report=report, **about)
     if adapter_args.merge_and_save:
+        # From the saved files: processes may hold parts of the weights.
+        adapted = AutoPeftModelForCausalLM.from_pretrained(
+            args.output_dir, trust_remote_code=adapter_args.trust_remote_code
+        )
         merged = Path(args.output_dir) / INCOMPLETE / "merged"
         adapted.merge_and_unload().save_pretrained(merged)
         tokenizer.save_pretrained(merged)

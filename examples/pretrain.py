@@ -27,11 +27,12 @@ It goes on from the last complete checkpoint, whenever it was killed, and has th
 after the training, it only evaluates and saves.
 
 The output folder then holds the model and its tokenizer, `loss_curve.png` and `loss_curve.json`, `results.json`
-(held-out bits per character over several orders and left to right, and how they were got), a model card (`README.md`)
-and the last checkpoints.
+(held-out bits per character over several orders and left to right, and how they were got; the unigram entropy, of some
+10 million characters of each part where the text is longer), a model card (`README.md`) and the last checkpoints.
 """
 
 import logging
+import math
 import os
 import shlex
 import sys
@@ -39,9 +40,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.compute as pc
 import torch
 import yaml
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -66,7 +69,7 @@ from modeling_aoarm.masked_diffusion_collator import WEIGHTINGS, collator_class
 from modeling_aoarm.model_card import CardArguments
 from modeling_aoarm.orders import OrderCurriculum
 from modeling_aoarm.reporting import loss_curve, plot_loss_curve, versions, write_json
-from modeling_aoarm.text_data import TextArguments, cut_into_blocks, unigram_bits
+from modeling_aoarm.text_data import TextArguments, count_characters, cut_into_blocks, sample_texts, unigram_bits
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 from modeling_aoarm.training import EMA_FILE, AnyOrderTrainer, EMACallback
 
@@ -253,16 +256,25 @@ def build_collator(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase,
     return collator_class(config)(tokenizer, order=order, seed=data_args.order_seed, **options)
 
 
-def rows_of_prose(rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
-    """Up to `count` of the longest rows, spread over the text; no tables or code where there is something else."""
-    longest = max(map(len, rows))
-    rows = [ids for ids in rows if len(ids) == longest]
+def count_token(rows: Dataset, token_id: int | None) -> int:
+    """How often a token comes in rows; 0 for a token that does not exist."""
+    if token_id is None:
+        return 0
+    batches = rows.with_format("arrow").iter(1000)
+    return sum(pc.sum(pc.equal(pc.list_flatten(batch["input_ids"]), token_id)).as_py() or 0 for batch in batches)
+
+
+def rows_of_prose(rows: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
+    """Up to `count` of the longest of 1,000 rows, spread over the text; no tables or code where there is prose."""
+    sample = rows[:: math.ceil(len(rows) / 1000)]["input_ids"]
+    longest = max(map(len, sample))
+    sample = [ids for ids in sample if len(ids) == longest]
 
     def letters(ids: list[int]) -> float:
         text = tokenizer.decode(ids)
         return sum(character.isalpha() or character == " " for character in text) / max(1, len(text))
 
-    prose = [ids for ids in rows if letters(ids) > 0.9] or rows
+    prose = [ids for ids in sample if letters(ids) > 0.9] or sample
     return prose[:: max(1, len(prose) // count)][:count]
 
 
@@ -370,21 +382,18 @@ def main(argv: list[str]) -> None:
     unset_hf_deepspeed_config()
     samples = []
     if eval_args.sample_rows > 0 and config.attention_variant != "causal":
-        samples = fill_blanks(
-            args.output_dir, rows_of_prose(blocks["validation"]["input_ids"], tokenizer, eval_args.sample_rows)
-        )
-    held_tokens = [token for ids in blocks["validation"]["input_ids"] for token in ids]
+        samples = fill_blanks(args.output_dir, rows_of_prose(blocks["validation"], tokenizer, eval_args.sample_rows))
     results = {
         **{name: result.to_dict() for name, result in measured.items()},
-        "unigram": unigram_bits(texts["train"]["text"], texts["validation"]["text"]),
+        "unigram": unigram_bits(sample_texts(texts["train"]), sample_texts(texts["validation"])),
         "parameters": parameters,
         "config": config.to_diff_dict(),
         "data": {
             "source": data_args.text_source,
             "tokenizer": data_args.tokenizer,
-            "train_characters": sum(map(len, texts["train"]["text"])),
-            "held_out_characters": sum(map(len, texts["validation"]["text"])),
-            "held_out_unknown_tokens": held_tokens.count(tokenizer.unk_token_id) if tokenizer.unk_token else 0,
+            "train_characters": count_characters(texts["train"]),
+            "held_out_characters": count_characters(texts["validation"]),
+            "held_out_unknown_tokens": count_token(blocks["validation"], tokenizer.unk_token_id),
             "block_size": data_args.block_size,
         },
         "training": {

@@ -3,7 +3,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -442,6 +442,9 @@ def _own_order(
 def with_example_index(dataset: "Dataset | IterableDataset") -> "Dataset | IterableDataset":
     """Adds the column `example_index`, by which [`DataCollatorForAnyOrderLM`] draws orders.
 
+    Call it last. Parts that are numbered and then put together (`concatenate_datasets`, `interleave_datasets`) have
+    examples with the same number, which share their orders; [`check_example_index`] refuses that.
+
     A `Dataset` is numbered 0, 1, 2, .... An `IterableDataset` has no numbers that hold for any number of workers (each
     counts its own shards), so there the index is a 63-bit hash of the example's `input_ids`: tokenise before. Equal
     examples then share their order within an epoch.
@@ -483,4 +486,21 @@ def _hashed_index(example: Mapping[str, Any]) -> dict[str, int]:
     return {"example_index": int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=8).digest(), "little") >> 1}
 
 
-__all__ = ["DataCollatorForAnyOrderLM", "DataCollatorWithOrders", "with_example_index"]
+def check_example_index(dataset: Any) -> None:
+    """Checks that no two examples of a `datasets.Dataset` have the same `example_index`; others are not read.
+
+    Raises:
+        ValueError: two examples have the same one, as where numbered data sets are concatenated.
+    """
+    if not isinstance(dataset, Sized) or "example_index" not in (getattr(dataset, "column_names", None) or ()):
+        return
+    indices, counts = np.unique(dataset.with_format("numpy")["example_index"][:], return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"`example_index` must differ between examples, or they share their orders; got {indices[counts.argmax()]} "
+            f"in {counts.max()} of them. Number the data set after its parts are put together: "
+            '`with_example_index(dataset.remove_columns("example_index"))`.'
+        )
+
+
+__all__ = ["DataCollatorForAnyOrderLM", "DataCollatorWithOrders", "check_example_index", "with_example_index"]

@@ -56,7 +56,8 @@ def flush(path: Path) -> None:
     """Waits until a file, or all files of a folder, are on the disk; one that is full may tell only then."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
-            with file.open("rb") as opened:
+            # Windows flushes only files that are open for writing.
+            with file.open("r+b" if os.name == "nt" else "rb") as opened:
                 os.fsync(opened.fileno())
 
 
@@ -96,11 +97,16 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"The destination must be a new or an empty folder, got {path}.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A killed process may have left one, and had the same number, as in containers.
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         with reaching_disk(temporary, path):
             yield temporary
-        os.replace(temporary, path)
+        if path.is_dir():
+            # Windows does not replace empty folders.
+            path.rmdir()
+        os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,12 +1,16 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Text for training: where it comes from, what is held out, and how it becomes rows of tokens."""
 
+import itertools
+import math
 import random
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, load_dataset
 
 from .data_collator import with_example_index
@@ -251,26 +255,40 @@ def _tokens_and_ends(text: str, tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return np.array(encoded["input_ids"], dtype=np.int32), ends
 
 
+def count_characters(dataset: Dataset) -> int:
+    """How many characters the column `text` has."""
+    batches = dataset.with_format("arrow").iter(1000)
+    return sum(pc.sum(pc.utf8_length(batch["text"])).as_py() or 0 for batch in batches)
+
+
+def sample_texts(dataset: Dataset, characters: int = 10_000_000) -> list[str]:
+    """Every k-th text of a data set, about `characters` long together; all texts where there are no more."""
+    step = max(1, math.ceil(count_characters(dataset) / characters))
+    return dataset[::step]["text"]
+
+
 def unigram_bits(train: Iterable[str], held: Iterable[str]) -> dict[str, float]:
     """What characters cost without any context, in bits per character: the reference that a model has to beat.
 
+    Args:
+        train: training texts; of a large data set those of [`sample_texts`].
+        held: held-out texts, likewise.
+
     Returns:
-        `unigram_entropy_all` of the empirical distribution of both texts together, and `unigram_cross_entropy_held_out`
-        of the held-out text under the training text's character frequencies (one added to every count).
+        `unigram_entropy_all` of the empirical distribution of both texts together, `unigram_cross_entropy_held_out`
+        of the held-out text under the training text's character frequencies (one added to every count), and
+        `characters`, how many were counted.
     """
-    counts_train, counts_held = ({}, {})
-    for texts, counts in ((train, counts_train), (held, counts_held)):
-        for text in texts:
-            for character in text:
-                counts[character] = counts.get(character, 0) + 1
-    characters = sorted(counts_train.keys() | counts_held.keys())
-    of_train = np.array([counts_train.get(character, 0) for character in characters], dtype=np.float64)
-    of_held = np.array([counts_held.get(character, 0) for character in characters], dtype=np.float64)
+    counts_train, counts_held = (Counter(itertools.chain.from_iterable(texts)) for texts in (train, held))
+    characters = sorted(counts_train | counts_held)
+    of_train = np.array([counts_train[character] for character in characters], dtype=np.float64)
+    of_held = np.array([counts_held[character] for character in characters], dtype=np.float64)
     of_all = (of_train + of_held) / (of_train + of_held).sum()
     smoothed = (of_train + 1) / (of_train + 1).sum()
     return {
         "unigram_entropy_all": float(-(of_all * np.log2(of_all)).sum()),
         "unigram_cross_entropy_held_out": float(-(of_held / of_held.sum() * np.log2(smoothed)).sum()),
+        "characters": counts_train.total() + counts_held.total(),
     }
 
 

@@ -3,11 +3,12 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import IterableDataset
@@ -17,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, speed_metrics
 
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
-from .data_collator import DataCollatorWithOrders
+from .data_collator import DataCollatorWithOrders, check_example_index
 from .evaluation import OrderNLL, evaluate_order
 from .masked_diffusion_collator import collator_class
 from .model_card import model_card, write_model_card
@@ -148,6 +149,13 @@ class AnyOrderTrainer(Trainer):
     A `causal` model knows no other order than left to right and gets only that. Those of a `bidirectional` model are
     estimates, see [`evaluate_order`].
     In several processes each scores its share. Results do not depend on the number of processes or on the batch size.
+    A streamed evaluation dataset is read into memory in each evaluation, by every process.
+
+    With `compute_metrics`, `evaluate()` makes one more pass as `Trainer` does and adds its metrics. That pass needs the
+    column `example_index`. Its orders are drawn once (uniform ones; left to right for `causal`), also in `predict()`:
+    rows are in generation order, and the logits of row r predict the label of row r + 1 (of row r for `bidirectional`).
+    Lower likelihood figures are better, so `greater_is_better` is set to False where `metric_for_best_model` ends in
+    `_nll` or `_bpc`.
 
     A checkpoint appears when it is complete, and old ones go after that, so a training may be killed at any moment;
     `train(resume_from_checkpoint=True)` goes on from the last complete one (see [`resolve_checkpoint`]) and gives the
@@ -187,6 +195,9 @@ class AnyOrderTrainer(Trainer):
         # Where a checkpoint lies while it is written.
         self.incomplete: Path | None = None
         super().__init__(model, args, data_collator, **kwargs)
+        # Trainer takes what does not end in "loss" for something that should be high.
+        if (self.args.metric_for_best_model or "").endswith(("_nll", "_bpc")):
+            self.args.greater_is_better = False
         # The model has no use for example_index, the collator has.
         self.args.remove_unused_columns = False
         self.eval_draws = eval_draws
@@ -209,11 +220,13 @@ class AnyOrderTrainer(Trainer):
         """As `Trainer.train`; a resumed run also restores the averaged weights.
 
         Raises:
-            ValueError: the collator or its tokenizer does not fit the model, there is no complete checkpoint to resume
-                from (see [`resolve_checkpoint`]), or another process is training in the output folder.
+            ValueError: the collator or its tokenizer does not fit the model, two examples have one `example_index`,
+                there is no complete checkpoint to resume from (see [`resolve_checkpoint`]), or another process is
+                training in the output folder.
             OSError: a checkpoint could not be written, because the disk is full. The ones before are as they were.
         """
         self._check_collator()
+        check_example_index(self.train_dataset)
         vocab_size, tokens = self.model.config.vocab_size, len(self.data_collator.tokenizer)
         if tokens > vocab_size:
             raise ValueError(
@@ -249,6 +262,31 @@ class AnyOrderTrainer(Trainer):
                 f"The collator's tokenizer must have the model's mask_token_id={config.mask_token_id}, got "
                 f"{mask_token_id}."
             )
+
+    @contextlib.contextmanager
+    def _evaluation_collator(self):
+        """Within the block `data_collator` draws the orders of evaluations, which do not follow the training."""
+        config, collator = self.model.config, self.data_collator
+        self.data_collator = collator_class(config)(
+            collator.tokenizer,
+            order="left_to_right" if config.attention_variant == "causal" else "uniform",
+            seed=self.eval_order_seed,
+            max_length=collator.max_length,
+        )
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """As in `Trainer`, with orders for evaluation."""
+        with self._evaluation_collator():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        """As in `Trainer`, with orders for evaluation."""
+        with self._evaluation_collator():
+            return super().get_test_dataloader(test_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in `Trainer`, without logits where nobody wants them, and compiled without masks that hide nothing."""
@@ -379,14 +417,25 @@ class AnyOrderTrainer(Trainer):
         if isinstance(dataset, dict):
             metrics = {}
             for name, part in dataset.items():
+                part = name if eval_dataset is None else part
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
         if dataset is None:
             raise ValueError("evaluate needs an eval_dataset, in the call or in the constructor.")
 
         started = time.time()
-        results = self.evaluate_orders(dataset, self.eval_draws)
-        metrics = {f"{metric_key_prefix}_loss": results[next(iter(results))].nll}
+        metrics = {}
+        if self.compute_metrics is not None:
+            with self._averaged_weights():
+                metrics = self.evaluation_loop(
+                    self.get_eval_dataloader(eval_dataset),
+                    description="Evaluation",
+                    ignore_keys=ignore_keys,
+                    metric_key_prefix=metric_key_prefix,
+                ).metrics
+        rows = self._evaluation_rows(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset)
+        results = self.evaluate_orders(rows, self.eval_draws)
+        metrics[f"{metric_key_prefix}_loss"] = results[next(iter(results))].nll
         for name, result in results.items():
             for unit, value, error in (
                 ("nll", result.nll, result.standard_error),
@@ -395,7 +444,7 @@ class AnyOrderTrainer(Trainer):
                 key = f"{metric_key_prefix}_{name}_{unit}"
                 metrics |= {key: value} if value is not None else {}
                 metrics |= {f"{key}_standard_error": error} if error is not None else {}
-        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(dataset))
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(rows))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -406,13 +455,13 @@ class AnyOrderTrainer(Trainer):
         Returns a dict from `any_order` (not for `causal` models) and `left_to_right` to `OrderNLL`.
         """
         model = self.accelerator.unwrap_model(self.model)
-        has_characters = "num_characters" in (getattr(dataset, "column_names", None) or ())
+        dataset = self._evaluation_rows(dataset)
         # A bidirectional model's figures are estimates in a known order, too.
         draws_left_to_right = draws if model.config.attention_variant == "bidirectional" else 1
         orders = {"any_order": ("uniform", draws), "left_to_right": ("left_to_right", draws_left_to_right)}
         if model.config.attention_variant == "causal":
             del orders["any_order"]
-        with self.ema.swapped_in(self.model) if self.ema is not None else contextlib.nullcontext():
+        with self._averaged_weights():
             self.measured = {
                 name: evaluate_order(
                     model,
@@ -422,7 +471,7 @@ class AnyOrderTrainer(Trainer):
                     draws=order_draws,
                     seed=self.eval_order_seed,
                     batch_size=self.args.per_device_eval_batch_size,
-                    characters=sum(dataset["num_characters"]) if has_characters else None,
+                    characters=_count_characters(dataset),
                     max_length=self.data_collator.max_length,
                     accelerator=self.accelerator,
                     progress=not self.args.disable_tqdm,
@@ -430,6 +479,35 @@ class AnyOrderTrainer(Trainer):
                 for name, (order, order_draws) in orders.items()
             }
         return self.measured
+
+    def _averaged_weights(self):
+        return contextlib.nullcontext() if self.ema is None else self.ema.swapped_in(self.model)
+
+    def _evaluation_rows(self, dataset) -> Sized:
+        """The dataset, or the rows of a streamed one.
+
+        Raises:
+            ValueError: processes read different rows.
+        """
+        if isinstance(dataset, Sized):
+            return dataset
+        columns = ("input_ids", "labels", "num_characters")
+        rows = [{name: row[name] for name in columns if name in row} for row in dataset]
+        read = [len(rows), hash(tuple(int(token) for row in rows for token in row["input_ids"]))]
+        if gather_object([read]).count(read) < self.args.world_size:
+            raise ValueError(
+                "A streamed eval_dataset must have the same rows in all processes, got others in some. Do not split it "
+                "by process: each process reads all rows and scores its share."
+            )
+        return rows
+
+
+def _count_characters(dataset: Sized) -> int | None:
+    """The sum of the column `num_characters`, where there is one."""
+    names = getattr(dataset, "column_names", None)
+    if "num_characters" in (names or (dataset[0] if len(dataset) else ())):
+        return sum(dataset["num_characters"] if names else [row["num_characters"] for row in dataset])
+    return None
 
 
 def _trainable(model) -> dict[str, torch.nn.Parameter]:

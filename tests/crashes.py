@@ -128,7 +128,7 @@ def chosen(changes: list[str], way: str) -> list[int]:
     """Numbers of the changes before which to kill: those after which a resumed run could find something else."""
     if way == "pretrain":
         wanted = ["os.rename _incomplete/checkpoint-6", "half _incomplete/checkpoint-12/optimizer.pt"]
-        wanted += ["os.rename _incomplete/model/model.safetensors", "os.rename .results.json.tmp"]
+        wanted += ["os.rename _replacement/model.safetensors", "os.rename .results.json.tmp"]
         return [changes.index(change) for change in wanted]
     published = [changes.index(f"os.rename _incomplete/checkpoint-{step}") for step in (2, 4, 6)]
     # All of the second checkpoint, with the end of the first one; the end of the last one and all of the model.

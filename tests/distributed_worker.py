@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from canvases import ragged_canvases
-from test_training import CURRICULUM, TOKENIZER, make_trainer
+from test_training import CURRICULUM, TOKENIZER, make_trainer, most_likely, share_right, streamed
 from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
 from variants import pad_rows, random_rows, stack_rows
@@ -139,9 +139,11 @@ def local_shapes(model) -> dict[str, list[int]]:
 
 
 def run_training(model, output: str, batch: int, checkpoint: str | None = None, **changes):
-    """A training of 6 steps with evaluations, its trainer and what that recorded."""
+    """A training of 6 steps with evaluations of a stream, its trainer and what that recorded."""
     settings = {**TRAINING, "per_device_train_batch_size": batch, "order": CURRICULUM, **changes}
-    trainer, recorder = make_trainer(output, model=model, **settings)
+    trainer, recorder = make_trainer(output, model=model, dataloader_drop_last=False, **settings)
+    trainer.eval_dataset = streamed(trainer.eval_dataset)
+    trainer.preprocess_logits_for_metrics, trainer.compute_metrics = most_likely, share_right
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     return trainer, recorder
@@ -149,7 +151,7 @@ def run_training(model, output: str, batch: int, checkpoint: str | None = None, 
 
 def training_results(trainer) -> dict[str, object]:
     history = trainer.state.log_history
-    names = ("loss", "grad_norm", "eval_any_order_nll", "eval_left_to_right_nll")
+    names = ("loss", "grad_norm", "eval_any_order_nll", "eval_left_to_right_nll", "eval_right")
     return {name: [log[name] for log in history if name in log] for name in names}
 
 

@@ -5,10 +5,13 @@ import json
 import math
 import random
 import shutil
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import AutoPeftModelForCausalLM
 from scripts import load_script, losses, read_json, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -39,11 +42,11 @@ FLAGS = {
 }
 
 
-def run(folder, output, *flags):
+def run(folder, output, *flags, **kwargs):
     arguments = ["--train_file", "text.jsonl", "--model_name_or_path", "base", "--output_dir", output]
     arguments += [part for flag in FLAGS.items() for part in flag]
     variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
-    return run_script("examples/finetune_peft.py", *arguments, *flags, cwd=folder, **variables)
+    return run_script("examples/finetune_peft.py", *arguments, *flags, cwd=folder, **kwargs, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +159,57 @@ def test_the_figures_are_those_of_the_saved_adapter_and_of_the_base(finished, he
         assert results[name]["token_accuracy"] == pytest.approx(right / sum(map(len, fillings)))
     assert filled_row_by_row(merged, dataset, tokenizer)[0] == pytest.approx(nll, abs=1e-3)
     assert AutoTokenizer.from_pretrained("output/merged").get_vocab() == tokenizer.get_vocab()
+
+
+def test_processes_share_the_measuring_and_have_the_figures_of_one(finished, held_out):
+    """Nobody waits while another measures: a wait of half an hour ends a run."""
+    folder, _ = finished
+    dataset, tokenizer = held_out
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    how = (model, dataset, tokenizer, 5)
+
+    class Process(Accelerator):
+        process_index, num_processes = 0, 2
+
+        def reduce(self, counts, reduction):
+            reduced.append(counts)
+            return counts
+
+    reduced, filled, generate = [], [], model.generate
+    model.generate = lambda **batch: filled.append(len(batch["input_ids"])) or generate(**batch)
+    one = finetune_peft.accuracy(*how, Accelerator(cpu=True))
+    rows = sum(filled)
+    assert rows == len(dataset) and len(filled) % 2 == 1
+    for Process.process_index in (0, 1):
+        filled.clear()
+        finetune_peft.accuracy(*how, Process(cpu=True))
+        assert 0 < sum(filled) < rows
+    exact, right, tokens = sum(reduced).tolist()
+    assert one == {"exact_match": exact / len(dataset), "token_accuracy": right / tokens}
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", str(port)]
+    process = run(folder, "two", "--per_device_train_batch_size", "4", launcher=launcher)
+    assert process.returncode == 0, process.stderr
+    two, whole = (read_json(folder / name, "results.json") for name in ("two", "output"))
+    for name in ("before", "after"):
+        assert two[name]["any_order"]["nll"] == pytest.approx(whole[name]["any_order"]["nll"], abs=1e-3)
+        assert two[name]["token_accuracy"] == pytest.approx(whole[name]["token_accuracy"], abs=0.02)
+    assert two["before"]["exact_match"] == whole["before"]["exact_match"]
+
+
+def test_no_second_model_is_loaded_for_measuring(finished, monkeypatch):
+    folder, _ = finished
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    monkeypatch.setattr(AutoPeftModelForCausalLM, "from_pretrained", lambda *args, **kwargs: pytest.fail("loaded"))
+    arguments = ["--train_file", "text.jsonl", "--model_name_or_path", "base", "--output_dir", "single"]
+    finetune_peft.main([*arguments, *(part for flag in FLAGS.items() for part in flag), "--max_steps", "1"])
+    assert read_json(folder / "single", "results.json")["after"]
 
 
 def test_a_middle_lies_inside_its_row_and_only_it_is_learned(held_out):

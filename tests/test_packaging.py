@@ -38,6 +38,24 @@ for module in pkgutil.walk_packages(modeling_aoarm.__path__, "modeling_aoarm."):
         importlib.import_module(module.name)
         print(module.name)
 """
+# Only the package's own imports: other libraries choose theirs by the system.
+REFUSE_UNIX = """
+import builtins
+
+UNIX = "crypt curses fcntl grp nis ossaudiodev posix pty pwd resource spwd syslog termios tty".split()
+
+
+found = builtins.__import__
+
+
+def refuse_unix(name, globals=None, *args, **kwargs):
+    if name.split(".")[0] in UNIX and (globals or {}).get("__name__", "").startswith("modeling_aoarm"):
+        raise ModuleNotFoundError(f"{globals['__name__']} imports {name}")
+    return found(name, globals, *args, **kwargs)
+
+
+builtins.__import__ = refuse_unix
+"""
 # An untrained model where the README has a trained one, then the README's quick start, then a model card.
 USE = """
 import re, sys
@@ -120,6 +138,10 @@ def test_every_module_is_imported_from_the_wheel(clean_python, tmp_path):
     files = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "modeling_aoarm").rglob("*.py")}
     modules = {".".join(path.parent.parts if path.name == "__init__" else path.parts) for path in files}
     assert set(names) == modules - {"modeling_aoarm", "modeling_aoarm.__main__"} | {"modeling_aoarm.model_cards"}
+
+
+def test_every_module_is_imported_where_python_lacks_modules_of_unix(clean_python, tmp_path):
+    run(clean_python, "-I", "-c", REFUSE_UNIX + IMPORT_EVERYTHING, cwd=tmp_path)
 
 
 def test_the_quick_start_runs_from_the_wheel(clean_python, tmp_path):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from scripts import REPOSITORY, losses, read_json, run_script
 from test_configuration import pretrain
@@ -145,6 +146,7 @@ def test_own_text_in_a_compressed_file(flags, tmp_path, monkeypatch, capsys):
     with lzma.open(tmp_path / "text.jsonl.xz", "wt", encoding="utf-8") as file:
         for number in range(30):
             file.write(json.dumps({"text": f"Text number {number}: the quick brown fox — and the dog."}) + "\n")
+    monkeypatch.setattr(pretrain, "sample_texts", lambda dataset: dataset[:1]["text"])
     output = tmp_path / "output"
     if "--overwrite_output_dir" in flags:
         (output / "checkpoint-9").mkdir(parents=True)
@@ -163,6 +165,8 @@ def test_own_text_in_a_compressed_file(flags, tmp_path, monkeypatch, capsys):
     ]
     pretrain.main([*common, *flags])
     results = read_json(output, "results.json")
+    # Of large texts only a sample is walked through.
+    assert 80 < results["unigram"]["characters"] < 120 < results["data"]["train_characters"]
     causal = "configuration/causal" in flags
     assert ("any_order" in results) is not causal
     assert results["left_to_right"]["characters"] == results["data"]["held_out_characters"] + 5 * (
@@ -181,3 +185,19 @@ def test_causal_models_refuse_other_orders(tmp_path):
     with pytest.raises(ValueError, match="--order must be left_to_right for the causal variant, got uniform"):
         pretrain.main([*flags, "--output_dir", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+def test_of_many_held_out_rows_some_are_read_for_samples_and_tokens_are_counted():
+    class Decoder:
+        read = 0
+
+        def decode(self, ids):
+            self.read += 1
+            return "prose" if ids[0] % 7 == 0 else "{1: 2}"
+
+    decoder = Decoder()
+    rows = Dataset.from_dict({"input_ids": [[number, 9, 3] for number in range(2500)] + [[7]] * 2500})
+    found = pretrain.rows_of_prose(rows, decoder, 4)
+    assert decoder.read == 500 and len(found) == 4 and all(ids[0] % 7 == 0 and len(ids) == 3 for ids in found)
+    assert pretrain.count_token(rows, 9) == 2501 and pretrain.count_token(rows.select([9, 4999, 9]), 9) == 4
+    assert pretrain.count_token(rows, 9000) == pretrain.count_token(rows, None) == 0

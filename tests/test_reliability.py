@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,22 @@ from test_configuration import pretrain
 from test_conversion import source_model
 from test_pretrain import TINY
 from test_training import CURRICULUM, TOKENIZER, make_trainer
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainerState
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_jit_checkpoint import CheckpointManager
 from variants import tiny_model
 
 from modeling_aoarm import AOARMForCausalLM, DataCollatorForAnyOrderLM, infill
 from modeling_aoarm.__main__ import main
-from modeling_aoarm.checkpoints import LOCK, check_checkpoint, exclusive, is_unused, resolve_checkpoint
+from modeling_aoarm.checkpoints import (
+    LOCK,
+    check_checkpoint,
+    discard_checkpoints,
+    exclusive,
+    finish_replacement,
+    is_unused,
+    replacing_files,
+    resolve_checkpoint,
+)
 from modeling_aoarm.reporting import replacing_folder, write_json
 from modeling_aoarm.tokenization import character_tokenizer
 
@@ -146,12 +157,6 @@ def shorten(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def split_weights(checkpoint):
     model = AOARMForCausalLM.from_pretrained(checkpoint)
     (checkpoint / "model.safetensors").unlink()
@@ -169,7 +174,6 @@ DAMAGES = {
     "ema.safetensors is damaged": lambda folder: (folder / "ema.safetensors").write_bytes(b""),
     "optimizer.pt is missing": lambda folder: (folder / "optimizer.pt").unlink(),
     "optimizer.pt is damaged .*not a zip": lambda folder: shorten(folder / "optimizer.pt"),
-    "optimizer.pt is damaged .*checksum": lambda folder: flip_a_bit(folder / "optimizer.pt"),
     "scheduler.pt is missing": lambda folder: (folder / "scheduler.pt").unlink(),
     "rng_state\\*.pth is missing": lambda folder: (folder / "rng_state.pth").unlink(),
     "rng_state.pth is damaged": lambda folder: shorten(folder / "rng_state.pth"),
@@ -198,6 +202,14 @@ def test_damaged_checkpoints_are_named_and_passed_over(problem, folder, caplog, 
     (folder / "checkpoint-2" / "trainer_state.json").unlink()
     with pytest.raises(ValueError, match=f"found none.*{message}.*checkpoint-2.*trainer_state.json is missing"):
         resolve_checkpoint(args, True, ["ema.safetensors"])
+
+
+def test_checking_a_checkpoint_reads_no_weights_and_no_states(folder, monkeypatch):
+    def refuse(self, name, *args, **kwargs):
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", refuse)
+    assert check_checkpoint(folder / "checkpoint-4") == 4
 
 
 def test_nodes_go_back_to_the_last_checkpoint_that_all_of_them_have(folder, monkeypatch):
@@ -389,6 +401,115 @@ def test_a_full_disk_leaves_the_model_and_the_figures_before(tmp_path):
     assert not (tmp_path / "model-00001-of-00002.safetensors").exists()
 
 
+class Killed(BaseException):
+    pass
+
+
+class KilledAt:
+    """From change number `fatal` in a folder on, every change fails: nothing is cleaned up, as after SIGKILL."""
+
+    def __init__(self):
+        self.folder, self.changes, self.fatal = None, 0, None
+        sys.addaudithook(self.on_event)
+
+    def on_event(self, event, arguments):
+        is_change = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+        if self.folder is None or not is_change:
+            return
+        if self.changes == self.fatal:
+            raise Killed
+        self.changes += 1
+
+    @contextlib.contextmanager
+    def armed(self, folder, fatal):
+        self.folder, self.changes, self.fatal = folder, 0, fatal
+        try:
+            yield
+        except Killed:
+            pass
+        finally:
+            self.folder = None
+
+
+@pytest.fixture(scope="module")
+def killed_at():
+    return KilledAt()
+
+
+def save_model(folder, letters, max_shard_size):
+    tokenizer = character_tokenizer([letters])
+    tiny_model("two_stream", vocab_size=len(tokenizer)).save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(folder)
+
+
+def save_adapter(folder, letters, rank):
+    model = get_peft_model(tiny_model("two_stream"), LoraConfig(r=rank, target_modules=["q_proj"]))
+    model.save_pretrained(folder)
+    (folder / "second").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(folder / name, folder / "second")
+    character_tokenizer([letters]).save_pretrained(folder)
+
+
+def loaded(folder):
+    """What loads from a folder: shapes of a model or of adapters, and the size of the vocabulary."""
+    found = {}
+    if any(folder.rglob("adapter_model.safetensors")):
+        for name in (".", "second"):
+            with contextlib.suppress(OSError, ValueError):
+                config = LoraConfig.from_pretrained(folder / name)
+                tensors = load_file(folder / name / "adapter_model.safetensors").values()
+                found[name] = config.r, max(min(tensor.shape) for tensor in tensors)
+    else:
+        with contextlib.suppress(OSError):
+            found["model"] = AOARMForCausalLM.from_pretrained(folder).lm_head.weight.shape
+    # The library has several errors for it.
+    with contextlib.suppress(Exception):
+        found["tokenizer"] = len(AutoTokenizer.from_pretrained(folder)), folder.joinpath("config.json").exists()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("save", "old", "new"),
+    [
+        (save_model, ("abc", "40KB"), ("abcdefg", "1GB")),
+        (save_model, ("abcdefg", "1GB"), ("abc", "40KB")),
+        (save_model, ("abc", "20KB"), ("abcdefg", "20KB")),
+        (save_adapter, ("abc", 2), ("abcdefg", 4)),
+    ],
+    ids=["shards-file", "file-shards", "shards-shards", "adapter"],
+)
+def test_a_model_that_is_replaced_is_the_old_one_or_the_new_one(save, old, new, killed_at, tmp_path):
+    save(tmp_path / "old", *old)
+    save(tmp_path / "new", *new)
+    before, after = loaded(tmp_path / "old"), loaded(tmp_path / "new")
+    seen = []
+    for fatal in range(200):
+        folder = tmp_path / str(fatal)
+        shutil.copytree(tmp_path / "old", folder)
+        with killed_at.armed(folder, fatal), replacing_files(folder) as temporary:
+            shutil.copytree(tmp_path / "new", temporary, dirs_exist_ok=True)
+        was_killed = killed_at.changes == fatal
+        found = loaded(folder)
+        assert found in (before, after) or found.items() < after.items() or found.items() < before.items(), fatal
+        seen.append("old" if found == before else "new" if found == after else "neither")
+        is_new = found == after or (folder / "_replacement").is_dir()
+        # The next writer finishes it, and may be killed as well.
+        with killed_at.armed(folder, fatal % 3):
+            finish_replacement(folder)
+        with exclusive(folder):
+            assert loaded(folder) == (after if is_new else before), fatal
+        weights, expected = (
+            {path.relative_to(place) for path in place.rglob("*.safetensors*")}
+            for place in (folder, tmp_path / ("new" if is_new else "old"))
+        )
+        assert weights == expected, fatal
+        if not was_killed:
+            break
+    order = ["old", "neither", "new"]
+    assert {*seen} == {*order} and seen == sorted(seen, key=order.index)
+
+
 @pytest.mark.usefixtures("restored_logging")
 def test_a_full_disk_leaves_nothing_of_a_conversion(tmp_path, capsys):
     source_model("llama", vocab_size=len(TOKENIZER)).save_pretrained(tmp_path / "source")
@@ -517,6 +638,30 @@ def test_a_disk_without_locks_is_no_reason_not_to_train(tmp_path, monkeypatch):
     trainer, recorder = make_trainer(tmp_path, **SAVING)
     trainer.train()
     assert len(recorder.weights) == 4
+
+
+def test_a_training_leaves_the_folders_of_others_alone(tmp_path):
+    """A conversion that was killed, or is running, has a folder beside its destination."""
+    conversion, archive = tmp_path / ".converted.123.tmp", tmp_path / "checkpoint-2.zip"
+    conversion.mkdir()
+    (conversion / "config.json").touch()
+    archive.touch()
+    (tmp_path / ".results.json.123.tmp").touch()
+    (tmp_path / "checkpoint-9").mkdir()
+    trainer, recorder = make_trainer(tmp_path, **SAVING)
+    discard_checkpoints(trainer.args)
+    assert {path.name for path in tmp_path.iterdir()} == {conversion.name, archive.name, LOCK}
+    trainer.train()
+    assert len(recorder.weights) == 4 and (conversion / "config.json").exists() and archive.exists()
+
+
+def test_a_folder_of_a_killed_process_with_the_same_number_is_replaced(tmp_path):
+    left = tmp_path / f".new.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "half").touch()
+    (tmp_path / "new").mkdir()
+    write_a_folder(tmp_path / "new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
 
 
 def test_overwriting_deletes_nothing_before_the_arguments_are_checked(folder):

@@ -9,7 +9,15 @@ import math
 import pytest
 from datasets import Dataset
 
-from modeling_aoarm.text_data import cut_into_blocks, hold_out, load_texts, reference_texts, unigram_bits
+from modeling_aoarm.text_data import (
+    count_characters,
+    cut_into_blocks,
+    hold_out,
+    load_texts,
+    reference_texts,
+    sample_texts,
+    unigram_bits,
+)
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
 
@@ -143,9 +151,20 @@ def test_a_validation_file_is_used_whole_and_its_texts_are_not_trained_on(tmp_pa
     assert list(splits["train"]["text"]) == DOCUMENTS[3:]
 
 
+def test_characters_are_counted_and_texts_sampled_without_reading_all_into_python():
+    texts = ["ab", "", "é—🎉", "line\nbreak "] * 250
+    dataset = Dataset.from_dict({"text": texts}).shuffle(seed=0).select(range(999))
+    assert count_characters(dataset) == sum(map(len, dataset["text"]))
+    assert count_characters(Dataset.from_dict({"text": ["", ""]})) == 0
+    assert sample_texts(dataset) == list(dataset["text"])
+    sample = sample_texts(dataset, 800)
+    assert sample == list(dataset["text"])[:: math.ceil(count_characters(dataset) / 800)]
+    assert 600 < sum(map(len, sample)) < 1000
+
+
 def test_unigram_bits_are_entropies_of_characters():
     bits = unigram_bits(["aab"], ["b"])
-    assert bits["unigram_entropy_all"] == pytest.approx(1.0)
+    assert bits["unigram_entropy_all"] == pytest.approx(1.0) and bits["characters"] == 4
     assert bits["unigram_cross_entropy_held_out"] == pytest.approx(-math.log2(2 / 5))
     train, held = hold_out(reference_texts(), 0.06)
     assert unigram_bits(train, held)["unigram_entropy_all"] == pytest.approx(4.69, abs=0.1)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 from variants import tiny_model
@@ -223,6 +223,128 @@ def test_metrics_are_those_of_evaluate_order(tmp_path):
     assert metrics["eval_left_to_right_nll"] == pytest.approx(left_to_right.nll, abs=1e-5)
     parts = trainer.evaluate({"a": trainer.eval_dataset, "b": trainer.eval_dataset.select([0, 1])})
     assert parts["eval_a_loss"] == metrics["eval_loss"] != parts["eval_b_loss"]
+
+
+def streamed(dataset):
+    return with_example_index(dataset.remove_columns("example_index").to_iterable_dataset())
+
+
+def most_likely(logits, labels):
+    return logits.argmax(-1)
+
+
+def highest(logits, labels):
+    return logits.amax(-1)
+
+
+def share_right(prediction):
+    predicted, labels = prediction.predictions[:, :-1], prediction.label_ids[:, 1:]
+    return {"right": (predicted == labels)[labels != -100].mean()}
+
+
+@pytest.mark.parametrize("kind", ["datasets", "torch"])
+def test_a_streamed_evaluation_set_has_the_figures_of_its_rows(kind, tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from ({"input_ids": torch.tensor(row), "num_characters": len(row)} for row in ROWS)
+
+    settings = {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
+    plain, _ = make_trainer(tmp_path, **settings)
+    trainer, _ = make_trainer(tmp_path, **settings)
+    trainer.eval_dataset = streamed(trainer.eval_dataset) if kind == "datasets" else Stream()
+    plain.train()
+    trainer.train()
+    clock = ("eval_runtime", "eval_samples_per_second")
+    evaluations = [
+        [{name: log[name] for name in log if name not in clock} for log in each.state.log_history if "eval_loss" in log]
+        for each in (plain, trainer)
+    ]
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 3 and "eval_any_order_bpc" in evaluations[0][0]
+
+
+def test_processes_that_read_different_rows_of_a_stream_are_an_error(tmp_path, monkeypatch):
+    trainer, _ = make_trainer(tmp_path)
+    monkeypatch.setattr("modeling_aoarm.training.gather_object", lambda values: [*values, [6, 0]])
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="streamed eval_dataset must have the same rows in all processes"):
+        trainer.evaluate(streamed(trainer.eval_dataset))
+
+
+@pytest.mark.parametrize("variant", ["two_stream", "causal"])
+def test_metrics_of_the_users_own_are_computed_and_can_choose_the_best_model(variant, tmp_path):
+    seen = []
+
+    def metrics(prediction):
+        seen.append(prediction)
+        return {"highest": prediction.predictions.mean(), "calls": len(seen)}
+
+    trainer, recorder = make_trainer(
+        tmp_path,
+        variant=variant,
+        order="left_to_right",
+        ema=0.5,
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        metric_for_best_model="calls",
+        include_for_metrics=["inputs"],
+        dataloader_drop_last=False,
+    )
+    trainer.compute_metrics, trainer.preprocess_logits_for_metrics = metrics, highest
+    trainer.train()
+    assert trainer.state.best_global_step == 3 and trainer.state.best_metric == 3
+    evaluations = [log for log in trainer.state.log_history if "eval_loss" in log]
+    name = "left_to_right" if variant == "causal" else "any_order"
+    assert all(log["eval_loss"] == log[f"eval_{name}_nll"] for log in evaluations)
+    assert len(seen) == 3 and all(len(each.predictions) == len(ROWS) for each in seen)
+    assert (seen[0].label_ids == seen[2].label_ids).all()
+
+    # The orders are those of evaluations, not of the training, and the weights the averaged ones.
+    after = trainer.evaluate()
+    predicted = trainer.predict(trainer.eval_dataset).metrics
+    assert after["eval_highest"] == evaluations[-1]["eval_highest"] == predicted["test_highest"]
+    order = "left_to_right" if variant == "causal" else "uniform"
+    columns = sample_orders(order, [len(row) for row in ROWS], example_indices=range(12)).columns
+    for number, row in enumerate(ROWS):
+        rows = seen[-1].inputs[number, 1 : len(row) + 1]
+        assert rows.tolist() == [row[column] for column in columns[number, : len(row)]]
+
+
+def test_the_best_likelihood_is_the_lowest(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 3}
+    for metric in ("any_order_nll", "eval_left_to_right_bpc"):
+        trainer, _ = make_trainer(
+            tmp_path / metric, metric_for_best_model=metric, load_best_model_at_end=True, **settings
+        )
+        trainer.train()
+        name = f"eval_{metric.removeprefix('eval_')}"
+        history = {log["step"]: log[name] for log in trainer.state.log_history if name in log}
+        assert len(history) == 3 and trainer.state.best_metric == min(history.values())
+
+
+def test_evaluation_sets_in_a_dictionary_have_metrics_of_their_own(tmp_path):
+    trainer, _ = make_trainer(tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    trainer.compute_metrics = lambda prediction: {"rows": len(prediction.label_ids)}
+    trainer.args.dataloader_drop_last = False
+    trainer.eval_dataset = {"a": trainer.eval_dataset, "b": trainer.eval_dataset.select([0, 1])}
+    metrics = trainer.evaluate()
+    assert (metrics["eval_a_rows"], metrics["eval_b_rows"]) == (12, 2)
+    assert metrics["eval_b_loss"] == trainer.evaluate("b")["eval_loss"] != metrics["eval_a_loss"]
+
+
+def test_examples_with_the_same_number_are_refused(tmp_path):
+    trainer, recorder = make_trainer(tmp_path)
+    trainer.train_dataset = concatenate_datasets([trainer.train_dataset.select([0, 1]), trainer.train_dataset])
+    with pytest.raises(
+        ValueError, match=r"must differ between examples.*got 0 in 2 of them.*with_example_index\(dataset\."
+    ):
+        trainer.train()
+    assert not recorder.weights
+    trainer.train_dataset = with_example_index(trainer.train_dataset.remove_columns("example_index"))
+    trainer.train()
+    assert len(recorder.weights) == 9
 
 
 def test_causal_models_are_trained_and_measured_left_to_right_only(tmp_path):

@@ -12,7 +12,6 @@
 """
 
 import contextlib
-import fcntl
 import functools
 import json
 import math
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
@@ -227,13 +227,11 @@ class Study:
     def _holding(self, cell: Cell) -> Iterator[bool]:
         lock = self.path("states", cell).with_suffix(".lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        try:
+            with FileLock(lock, blocking=False):
+                yield True
+        except Timeout:
+            yield False
 
     def _run_cell(
         self,
