@@ -164,7 +164,7 @@ class TextTemplate:
         pieces, lengths, written = read_blanks(text, max_length)
         piece_ids, unmoved_ids, moved = [], [], []
         for number, piece in enumerate(pieces):
-            encode = _encode_behind_blank if number else _encode
+            encode = encode_behind_blank if number else _encode
             unmoved = encode(tokenizer, piece)
             ids, space = unmoved, ""
             if number < len(lengths):
@@ -273,7 +273,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def _encode_behind_blank(tokenizer: PreTrainedTokenizerBase, piece: str) -> list[int]:
+def encode_behind_blank(tokenizer: PreTrainedTokenizerBase, piece: str) -> list[int]:
     """The ids of a piece of text that follows a blank, without a space that the tokenizer would put in front."""
     ids = _encode(tokenizer, piece)
     text = _decode_behind(tokenizer, _encode(tokenizer, ANCHOR), ids)
@@ -327,4 +327,4 @@ def _decode_behind(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: l
     return _decode(tokenizer, ids)
 
 
-__all__ = ["TextCanvas", "TextTemplate", "Vocabulary", "read_blanks", "with_bos"]
+__all__ = ["BLANK", "TextCanvas", "TextTemplate", "Vocabulary", "encode_behind_blank", "read_blanks", "with_bos"]
