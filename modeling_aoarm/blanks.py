@@ -78,6 +78,22 @@ def _number(digits: str) -> int:
     return int(digits) if len(digits) <= 18 else 10**18
 
 
+def escape_blanks(text: str) -> str:
+    r"""Writes any text so that [`~modeling_aoarm.infill`] reads it as it is, in front of a blank too.
+
+    `<blank>` becomes `\<blank>`, and backslashes directly before it or at the end of the text are doubled.
+    """
+    escaped, end = "", 0
+    for match in BLANK.finditer(text):
+        escaped += _double_last_backslashes(text[end : match.start()]) + "\\" + match[0]
+        end = match.end()
+    return escaped + _double_last_backslashes(text[end:])
+
+
+def _double_last_backslashes(text: str) -> str:
+    return text + text[len(text.rstrip("\\")) :]
+
+
 def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """`ids` behind the beginning-of-sentence token, unless they begin with it or the tokenizer has none."""
     bos = tokenizer.bos_token_id
@@ -327,4 +343,13 @@ def _decode_behind(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: l
     return _decode(tokenizer, ids)
 
 
-__all__ = ["BLANK", "TextCanvas", "TextTemplate", "Vocabulary", "encode_behind_blank", "read_blanks", "with_bos"]
+__all__ = [
+    "BLANK",
+    "TextCanvas",
+    "TextTemplate",
+    "Vocabulary",
+    "encode_behind_blank",
+    "escape_blanks",
+    "read_blanks",
+    "with_bos",
+]

@@ -58,7 +58,8 @@ def infill(
 
     A blank is written `<blank:n>`, n tokens long, `<blank>`, one token, or `<blank:m-n>`, from m to n tokens. Blanks
     side by side are one. Everything else is text and comes back as it was: `<Blank>`, `<blanket>`, also `\<blank>`,
-    which stands for the characters `<blank>` (and `\\<blank>` for a backslash and a blank). Where the tokenizer has a
+    which stands for the characters `<blank>` (and `\\<blank>` for a backslash and a blank);
+    [`~modeling_aoarm.blanks.escape_blanks`] writes any text so that it stands for itself. Where the tokenizer has a
     beginning-of-sentence token, it is put in front, unless the text begins with it.
 
     **Unknown lengths.** All combinations of a text's lengths are candidates. `generate` fills each of them, and the one
@@ -196,8 +197,7 @@ def _fill(
     generate_kwargs: dict,
 ) -> None:
     """Gives canvases their `fillings`."""
-    unseen = set(tokenizer.all_special_ids)
-    unseen |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unseen = _special_ids(tokenizer)
     cut = {
         name: value
         for name, value in generate_kwargs.items()
@@ -214,7 +214,7 @@ def _fill(
         for row, (_, blanks) in enumerate(columns):
             for blank in blanks:
                 generation_mask[row, list(blank)] = True
-        restriction = _restriction(tokenizer, chunk, generation_mask, model.config.vocab_size, unseen)
+        restriction = restriction_of(tokenizer, chunk, generation_mask, model.config.vocab_size)
         output = model.generate(
             input_ids.to(model.device),
             generation_mask=generation_mask.to(model.device),
@@ -232,18 +232,26 @@ def _fill(
             canvas.fillings = [[ids[column] for column in blank if column in shown] for blank in blanks]
 
 
-def _restriction(
-    tokenizer: PreTrainedTokenizerBase,
-    canvases: list[TextCanvas],
-    generation_mask: torch.Tensor,
-    vocab_size: int,
-    unseen: set[int],
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that are never shown."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def restriction_of(
+    tokenizer: PreTrainedTokenizerBase, canvases: list[TextCanvas], generation_mask: torch.Tensor, vocab_size: int
 ) -> dict[str, torch.Tensor]:
     """Which tokens may be filled in where, as arguments of `generate`; none where any token may stand everywhere.
 
     A blank that white space was moved into begins with it. Ids that the tokenizer does not have stand nowhere.
+
+    Args:
+        tokenizer: the canvases' own.
+        canvases: the texts.
+        generation_mask: bool `[batch, columns]`, their blanks.
+        vocab_size: the model's.
     """
-    vocabulary = Vocabulary.of(tokenizer)
+    vocabulary, special = Vocabulary.of(tokenizer), _special_ids(tokenizer)
     sets, numbers = [], {}
     if vocabulary.ids != list(range(vocab_size)):
         sets.append(vocabulary.ids)
@@ -256,7 +264,7 @@ def _restriction(
                 key = moved, len(blank) == 1
                 if key not in numbers:
                     numbers[key] = len(sets)
-                    sets.append([index for index in vocabulary.beginning_with(*key) if index not in unseen])
+                    sets.append([index for index in vocabulary.beginning_with(*key) if index not in special])
                 column_sets[row, blank[0]] = numbers[key]
     if not sets:
         return {}
@@ -292,4 +300,4 @@ def _log_probabilities(
     return results
 
 
-__all__ = ["Candidate", "Infilling", "infill"]
+__all__ = ["Candidate", "Infilling", "infill", "restriction_of"]

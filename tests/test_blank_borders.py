@@ -14,6 +14,7 @@ from variants import tiny_model
 
 from modeling_aoarm import infill
 from modeling_aoarm.blanks import TextTemplate, Vocabulary
+from modeling_aoarm.display import TokenTexts
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
 
@@ -201,6 +202,17 @@ def test_the_bytes_of_a_character_behind_one_of_bytes():
             canvas.fillings = [part]
             shown = canvas.text(tokenizer)
             assert shown == before + "\ufffd" * len(part) + after
+
+
+def test_pictures_show_bytes_as_texts_do():
+    """Bytes that are no character leave the characters around them as they are, before them and behind a blank."""
+    tokenizer = TOKENIZERS["byte fallback"]
+    texts = TokenTexts(tokenizer)
+    party, smile = ([tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in each.encode()] for each in "🎉😀")
+    cat = continuing(tokenizer, "the", " cat")
+    assert texts(party + smile + cat) == ["", "", "", "🎉", "", "", "", "😀", " cat"]
+    assert texts(party + smile[:2] + cat) == ["", "", "", "🎉", "\ufffd", "\ufffd", " cat"]
+    assert texts(cat + party + cat, [False] + [True] * 5) == [None, "", "", "", "🎉", " cat"]
 
 
 def test_the_space_behind_a_special_token_is_shown():

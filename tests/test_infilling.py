@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from variants import any_order_variants, tiny_model
 
 from modeling_aoarm import AOARMConfig, AOARMGenerateOutput, infill
+from modeling_aoarm.blanks import escape_blanks
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
 
@@ -122,6 +123,14 @@ def test_a_backslash_makes_a_form_text(tokenizer, form):
         assert infill(writer, tokenizer, f"{backslashes * 2}<blank:2>\\{form}") == f"{backslashes}at{form}"
     # Text between two blanks, if only one character, keeps them apart.
     assert infill(Writes(tokenizer, ["at"]), tokenizer, "<blank>\\\\<blank>") == "a\\t"
+
+
+def test_any_text_can_be_written_in_front_of_a_blank(tokenizer):
+    model = model_for("two_stream", tokenizer)
+    for text in ("", "the cat", "\\", "a\\\\", "<blank>", "\\<blank:2>\\", "<blank><blank:0> \\t\\\\<blank:1-2>\\"):
+        assert infill(model, tokenizer, escape_blanks(text)) == text
+        filled = infill(Writes(tokenizer, ["at"]), tokenizer, escape_blanks(text) + "<blank:2>" + escape_blanks(text))
+        assert filled == f"{text}at{text}"
 
 
 def test_a_text_that_begins_with_its_first_token_gets_no_second(tokenizer):
