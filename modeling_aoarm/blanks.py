@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -78,16 +78,26 @@ def _number(digits: str) -> int:
     return int(digits) if len(digits) <= 18 else 10**18
 
 
-def escape_blanks(text: str) -> str:
-    r"""Writes any text so that [`~modeling_aoarm.infill`] reads it as it is, in front of a blank too.
+def write_blanks(pieces: Sequence[str], blanks: Sequence[str]) -> str:
+    r"""Writes any pieces of text with blanks between them; [`read_blanks`] reads the same pieces.
 
-    `<blank>` becomes `\<blank>`, and backslashes directly before it or at the end of the text are doubled.
+    Backslashes are put where a piece has the form of a blank, and doubled directly before a blank.
+
+    Args:
+        pieces: one more than there are blanks.
+        blanks: `<blank>`, `<blank:n>` or `<blank:m-n>`.
     """
+    escaped = [_escape(piece) for piece in pieces]
+    before = [_double_last_backslashes(piece) + blank for piece, blank in zip(escaped[:-1], blanks, strict=True)]
+    return "".join(before) + escaped[-1]
+
+
+def _escape(piece: str) -> str:
     escaped, end = "", 0
-    for match in BLANK.finditer(text):
-        escaped += _double_last_backslashes(text[end : match.start()]) + "\\" + match[0]
+    for match in BLANK.finditer(piece):
+        escaped += _double_last_backslashes(piece[end : match.start()]) + "\\" + match[0]
         end = match.end()
-    return escaped + _double_last_backslashes(text[end:])
+    return escaped + piece[end:]
 
 
 def _double_last_backslashes(text: str) -> str:

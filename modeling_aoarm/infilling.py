@@ -59,7 +59,7 @@ def infill(
     A blank is written `<blank:n>`, n tokens long, `<blank>`, one token, or `<blank:m-n>`, from m to n tokens. Blanks
     side by side are one. Everything else is text and comes back as it was: `<Blank>`, `<blanket>`, also `\<blank>`,
     which stands for the characters `<blank>` (and `\\<blank>` for a backslash and a blank);
-    [`~modeling_aoarm.blanks.escape_blanks`] writes any text so that it stands for itself. Where the tokenizer has a
+    [`~modeling_aoarm.blanks.write_blanks`] puts blanks between any pieces of text. Where the tokenizer has a
     beginning-of-sentence token, it is put in front, unless the text begins with it.
 
     **Unknown lengths.** All combinations of a text's lengths are candidates. `generate` fills each of them, and the one

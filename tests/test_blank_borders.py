@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from variants import tiny_model
 
 from modeling_aoarm import infill
-from modeling_aoarm.blanks import TextTemplate, Vocabulary
+from modeling_aoarm.blanks import TextTemplate, Vocabulary, write_blanks
 from modeling_aoarm.display import TokenTexts
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
@@ -236,20 +236,17 @@ def test_a_vocabulary_is_read_once_and_again_when_it_grows():
 
 
 FRAGMENTS = [*"thecas", " the", " cat", "dog", " ", " ", "  ", "\n", "\n    ", "\t", "é", "e\u0301", "\u0301", "🎉"]
-FRAGMENTS += ["👩\u200d👧", "中", ",", "(", "5", "\\", "<Blank>", "<blank", "Ġ", "##", "\u00a0", "\ufeff", "\u3000"]
+FRAGMENTS += ["👩\u200d👧", "中", ",", "(", "5", "\\", "<blank>", "<blank", "Ġ", "##", "\u00a0", "\ufeff", "\u3000"]
 BLANKS = ["<blank>", "<blank:2>", "<blank:3>", "<blank:1-2>"]
 
 
 def random_text(rng):
-    """Pieces of text around runs of blanks, and the same with backslashes doubled before blanks."""
+    """Pieces of text, and the text that they make with runs of blanks between them."""
     pieces = ["".join(rng.choices(FRAGMENTS, k=rng.randrange(4))) for _ in range(rng.randrange(2, 5))]
     # Blanks that nothing stands between are one.
     pieces[1:-1] = [piece or " " for piece in pieces[1:-1]]
-    text = ""
-    for piece in pieces[:-1]:
-        backslashes = len(piece) - len(piece.rstrip("\\"))
-        text += piece + "\\" * backslashes + "".join(rng.choices(BLANKS, k=rng.choice((1, 1, 2))))
-    return pieces, text + pieces[-1]
+    blanks = ["".join(rng.choices(BLANKS, k=rng.choice((1, 1, 2)))) for _ in pieces[1:]]
+    return pieces, write_blanks(pieces, blanks)
 
 
 WAYS = {

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from variants import any_order_variants, tiny_model
 
 from modeling_aoarm import AOARMConfig, AOARMGenerateOutput, infill
-from modeling_aoarm.blanks import escape_blanks
+from modeling_aoarm.blanks import write_blanks
 from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
 
@@ -125,12 +125,12 @@ def test_a_backslash_makes_a_form_text(tokenizer, form):
     assert infill(Writes(tokenizer, ["at"]), tokenizer, "<blank>\\\\<blank>") == "a\\t"
 
 
-def test_any_text_can_be_written_in_front_of_a_blank(tokenizer):
+def test_blanks_can_be_written_between_any_texts(tokenizer):
     model = model_for("two_stream", tokenizer)
     for text in ("", "the cat", "\\", "a\\\\", "<blank>", "\\<blank:2>\\", "<blank><blank:0> \\t\\\\<blank:1-2>\\"):
-        assert infill(model, tokenizer, escape_blanks(text)) == text
-        filled = infill(Writes(tokenizer, ["at"]), tokenizer, escape_blanks(text) + "<blank:2>" + escape_blanks(text))
-        assert filled == f"{text}at{text}"
+        assert infill(model, tokenizer, write_blanks([text], [])) == text
+        written = write_blanks([text, f"{text}c", text], ["<blank>", "<blank:2>"])
+        assert infill(Writes(tokenizer, ["bat"]), tokenizer, written) == f"{text}b{text}cat{text}"
 
 
 def test_a_text_that_begins_with_its_first_token_gets_no_second(tokenizer):
