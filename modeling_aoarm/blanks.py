@@ -23,21 +23,20 @@ STAND_INS = "☺qzxk"
 PROBES = 3
 
 
-def read_blanks(text: str, max_length: int) -> tuple[list[str], list[range], list[str]]:
+def read_blanks(text: str) -> tuple[list[str], list[range], list[str]]:
     r"""Splits a text at its blanks.
 
     Args:
         text: `<blank>`, `<blank:n>` and `<blank:m-n>` are blanks, everything else is text. Backslashes directly before
             one of these forms are read in pairs, each of which stands for one; a single one that is left makes the form
             text: `\<blank>`.
-        max_length: the model's `max_position_embeddings`.
 
     Returns:
         The text before, between and after blanks, one piece more than there are blanks; the lengths, in tokens, that
         each blank may have; and the blanks as they are written. Blanks side by side are one.
 
     Raises:
-        ValueError: for a blank without tokens, with its shortest length above its longest, or longer than `max_length`.
+        ValueError: for a blank without tokens, and one whose shortest length is above its longest.
     """
     pieces, lengths, written, end = [""], [], [], 0
     for match in BLANK.finditer(text):
@@ -50,15 +49,10 @@ def read_blanks(text: str, max_length: int) -> tuple[list[str], list[range], lis
             continue
         shortest = 1 if match[1] is None else _number(match[1])
         longest = shortest if match[2] is None else _number(match[2])
-        shown = match[0] if len(match[0]) <= 60 else f"{match[0][:60]}..."
         if not 1 <= shortest <= longest:
             raise ValueError(
                 "A blank of `text` must be written <blank>, <blank:n> or <blank:m-n> with m <= n, and be at least one "
-                rf"token long, got {shown!r}. Write \{shown} for these characters themselves."
-            )
-        if longest > max_length:
-            raise ValueError(
-                f"A blank of `text` must have at most max_position_embeddings={max_length} tokens, got {shown!r}."
+                rf"token long, got {_cut(match[0])}. Write \{_cut(match[0])} for these characters themselves."
             )
         if lengths and not pieces[-1]:
             # A character's bytes may be shared out between blanks side by side.
@@ -76,6 +70,11 @@ def _number(digits: str) -> int:
     """Python does not read numbers of thousands of digits. 18 are more than any model has positions for."""
     digits = digits.lstrip("0") or "0"
     return int(digits) if len(digits) <= 18 else 10**18
+
+
+def _cut(text: str) -> str:
+    """`text`, cut to a length for messages."""
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def write_blanks(pieces: Sequence[str], blanks: Sequence[str]) -> str:
@@ -172,7 +171,6 @@ class TextTemplate:
         unmoved_ids: the token ids of each piece, with all of its white space.
         moved: the white space that is moved into each blank, which its first token begins with.
         lengths: the lengths, in tokens, that each blank may have.
-        written: each blank as it is written.
         placeholder: the id that stands in blanks, which is never read.
     """
 
@@ -181,13 +179,24 @@ class TextTemplate:
     unmoved_ids: list[list[int]]
     moved: list[str]
     lengths: list[range]
-    written: list[str]
     placeholder: int
 
     @classmethod
-    def from_text(cls, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> "TextTemplate":
-        """Reads a text; arguments and errors are those of [`read_blanks`]."""
-        pieces, lengths, written = read_blanks(text, max_length)
+    def from_text(
+        cls, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, appended: int = 0
+    ) -> "TextTemplate":
+        """Reads a text.
+
+        Args:
+            tokenizer: the model's.
+            text: as in [`read_blanks`].
+            max_length: the model's `max_position_embeddings`.
+            appended: how many tokens will be appended to the text.
+
+        Raises:
+            ValueError: for blanks that may make the text longer than `max_length`, and as in [`read_blanks`].
+        """
+        pieces, lengths, written = read_blanks(text)
         piece_ids, unmoved_ids, moved = [], [], []
         for number, piece in enumerate(pieces):
             encode = encode_behind_blank if number else _encode
@@ -204,26 +213,15 @@ class TextTemplate:
             unmoved_ids.append(unmoved)
             moved.append(space)
         placeholder = 0 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
-        return cls(pieces, piece_ids, unmoved_ids, moved[: len(lengths)], lengths, written, placeholder)
-
-    def check_length(self, max_length: int, appended: int = 0) -> None:
-        """Checks that all lengths of the blanks fit into the model.
-
-        Args:
-            max_length: the model's `max_position_embeddings`.
-            appended: how many tokens are appended to the text.
-
-        Raises:
-            ValueError: for a text that may have more than `max_length` tokens.
-        """
-        given = sum(map(len, self.piece_ids)) + appended
-        longest = given + sum(lengths[-1] for lengths in self.lengths)
-        if self.lengths and longest > max_length:
-            shown = ", ".join(self.written[:8]) + (", ..." if len(self.written) > 8 else "")
+        given = sum(map(len, piece_ids)) + appended
+        longest = given + sum(each[-1] for each in lengths)
+        if lengths and longest > max_length:
             raise ValueError(
                 f"`text` must have at most max_position_embeddings={max_length} tokens with its blanks at their "
-                f"longest; got {longest}, of which {given} are given, with the blanks {shown}. Shorten blanks or text."
+                f"longest; got {longest}, of which {given} are given, with {_cut(', '.join(written))}. Write shorter "
+                "blanks or less text."
             )
+        return cls(pieces, piece_ids, unmoved_ids, moved[: len(lengths)], lengths, placeholder)
 
     def canvases(self, max_candidates: int) -> Iterator["TextCanvas"]:
         """A canvas for each combination of lengths, the shorter first.
@@ -359,7 +357,6 @@ __all__ = [
     "TextTemplate",
     "Vocabulary",
     "encode_behind_blank",
-    "escape_blanks",
     "read_blanks",
     "with_bos",
 ]

@@ -137,11 +137,8 @@ def infill(
 
     end = [tokenizer.eos_token_id] if score_end else []
     max_length = model.config.max_position_embeddings
-    canvases = []
-    for each in texts:
-        template = TextTemplate.from_text(tokenizer, each, max_length)
-        template.check_length(max_length, len(end))
-        canvases.append(list(template.canvases(max_candidates)))
+    templates = [TextTemplate.from_text(tokenizer, each, max_length, len(end)) for each in texts]
+    canvases = [list(each.canvases(max_candidates)) for each in templates]
     largest = max([-1, *end, *(index for own in canvases for ids in own[0].template.piece_ids for index in ids)])
     if largest >= model.config.vocab_size:
         raise ValueError(

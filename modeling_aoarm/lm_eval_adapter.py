@@ -295,7 +295,7 @@ class AnyOrderLM(HFLM):
         """The text around blanks, and the blanks as they are written."""
         if not self.infilling:
             return [text], []
-        pieces, _, written = read_blanks(text, self.config.max_position_embeddings)
+        pieces, _, written = read_blanks(text)
         return pieces, written
 
     def _scored_text(self, request: Instance) -> ScoredText:
@@ -403,7 +403,6 @@ class AnyOrderLM(HFLM):
             raise ValueError(
                 f"`infill_return` must be 'text' for several blanks, got 'blank' for {len(template.lengths)}: {text!r}."
             )
-        template.check_length(self.config.max_position_embeddings)
 
     def _fill(self, requests: list[Instance], generators: list[torch.Generator]) -> list[str]:
         """Fills prompts that have the same generation arguments."""

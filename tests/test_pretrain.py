@@ -4,6 +4,7 @@
 import json
 import lzma
 import math
+import re
 import shutil
 import socket
 import sys
@@ -11,12 +12,14 @@ import sys
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from scripts import REPOSITORY, losses, read_json, run_script
+from scripts import REPOSITORY, load_script, losses, read_json, run_script
 from test_configuration import pretrain
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from variants import tiny_model
 
 from modeling_aoarm.evaluation import evaluate_order
 from modeling_aoarm.text_data import cut_into_blocks, load_texts
+from modeling_aoarm.tokenization import character_tokenizer
 
 
 TINY = ["configuration/recipes/pretrain_tiny.yaml", "--cpu_threads", "1", "--disable_tqdm", "true", "--use_cpu", "true"]
@@ -181,3 +184,18 @@ def test_causal_models_refuse_other_orders(tmp_path):
     with pytest.raises(ValueError, match="--order must be left_to_right for the causal variant, got uniform"):
         pretrain.main([*flags, "--output_dir", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
+
+
+def test_blanks_are_filled_in_any_text(tmp_path):
+    """Backslashes and the form of a blank are text, in front of blanks too."""
+    hard = "\\" * 4 + "a" + "<blank>" + "\\" + "b" + "\\" * 4
+    tokenizer = character_tokenizer([hard])
+    tiny_model("two_stream", vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for text in (hard, "\\" * 20):
+        [sample] = load_script("examples/pretrain.py").fill_blanks(str(tmp_path), [tokenizer.encode(text)])
+        length = max(1, len(text) // 10)
+        first, second = 2 * len(text) // 5, 4 * len(text) // 5
+        pieces = (text[:first], text[first + length : second], text[second + length :])
+        assert re.fullmatch("(.*)".join(map(re.escape, pieces)), sample["filled"])
+        assert sample["original"] == text
