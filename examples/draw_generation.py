@@ -14,10 +14,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import modeling_aoarm  # noqa: F401  (registers the models)
 from modeling_aoarm.blanks import TextTemplate
+from modeling_aoarm.infilling import restriction_of
 from modeling_aoarm.pictures import animate_generation, plot_decoding_order
 from modeling_aoarm.streaming import CanvasStreamer
 
@@ -25,13 +26,16 @@ from modeling_aoarm.streaming import CanvasStreamer
 TEXT = "The <blank:9> statement is used to <blank:6> a function. If the <blank:12> is true, the first <blank:5> runs."
 
 
-def make_canvas(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A canvas, int64 `[1, columns]`, and which of its columns are blank."""
-    ids, blanks = next(TextTemplate.from_text(tokenizer, text).canvases(max_candidates=1)).columns()
+def make_canvas(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, torch.Tensor]:
+    """Arguments of `generate`: a canvas, which of its columns are blank, and what they may hold where it matters."""
+    template = TextTemplate.from_text(tokenizer, text, model.config.max_position_embeddings)
+    [canvas] = template.canvases(max_candidates=1)
+    ids, blanks = canvas.columns()
     is_blank = torch.zeros(1, len(ids), dtype=torch.bool)
     for blank in blanks:
         is_blank[0, list(blank)] = True
-    return torch.tensor([ids]), is_blank
+    restriction = restriction_of(tokenizer, [canvas], is_blank, model.config.vocab_size)
+    return {"inputs": torch.tensor([ids]), "generation_mask": is_blank, **restriction}
 
 
 def main() -> None:
@@ -49,13 +53,13 @@ def main() -> None:
 
     model = AutoModelForCausalLM.from_pretrained(arguments.model)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    canvas, blanks = make_canvas(tokenizer, arguments.text)
+    canvas = make_canvas(model, tokenizer, arguments.text)
+    blanks = canvas["generation_mask"]
     if not blanks.any():
         parser.error(f"--text must have a blank, written <blank:n>, got {arguments.text!r}.")
     set_seed(arguments.seed)
     output = model.generate(
-        canvas,
-        generation_mask=blanks,
+        **canvas,
         decoding_order=arguments.decoding_order,
         do_sample=True,
         temperature=arguments.temperature,

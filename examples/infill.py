@@ -27,6 +27,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from modeling_aoarm import infill
+from modeling_aoarm.blanks import with_bos
 
 
 KNOWN = [
@@ -94,15 +95,15 @@ def choice_scores(
     Raises:
         ValueError: if the choices have different numbers of tokens.
     """
-    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     left, right = (tokenizer.encode(text, add_special_tokens=False) for text in (before, after))
+    left = with_bos(tokenizer, left)
     fillings = [tokenizer.encode(choice, add_special_tokens=False) for choice in choices]
     lengths = {len(filling) for filling in fillings}
     if len(lengths) != 1:
         raise ValueError(f"choices must have the same number of tokens, got {sorted(lengths)} for {choices}.")
-    canvas = torch.tensor([first + left + filling + right for filling in fillings], device=model.device)
+    canvas = torch.tensor([left + filling + right for filling in fillings], device=model.device)
     blanks = torch.zeros_like(canvas, dtype=torch.bool)
-    blanks[:, len(first + left) : len(first + left) + lengths.pop()] = True
+    blanks[:, len(left) : len(left) + lengths.pop()] = True
     # The same orders for all choices: a difference between choices is none between orders.
     columns = blanks[0].nonzero()[:, 0]
     orders = torch.stack([columns[torch.randperm(len(columns))] for _ in range(num_orders)])

@@ -63,6 +63,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_aoarm import generative_head, infill
+from modeling_aoarm.blanks import write_blanks
 from modeling_aoarm.checkpoints import discard_checkpoints, starting_checkpoint
 from modeling_aoarm.data_collator import DataCollatorWithOrders
 from modeling_aoarm.masked_diffusion_collator import WEIGHTINGS, collator_class
@@ -287,7 +288,7 @@ def fill_blanks(output_dir: str, rows: list[list[int]]) -> list[dict[str, str]]:
         length = max(1, len(ids) // 10)
         first, second = 2 * len(ids) // 5, 4 * len(ids) // 5
         pieces = (ids[:first], ids[first + length : second], ids[second + length :])
-        canvases.append(f"<blank:{length}>".join(tokenizer.decode(piece) for piece in pieces))
+        canvases.append(write_blanks([tokenizer.decode(piece) for piece in pieces], [f"<blank:{length}>"] * 2))
     filled = infill(model, tokenizer, canvases, decoding_order="random")
     return [
         {"canvas": canvas, "filled": text, "original": tokenizer.decode(ids)}

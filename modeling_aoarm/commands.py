@@ -31,7 +31,7 @@ Fill the blanks of texts with an any-order model.
 
 Of blanks of unknown length every length is filled, and the text with the highest log-probability is printed: that of
 all its tokens given its first one, from left to right, longer texts paying for more tokens (see --score-end).
-With tokenizers whose tokens bring the space before a word along, write "The<blank> sat".
+All other text comes back as it is. Write \\<blank> for these characters themselves.
 """
 
 INFILL_EXAMPLES = """\

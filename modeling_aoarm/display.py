@@ -47,8 +47,11 @@ class TokenTexts:
             stop = start
             while stop < len(ids) and (known is None or known[stop]):
                 stop += 1
-            # Behind a blank no token is there to decode behind; the run's first token stands in for it.
+            # Behind a blank no token is there to decode behind. The run's first token stands in for it, but not a
+            # part of a character, which would spoil the next one; no space is in front of it anyway.
             anchor = tuple(ids[start : start + 1]) if start else ()
+            if REPLACEMENT in self._decode(anchor):
+                anchor = ()
             texts[start:stop] = self._run(tuple(ids[start:stop]), anchor)
             start = stop + 1
         return texts
@@ -62,8 +65,11 @@ class TokenTexts:
                 decoded.append(self._decode(anchor + ids[start:stop]))
                 if not decoded[-1].endswith(REPLACEMENT):
                     break
-            whole = decoded[-1]
-            done = len(commonprefix([self._decode(anchor), whole]))
+            if not decoded[-1].startswith(self._decode(anchor)):
+                # With byte-fallback tokenizers, bytes that are no character spoil a character of bytes before them.
+                anchor = ()
+                decoded = [self._decode(ids[start:end]) for end in range(start + 1, stop + 1)]
+            whole, done = decoded[-1], len(self._decode(anchor))
             for prefix in decoded[:-1]:
                 # A token owns what later tokens do not change any more.
                 settled = max(done, len(commonprefix([prefix, whole])))

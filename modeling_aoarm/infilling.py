@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .blanks import TextCanvas, TextTemplate
+from .blanks import TextCanvas, TextTemplate, Vocabulary
 from .canvas import check_count, padded_rows
 
 
@@ -54,11 +54,13 @@ def infill(
     batch_size: int = 64,
     **generate_kwargs,
 ) -> str | list[str] | Infilling | list[Infilling]:
-    """Fills the blanks of a text, or of a batch of texts with any numbers of blanks.
+    r"""Fills the blanks of a text, or of a batch of texts with any numbers of blanks.
 
     A blank is written `<blank:n>`, n tokens long, `<blank>`, one token, or `<blank:m-n>`, from m to n tokens. Blanks
-    side by side are one. The text around blanks comes back as it was. Where the tokenizer has a beginning-of-sentence
-    token, it is put in front.
+    side by side are one. Everything else is text and comes back as it was: `<Blank>`, `<blanket>`, also `\<blank>`,
+    which stands for the characters `<blank>` (and `\\<blank>` for a backslash and a blank);
+    [`~modeling_aoarm.blanks.write_blanks`] puts blanks between any pieces of text. Where the tokenizer has a
+    beginning-of-sentence token, it is put in front, unless the text begins with it.
 
     **Unknown lengths.** All combinations of a text's lengths are candidates. `generate` fills each of them, and the one
     with the highest log p(filled text | its first token) is returned. Two things to know about this comparison:
@@ -74,11 +76,9 @@ def infill(
     What is scored is the text that is shown, as the tokens that it was made of: tokens behind a filled-in end of
     sentence, it itself, and other special tokens in blanks are left out.
 
-    **Spaces.** Each piece of text is tokenised by itself. With tokenizers whose tokens bring the space before a word
-    along (most subword tokenizers), write `the<blank> sat`: a space before the blank would be a token of its own, and
-    the blank's token would bring a second one. Text behind a blank continues it: a tokenizer that puts a space in front
-    of all that it encodes (SentencePiece) does not do so here, and `<blank>ing` is the end of a word. WordPiece
-    (`##ing`) has no such form: put blanks between words there.
+    **Spaces.** Write text as usual: `the <blank> sat`. Where the tokenizer joins a word with the space before it, the
+    space before a blank belongs to the blank's first token. Text directly behind a blank continues it: `<blank>ing` is
+    the end of a word, and `the<blank> sat` leaves it to the model whether a new word begins.
 
     Args:
         model: a model with `generate(..., generation_mask=...)` and `score`.
@@ -93,20 +93,21 @@ def infill(
         max_candidates: the most candidates that a text may have.
         batch_size: the most canvases in one call of `generate` or `score`.
         **generate_kwargs: passed to `generate`: `decoding_order`, `do_sample`, `temperature`, ... Orders given as
-            tensors and lists of generators have an entry for each text with blanks.
+            tensors and lists of generators have an entry for each text with blanks. A generator is advanced by the
+            call, so that the next call gives other samples.
 
     Returns:
-        The filled text, or its [`Infilling`]; a list of them for several texts. A text without blanks comes back
-        unchanged.
+        The filled text, or its [`Infilling`]; a list of them for several texts. A text without blanks comes back as it
+        is.
 
     Raises:
         TypeError: if `text` is neither a string nor a sequence of strings.
-        ValueError: for a blank of length 0 or of another form (`<blank:-1>`, `<blank:6-2>`, `<Blank>`), a text of
-            blanks only with a tokenizer without a beginning-of-sentence token, too many candidates, several candidates
-            for a text without a first token to condition on or with a tensor of columns as an order, a tokenizer that
-            gives ids outside of the model's vocabulary,
-            `return_dict_in_generate`, `num_return_sequences` or `max_new_tokens` among the arguments, and as in
-            `generate` and `score`.
+        ValueError: for a blank of length 0 or whose lengths are reversed (`<blank:6-2>`), a text that may become longer
+            than the model's `max_position_embeddings`, a text of blanks only with a tokenizer without a
+            beginning-of-sentence token, too many candidates, several candidates for a text without a first token to
+            condition on or with a tensor of columns as an order, a tokenizer that gives ids outside of the model's
+            vocabulary, `return_dict_in_generate`, `num_return_sequences`, `max_new_tokens`, `token_sets` or
+            `column_sets` among the arguments, and as in `generate` and `score`.
     """
     texts = [text] if isinstance(text, str) else text
     for each in texts if isinstance(texts, Sequence) else [texts]:
@@ -121,6 +122,12 @@ def infill(
             "`max_new_tokens` has no place in `infill`: write a blank at the end of `text`; got "
             f"{generate_kwargs['max_new_tokens']}."
         )
+    for name in ("token_sets", "column_sets"):
+        if generate_kwargs.get(name) is not None:
+            raise ValueError(
+                f"`{name}` has no place in `infill`, which sets it itself, and knows no columns; use `suppress_tokens` "
+                f"or `generate`. Got a {type(generate_kwargs[name]).__name__}."
+            )
     for name, value in (("max_candidates", max_candidates), ("batch_size", batch_size)):
         check_count(name, value)
     if candidate_order not in ("left_to_right", "random"):
@@ -128,8 +135,10 @@ def infill(
     if score_end and tokenizer.eos_token_id is None:
         raise ValueError("`score_end=True` needs an end-of-sentence token, but `tokenizer.eos_token_id` is None.")
 
-    canvases = [list(TextTemplate.from_text(tokenizer, each).canvases(max_candidates)) for each in texts]
     end = [tokenizer.eos_token_id] if score_end else []
+    max_length = model.config.max_position_embeddings
+    templates = [TextTemplate.from_text(tokenizer, each, max_length, len(end)) for each in texts]
+    canvases = [list(each.canvases(max_candidates)) for each in templates]
     largest = max([-1, *end, *(index for own in canvases for ids in own[0].template.piece_ids for index in ids)])
     if largest >= model.config.vocab_size:
         raise ValueError(
@@ -145,7 +154,7 @@ def infill(
                 "tensor."
             )
     # Drawn before anything is filled, so that sampling and `batch_size` have no part in it.
-    ranks = torch.rand(model.config.max_position_embeddings) if candidate_order == "random" else None
+    ranks = torch.rand(max_length) if candidate_order == "random" else None
     with_blanks = [own for own in canvases if own[0].blank_lengths]
     generators = generate_kwargs.get("generator")
     if isinstance(generators, Sequence):
@@ -154,11 +163,11 @@ def infill(
                 f"`generator` must be one generator or one for each of {len(with_blanks)} texts with blanks, got "
                 f"{len(generators)}."
             )
-        # A text's candidates are filled with the same random numbers.
+        # A text's candidates are filled with the same random numbers. The longest one's advance the caller's generator.
         generate_kwargs["generator"] = [
-            generator if len(own) == 1 else generator.clone_state()
+            generator if canvas is own[-1] else generator.clone_state()
             for generator, own in zip(generators, with_blanks, strict=True)
-            for _ in own
+            for canvas in own
         ]
     _fill(model, tokenizer, [canvas for own in with_blanks for canvas in own], batch_size, generate_kwargs)
     scored = [canvas for own in (canvases if return_candidates else several) for canvas in own]
@@ -185,8 +194,7 @@ def _fill(
     generate_kwargs: dict,
 ) -> None:
     """Gives canvases their `fillings`."""
-    unseen = set(tokenizer.all_special_ids)
-    unseen |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unseen = _special_ids(tokenizer)
     cut = {
         name: value
         for name, value in generate_kwargs.items()
@@ -203,12 +211,14 @@ def _fill(
         for row, (_, blanks) in enumerate(columns):
             for blank in blanks:
                 generation_mask[row, list(blank)] = True
+        restriction = restriction_of(tokenizer, chunk, generation_mask, model.config.vocab_size)
         output = model.generate(
             input_ids.to(model.device),
             generation_mask=generation_mask.to(model.device),
             attention_mask=attention_mask.to(model.device),
             return_dict_in_generate=True,
             num_return_sequences=1,
+            **{name: value.to(model.device) for name, value in restriction.items()},
             **(generate_kwargs | own_kwargs),
         )
         for canvas, (_, blanks), ids, filled in zip(
@@ -217,6 +227,48 @@ def _fill(
             # Columns that an end of sentence closed are in no order. Their padding may be any token.
             shown = {column for column in filled if ids[column] not in unseen}
             canvas.fillings = [[ids[column] for column in blank if column in shown] for blank in blanks]
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that are never shown."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def restriction_of(
+    tokenizer: PreTrainedTokenizerBase, canvases: list[TextCanvas], generation_mask: torch.Tensor, vocab_size: int
+) -> dict[str, torch.Tensor]:
+    """Which tokens may be filled in where, as arguments of `generate`; none where any token may stand everywhere.
+
+    A blank that white space was moved into begins with it. Ids that the tokenizer does not have stand nowhere.
+
+    Args:
+        tokenizer: the canvases' own.
+        canvases: the texts.
+        generation_mask: bool `[batch, columns]`, their blanks.
+        vocab_size: the model's.
+    """
+    vocabulary, special = Vocabulary.of(tokenizer), _special_ids(tokenizer)
+    sets, numbers = [], {}
+    if vocabulary.ids != list(range(vocab_size)):
+        sets.append(vocabulary.ids)
+    column_sets = torch.full(generation_mask.shape, len(sets) - 1)
+    for row, canvas in enumerate(canvases):
+        _, blanks = canvas.columns()
+        for moved, blank in zip(canvas.template.moved, blanks, strict=True):
+            if moved:
+                # One token must hold more than the white space. Of several, the first need not.
+                key = moved, len(blank) == 1
+                if key not in numbers:
+                    numbers[key] = len(sets)
+                    sets.append([index for index in vocabulary.beginning_with(*key) if index not in special])
+                column_sets[row, blank[0]] = numbers[key]
+    if not sets:
+        return {}
+    token_sets = torch.zeros(len(sets), vocab_size, dtype=torch.bool)
+    for number, ids in enumerate(sets):
+        token_sets[number, [index for index in ids if index < vocab_size]] = True
+    return {"token_sets": token_sets, "column_sets": column_sets}
 
 
 def _log_probabilities(
@@ -245,4 +297,4 @@ def _log_probabilities(
     return results
 
 
-__all__ = ["Candidate", "Infilling", "infill"]
+__all__ = ["Candidate", "Infilling", "infill", "restriction_of"]

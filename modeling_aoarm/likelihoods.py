@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .blanks import with_bos
 from .canvas import check_count, padded_rows
 from .estimates import Estimate
 from .evaluation import OrderNLL, evaluation_mode
@@ -39,9 +40,7 @@ def sentences_of(dataset: Sized, tokenizer) -> list[list[int]]:
     """
     if not isinstance(dataset, Sized):
         raise TypeError(f"dataset must have a length (no streamed data set), got {type(dataset).__name__}.")
-    bos = tokenizer.bos_token_id
-    rows = [[int(token) for token in dataset[index]["input_ids"]] for index in range(len(dataset))]
-    rows = [ids if bos is None or ids[:1] == [bos] else [bos, *ids] for ids in rows]
+    rows = [with_bos(tokenizer, [int(token) for token in dataset[index]["input_ids"]]) for index in range(len(dataset))]
     if max(map(len, rows), default=0) < 2:
         raise ValueError(f"dataset must have tokens to predict behind a first one, got none in {len(rows)} rows.")
     return rows

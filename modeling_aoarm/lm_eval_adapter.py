@@ -15,6 +15,7 @@ is predicted once. `decoding_order="left_to_right"` gives the numbers of `hf`.
 ` cat` ask for log p(cat | The, sat down.). So a multiple-choice task has its choices in the middle of a text by writing
 `<blank>` in `doc_to_text`; few-shot examples are written filled, in `fewshot_config`. The text is what one gets by
 putting the continuation, with its `target_delimiter`, in the place of `<blank>`. At the very end it changes nothing.
+A backslash before it makes it text, as in [`~modeling_aoarm.infill`].
 
 **Infilling.** Prompts of `generate_until` with `<blank:n>`, or another form that [`~modeling_aoarm.infill`] knows, are
 filled by it, with `generation_kwargs` for its arguments. Prompts without blanks are continued as `hf` continues them.
@@ -22,11 +23,11 @@ filled by it, with `generation_kwargs` for its arguments. Prompts without blanks
 
 import collections
 import copy
+import dataclasses
 import hashlib
 import itertools
 import logging
 import math
-from dataclasses import dataclass
 
 import torch
 from lm_eval.api.instance import Instance
@@ -38,7 +39,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from .blanks import LIKE_A_BLANK, TextTemplate
+from .blanks import BLANK, TextTemplate, encode_behind_blank, read_blanks
 from .canvas import check_count
 from .infilling import infill
 
@@ -61,7 +62,7 @@ INFILL_ARGUMENTS = (
 )
 
 
-@dataclass
+@dataclasses.dataclass
 class ScoredText:
     """A text of which a part is scored.
 
@@ -191,7 +192,7 @@ class AnyOrderLM(HFLM):
         results: dict[int, tuple[float, bool]] = {}
         texts = {}
         for index, request in enumerate(requests):
-            if self._has_blank(request.args[0]) or self.decoding_order != "left_to_right":
+            if self._has_form(request.args[0]) or self.decoding_order != "left_to_right":
                 texts[index] = self._scored_text(request)
         longest = min(self.max_length + 1, self.config.max_position_embeddings)
         if cut := sum(text.cut(longest) for text in texts.values()):
@@ -244,10 +245,11 @@ class AnyOrderLM(HFLM):
         """
         results: dict[int, str] = {}
         groups = collections.defaultdict(list)
-        plain = []
+        plain = {}
         for index, request in enumerate(requests):
             text, arguments = request.args
-            if self._has_blank(text):
+            pieces, lengths = self._read_blanks(text)
+            if lengths:
                 self._check_blanks(text, arguments)
                 groups[repr(sorted(arguments.items()))].append(index)
                 continue
@@ -263,9 +265,9 @@ class AnyOrderLM(HFLM):
                     f"`max_gen_toks` of generation_kwargs must be below the max_length={self.max_length} of the model, "
                     f"got {asked}."
                 )
-            plain.append(index)
+            plain[index] = dataclasses.replace(request, arguments=(pieces[0], arguments))
         if plain:
-            own = super().generate_until([requests[index] for index in plain], disable_tqdm)
+            own = super().generate_until(list(plain.values()), disable_tqdm)
             results |= zip(plain, own, strict=True)
         size = self._batch_size() if groups else 1
         occurrences = collections.Counter()
@@ -285,26 +287,31 @@ class AnyOrderLM(HFLM):
                     bar.update(len(chunk))
         return [results[index] for index in range(len(requests))]
 
-    def _has_blank(self, text: str) -> bool:
-        return self.infilling and LIKE_A_BLANK.search(text) is not None
+    def _has_form(self, text: str) -> bool:
+        """Whether a text has blanks, or forms that a backslash makes text."""
+        return self.infilling and BLANK.search(text) is not None
+
+    def _read_blanks(self, text: str) -> tuple[list[str], list[str]]:
+        """The text around blanks, and the blanks as they are written."""
+        if not self.infilling:
+            return [text], []
+        pieces, _, written = read_blanks(text)
+        return pieces, written
 
     def _scored_text(self, request: Instance) -> ScoredText:
         """A request's tokens: those of `hf`, and those behind the blank."""
         context, continuation = request.args
-        before, after = context, []
-        if self._has_blank(context):
-            blanks = LIKE_A_BLANK.findall(context)
-            if blanks != ["<blank>"]:
-                raise ValueError(
-                    "The context of a log-likelihood must have one blank, written <blank>, in whose place the "
-                    f"continuation is; got {' and '.join(blanks)} in {context!r}. Few-shot examples are written filled "
-                    "in a task's `fewshot_config`; infilling=False reads blanks as text."
-                )
-            before, behind = context.split("<blank>")
-            after = TextTemplate.from_text(self.tokenizer, f"<blank>{behind}").piece_ids[1]
+        (before, *behind), blanks = self._read_blanks(context)
+        if blanks not in ([], ["<blank>"]):
+            raise ValueError(
+                "The context of a log-likelihood must have one blank, written <blank>, in whose place the "
+                f"continuation is; got {' and '.join(blanks)} in {context!r}. Few-shot examples are written filled in "
+                "a task's `fewshot_config`; infilling=False reads blanks as text."
+            )
+        after = [index for piece in behind for index in encode_behind_blank(self.tokenizer, piece)]
         if after and self.config.attention_variant == "causal":
             raise ValueError(
-                f"attention_variant='causal' knows no text behind a blank; got {behind!r} behind it in {context!r}."
+                f"attention_variant='causal' knows no text behind a blank; got {behind[0]!r} behind it in {context!r}."
             )
         if not before.strip():
             # The harness counts spaces before a continuation to it.
@@ -388,19 +395,13 @@ class AnyOrderLM(HFLM):
 
     def _check_blanks(self, text: str, arguments: dict) -> None:
         """Refuses a prompt before any is filled."""
-        template = TextTemplate.from_text(self.tokenizer, text)
+        template = TextTemplate.from_text(self.tokenizer, text, self.config.max_position_embeddings)
         what = arguments.get("infill_return", "blank")
         if what not in ("blank", "text"):
             raise ValueError(f"`infill_return` must be 'blank' or 'text', got {what!r}.")
         if what == "blank" and len(template.lengths) > 1:
             raise ValueError(
                 f"`infill_return` must be 'text' for several blanks, got 'blank' for {len(template.lengths)}: {text!r}."
-            )
-        longest = sum(map(len, template.piece_ids)) + sum(lengths[-1] for lengths in template.lengths)
-        if longest > self.config.max_position_embeddings:
-            raise ValueError(
-                f"A prompt must have at most {self.config.max_position_embeddings} tokens, blanks included, got "
-                f"{longest}: {text!r}."
             )
 
     def _fill(self, requests: list[Instance], generators: list[torch.Generator]) -> list[str]:
@@ -421,7 +422,7 @@ class AnyOrderLM(HFLM):
             return filled
         results = []
         for text, whole in zip(texts, filled, strict=True):
-            before, behind = TextTemplate.from_text(self.tokenizer, text).pieces
+            (before, behind), _ = self._read_blanks(text)
             results.append(postprocess_generated_text(whole[len(before) : len(whole) - len(behind)], until, None))
         return results
 

@@ -8,12 +8,13 @@ from statistics import mean, median
 import pytest
 import torch
 from scripts import load_script, read_json, run_script
+from transformers import LlamaConfig, LlamaForCausalLM
 from variants import tiny_model
 
 from modeling_aoarm.contestants import SIZES, VARIANTS, new_model, training_batch
 from modeling_aoarm.measuring import Report, Target, judged, median_ratio, take_turns, verdict
 from modeling_aoarm.text_data import reference_texts
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.tokenization import character_tokenizer, train_bpe_tokenizer
 
 
 FOLDER = "examples/benchmarks"
@@ -43,6 +44,37 @@ def check_verdicts(report, printed):
             bound = float(bound.replace(",", ""))
             assert entry["met"] == (entry["value"] <= bound if kind == "<=" else entry["value"] >= bound)
     assert ": met)" in printed or ": missed)" in printed
+
+
+def test_what_the_space_before_a_blank_is_worth(tmp_path):
+    """On an untrained Llama: both ways have the same characters, and a mean is a mean."""
+    script = load_script(f"{FOLDER}/blank_borders.py")
+    tokenizer = train_bpe_tokenizer([text.replace("<blank>", word) for text, word in script.SENTENCES] * 3, 320)
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    checkpoint = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends))
+    for part in (checkpoint, tokenizer):
+        part.save_pretrained(tmp_path / "llama")
+    report, printed = run("blank_borders", tmp_path / "report", "--model", tmp_path / "llama")
+    check_verdicts(report, printed)
+    for variant, entries in report["sentences"].items():
+        assert [entry["way"] for entry in entries] == list(script.WAYS) * 2
+        for entry in entries:
+            before, filling, after = ("".join(tokens).replace("Ġ", " ") for tokens in entry["tokens"])
+            text = entry["sentence"].replace("<blank>", entry["natural_filling"])
+            assert before + filling + after == f"<s>{text}"
+            assert (before[-1] == " ") == (entry["way"] == script.OWN_TOKEN)
+            start, end = entry["sentence"].split("<blank>")
+            for order in ("neighbour_last", "left_to_right"):
+                figures = entry[order]
+                assert figures["space_and_word"] <= figures["word"] + 1e-4 < 1e-4
+                assert entry["way"] == script.OWN_TOKEN or figures["filled"].startswith(start)
+                assert entry["way"] == script.OWN_TOKEN or figures["filled"].endswith(end)
+        gain = next(each for each in report["targets"] if each["what"].startswith(f"{variant}, text,"))
+        texts = [entry["text"] for entry in entries]
+        assert gain["value"] == pytest.approx(mean(texts[1::2]) - mean(texts[::2]), abs=1e-6)
+    failed = run_script(f"{FOLDER}/blank_borders.py", "--quick")
+    assert failed.returncode == 2 and "--model must be" in failed.stderr
 
 
 # What all share

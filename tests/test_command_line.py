@@ -138,7 +138,8 @@ def test_candidates_are_a_table(folder, tmp_path, capsys):
     [
         (["{folder}/missing", "a<blank>"], "no folder .*missing"),
         (["{folder}", "a<blank:0>"], "at least one token.*<blank:0>"),
-        (["{folder}", "a<blank:1-99>"], "max_candidates=64.*99"),
+        (["{folder}", "a<blank:1-9>t<blank:1-9>"], "max_candidates=64.*81"),
+        (["{folder}", "a<blank:1-99>"], "max_position_embeddings=64.*<blank:1-99>"),
         (["{folder}", "a<blank:1-9>", "--max-candidates", "8"], "max_candidates=8.*9"),
         (["{folder}", "a<blank:65>"], "max_position_embeddings=64"),
         (["{folder}"], "TEXT or --file"),

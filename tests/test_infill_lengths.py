@@ -219,6 +219,23 @@ def test_generators_make_samples_a_function_of_the_text(variant, tokenizer):
         infill(model, tokenizer, TEXTS[1::-1], generator=[torch.Generator()])
 
 
+@pytest.mark.parametrize("text", ["a<blank:5-6>d", "a<blank:5>d", "a<blank:5-6>d<blank:1-2>"])
+@pytest.mark.parametrize("in_a_list", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_each_call_gets_new_numbers_from_a_generator(tokenizer, text, in_a_list, batch_size):
+    """The same seed gives the same sequence of results."""
+    model = model_for("two_stream", tokenizer)
+
+    def sequence(seed):
+        own = torch.Generator().manual_seed(seed)
+        generator = [own] if in_a_list else own
+        kwargs = letters_only(tokenizer) | {"do_sample": True, "batch_size": batch_size, "generator": generator}
+        return [infill(model, tokenizer, text, **kwargs) for _ in range(3)]
+
+    assert len(set(sequence(0))) == 3
+    assert sequence(0) == sequence(0) != sequence(1)
+
+
 @all_variants
 def test_the_end_of_a_text_is_open_to_every_variant(variant, tokenizer):
     model = model_for(variant, tokenizer)

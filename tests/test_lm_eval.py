@@ -328,6 +328,27 @@ def test_blanks_are_filled_as_by_infill(models, tokenizer):
     ]
 
 
+@pytest.mark.parametrize("order", ["left_to_right", "random"])
+def test_a_backslash_makes_a_blank_text(order, models, tokenizer):
+    """In contexts, in prompts that are filled, and in prompts that are continued."""
+    lm = AnyOrderLM(models["two_stream"], tokenizer=tokenizer, decoding_order=order)
+    plain = AnyOrderLM(models["two_stream"], tokenizer=tokenizer, decoding_order=order, infilling=False)
+    for context, literal in (("A \\<blank> is", "A <blank> is"), ("A <Blank> is", "A <Blank> is")):
+        marked, expected = (
+            each.loglikelihood([request_for(text, " set", doc_id=0)], disable_tqdm=True)[0]
+            for each, text in ((lm, context), (plain, literal))
+        )
+        assert marked == (pytest.approx(expected[0], abs=1e-4), expected[1])
+        continued = request_for(context, {"until": [], "max_gen_toks": 5}, kind="")
+        expected = plain.generate_until([request_for(literal, continued.args[1], kind="")], disable_tqdm=True)
+        assert lm.generate_until([continued], disable_tqdm=True) == expected
+    [both] = lm.loglikelihood([request_for("A \\<blank> is<blank> of", " set")], disable_tqdm=True)
+    assert isinstance(both[0], float)
+    prompt = "A \\<blank> is<blank:3> of"
+    [filled] = lm.generate_until([request_for(prompt, {"until": []}, kind="")], disable_tqdm=True)
+    assert f"A <blank> is{filled} of" == infill(models["two_stream"], tokenizer, prompt, do_sample=False)
+
+
 def test_a_filled_blank_ends_at_a_stop_string(models, tokenizer):
     lm = AnyOrderLM(models["two_stream"], tokenizer=tokenizer)
     [whole] = lm.generate_until([request_for("A <blank:8> is", {"until": []}, kind="")], disable_tqdm=True)
@@ -388,7 +409,8 @@ def test_wrong_arguments(arguments, message, models, tokenizer):
     [
         ("A <blank> is<blank>", " x", "one blank.*<blank> and <blank>.*fewshot_config"),
         ("A <blank:2> is", " x", "one blank.*<blank:2>"),
-        ("A < Blank>", " x", "one blank.*< Blank>"),
+        ("A <blank><blank> is", " x", "one blank.*<blank><blank>"),
+        ("A <blank:99999999999> is", " x", "one blank.*<blank:99999999999>"),
         ("A <blank> is", "", "at least one token"),
         ("A <blank> is", "x" * 72, "at most 71 tokens.*72"),
     ],
@@ -406,7 +428,8 @@ def test_wrong_requests(context, continuation, message, models, tokenizer):
         ("A set", {"decoding_order": "random"}, "`decoding_order`.*blanks.*A set"),
         ("A <blank:3>", {"infill_return": "both"}, "`infill_return`.*'both'"),
         ("A <blank:3> is <blank>", {}, "`infill_return` must be 'text'.*2"),
-        ("A <blank:70-71>", {}, "at most 72 tokens.*74"),
+        ("A <blank:70-71>", {}, "max_position_embeddings=72 tokens.*74"),
+        ("A <blank:99999999999>", {}, "max_position_embeddings=72.*<blank:99999999999>"),
         ("A <blank:0>", {}, "at least one token long.*<blank:0>"),
         ("A <blank:3>", {"beam": 3}, "beam"),
     ],

@@ -4,6 +4,7 @@
 import json
 import lzma
 import math
+import re
 import shutil
 import socket
 import sys
@@ -12,12 +13,14 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from scripts import REPOSITORY, losses, read_json, run_script
+from scripts import REPOSITORY, load_script, losses, read_json, run_script
 from test_configuration import pretrain
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from variants import tiny_model
 
 from modeling_aoarm.evaluation import evaluate_order
 from modeling_aoarm.text_data import cut_into_blocks, load_texts
+from modeling_aoarm.tokenization import character_tokenizer
 
 
 TINY = ["configuration/recipes/pretrain_tiny.yaml", "--cpu_threads", "1", "--disable_tqdm", "true", "--use_cpu", "true"]
@@ -201,3 +204,18 @@ def test_of_many_held_out_rows_some_are_read_for_samples_and_tokens_are_counted(
     assert decoder.read == 500 and len(found) == 4 and all(ids[0] % 7 == 0 and len(ids) == 3 for ids in found)
     assert pretrain.count_token(rows, 9) == 2501 and pretrain.count_token(rows.select([9, 4999, 9]), 9) == 4
     assert pretrain.count_token(rows, 9000) == pretrain.count_token(rows, None) == 0
+
+
+def test_blanks_are_filled_in_any_text(tmp_path):
+    """Backslashes and the form of a blank are text, in front of blanks too."""
+    hard = "\\" * 4 + "a" + "<blank>" + "\\" + "b" + "\\" * 4
+    tokenizer = character_tokenizer([hard])
+    tiny_model("two_stream", vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for text in (hard, "\\" * 20):
+        [sample] = load_script("examples/pretrain.py").fill_blanks(str(tmp_path), [tokenizer.encode(text)])
+        length = max(1, len(text) // 10)
+        first, second = 2 * len(text) // 5, 4 * len(text) // 5
+        pieces = (text[:first], text[first + length : second], text[second + length :])
+        assert re.fullmatch("(.*)".join(map(re.escape, pieces)), sample["filled"])
+        assert sample["original"] == text

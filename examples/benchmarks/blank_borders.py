@@ -1,0 +1,271 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""
+Measure what the space before a blank is worth: as a token of its own, or as part of the blank's first token.
+
+    python examples/benchmarks/blank_borders.py --model MODEL
+
+People write "The capital of <blank> is Paris." Tokenised piece by piece, this has a lone space before the blank, which
+a model of subwords has hardly ever seen. `infill` moves it into the blank's first token. MODEL is a left-to-right
+checkpoint that `convert_causal_lm` takes: a folder, a GGUF file or a name on the Hub. It is converted and not trained.
+
+1. The log-probability (nats) of natural fillings of 20 sentences, with both ways to cut the text into tokens.
+   `word` is that of the filling given everything else, under `score`: behind a lone space the space is given then, in
+   the blank it is not. `space_and_word` is that of the same characters for both. `text` is that of the whole text from
+   left to right, where a converted model computes exactly what its checkpoint does.
+2. What the models fill in, `infill` beside a blank behind a lone space.
+
+A converted model that was not trained predicts what may follow its last row. So the given tokens come in an order that
+has the token left of the blank last (`neighbour_last`). With all of them from left to right, the full stop is the last
+row, and both ways fill in beginnings of sentences; the report has these figures too.
+
+Greedy, on the CPU, two minutes for 135 million weights. Writes `benchmark_blank_borders.json` (every number) and
+`benchmark_blank_borders.png` to `--output_dir`.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+
+import torch
+from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_aoarm import convert_causal_lm, infill
+from modeling_aoarm.blanks import TextTemplate
+from modeling_aoarm.measuring import (
+    BenchmarkArguments,
+    Report,
+    Target,
+    judged,
+    parse_arguments,
+    print_table,
+    print_verdicts,
+)
+
+
+SENTENCES = [
+    ("The capital of <blank> is Paris.", "France"),
+    ("Water freezes at zero <blank> Celsius.", "degrees"),
+    ("The sun rises in the <blank> and sets in the west.", "east"),
+    ("She opened the <blank> and walked into the room.", "door"),
+    ("He drank a cup of <blank> before going to work.", "coffee"),
+    ("There are seven <blank> in a week.", "days"),
+    ("My mother's brother is my <blank>, and his son is my cousin.", "uncle"),
+    ("The opposite of hot is <blank>, and the opposite of wet is dry.", "cold"),
+    ("A year has twelve <blank>, and the first is January.", "months"),
+    ("Bees make <blank> from the nectar of flowers.", "honey"),
+    ("The teacher asked the <blank> to open their books.", "students"),
+    ("The Earth moves around the <blank> once a year.", "Sun"),
+    ("We use our <blank> to see and our ears to hear.", "eyes"),
+    ("The dog wagged its <blank> when it saw the children.", "tail"),
+    ("Please turn off the <blank> before you leave the room.", "lights"),
+    ("In winter, the <blank> falls and covers the ground in white.", "snow"),
+    ("The doctor told the <blank> to rest for a week.", "patient"),
+    ("Two plus two is <blank>, and three plus three is six.", "four"),
+    ("They crossed the <blank> by boat because there was no bridge.", "river"),
+    ("The baby began to <blank> because it was hungry.", "cry"),
+]
+OWN_TOKEN, IN_BLANK = "space as its own token", "space in the blank"
+WAYS = (OWN_TOKEN, IN_BLANK)
+VARIANTS = ("two_stream", "decoupled_rope")
+GAIN = Target(">=", 0)
+PLAIN = {"add_special_tokens": False}
+
+
+@dataclass
+class BorderArguments(BenchmarkArguments):
+    """What is measured."""
+
+    model: str = field(default="", metadata={"help": "A left-to-right checkpoint: folder, GGUF file or Hub name."})
+    variants: list[str] = field(default_factory=lambda: list(VARIANTS), metadata={"help": f"Of {', '.join(VARIANTS)}."})
+    sentences: int = field(default=len(SENTENCES), metadata={"help": "How many of the sentences."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(1, "sentences")
+        if not self.model:
+            raise ValueError("--model must be a checkpoint's folder, a GGUF file or a name on the Hub, got none.")
+        unknown = [name for name in self.variants if name not in VARIANTS]
+        if unknown or not self.variants:
+            raise ValueError(f"--variants must be of {VARIANTS}, got {self.variants}.")
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint in float32, and its tokenizer."""
+    folder, options = name, {}
+    if name.endswith(".gguf"):
+        folder, options = Path(name).parent, {"gguf_file": Path(name).name}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    if options and hasattr(model.config, "quantization_config"):
+        # The weights were made float32 while they were loaded.
+        del model.config.quantization_config
+    return model, AutoTokenizer.from_pretrained(folder, **options)
+
+
+@dataclass
+class Segmentation:
+    """A sentence's tokens.
+
+    Attributes:
+        before, filling, after: token ids.
+    """
+
+    before: list[int]
+    filling: list[int]
+    after: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return self.before + self.filling + self.after
+
+
+def segment(tokenizer: PreTrainedTokenizerBase, text: str, word: str, max_length: int) -> dict[str, Segmentation]:
+    """Both ways to cut a sentence with its natural filling into tokens.
+
+    Raises:
+        ValueError: the tokenizer does not join words with the space before them.
+    """
+    template = TextTemplate.from_text(tokenizer, text, max_length)
+    if template.moved != [" "]:
+        raise ValueError(f"The tokenizer of --model must join words with the space before them, got {template.moved}.")
+    return {
+        OWN_TOKEN: Segmentation(template.unmoved_ids[0], tokenizer.encode(word, **PLAIN), template.piece_ids[1]),
+        IN_BLANK: Segmentation(template.piece_ids[0], tokenizer.encode(f" {word}", **PLAIN), template.piece_ids[1]),
+    }
+
+
+def context_orders(segmentation: Segmentation, first: int) -> dict[str, torch.Tensor]:
+    """Orders of the given tokens, int64 `[1, given]`.
+
+    Args:
+        segmentation: the sentence.
+        first: the first blank column; the blank reaches to the end of the filling.
+    """
+    stop = len(segmentation.before + segmentation.filling)
+    given = [column for column in range(len(segmentation.ids)) if not first <= column < stop]
+    neighbour_last = [column for column in given if column != first - 1] + [first - 1]
+    return {"neighbour_last": torch.tensor([neighbour_last]), "left_to_right": torch.tensor([given])}
+
+
+@torch.no_grad()
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[tuple[str, str]]) -> list[dict]:
+    """What the model gives natural fillings, and what it fills in.
+
+    Returns:
+        An entry for each sentence and way: the tokens, `text`, and for each context order `word`, `space_and_word` (all
+        log-probabilities in nats, see the head of the script) and `filled`, the text as the model fills it.
+    """
+    entries = []
+    for text, word in sentences:
+        for way, own in segment(tokenizer, text, word, model.config.max_position_embeddings).items():
+            ids = torch.tensor([own.ids])
+            columns = torch.arange(ids.shape[1])
+            starts = {"word": len(own.before), "space_and_word": len(own.before) - (way == OWN_TOKEN)}
+            entry = {
+                "sentence": text,
+                "natural_filling": word,
+                "way": way,
+                "tokens": [tokenizer.convert_ids_to_tokens(part) for part in (own.before, own.filling, own.after)],
+                "text": model.score(ids, decoding_order="left_to_right").log_likelihood.item(),
+            }
+            for order in context_orders(own, 0):
+                entry[order] = {}
+                for name, first in starts.items():
+                    blank = (columns >= first) & (columns < len(own.before + own.filling))
+                    context = context_orders(own, first)[order]
+                    scored = model.score(ids, blank[None], decoding_order="left_to_right", context_order=context)
+                    entry[order][name] = scored.log_likelihood.item()
+                entry[order]["filled"] = fill(model, tokenizer, text, way, own, order)
+            entries.append(entry)
+    return entries
+
+
+def fill(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    way: str,
+    segmentation: Segmentation,
+    order: str,
+) -> str:
+    """The sentence with its blank, one token, filled."""
+    one = Segmentation(segmentation.before, [0], segmentation.after)
+    context = context_orders(one, len(one.before))[order]
+    if way == IN_BLANK:
+        return infill(model, tokenizer, text, context_order=context)
+    ids = torch.tensor([one.ids])
+    blank = torch.zeros_like(ids, dtype=torch.bool)
+    blank[0, len(one.before)] = True
+    output = model.generate(ids, generation_mask=blank, context_order=context, attention_mask=torch.ones_like(ids))
+    return tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+def log_probability(entry: dict, name: str) -> float:
+    """A figure of an entry, named as `"text"` or `"neighbour_last.word"`."""
+    for key in name.split("."):
+        entry = entry[key]
+    return entry
+
+
+def judge(entries: dict[str, list[dict]]) -> list[dict]:
+    """Mean gains in nats, by variant."""
+    targets = {"neighbour_last.word": GAIN, "neighbour_last.space_and_word": GAIN, "text": GAIN}
+    verdicts = []
+    for variant, own in entries.items():
+        for name in (*targets, "left_to_right.word", "left_to_right.space_and_word"):
+            means = {way: mean(log_probability(entry, name) for entry in own if entry["way"] == way) for way in WAYS}
+            gain = means[IN_BLANK] - means[OWN_TOKEN]
+            what = f"{variant}, {name}, mean gain (nats)"
+            verdicts.append(judged(what, OWN_TOKEN, gain, targets.get(name), means=means))
+    return verdicts
+
+
+def draw(entries: dict[str, list[dict]]) -> Figure:
+    """Log-probabilities of natural fillings, both ways, a point for each sentence."""
+    drawn = Figure(figsize=(4.4 * len(entries), 4.4), layout="constrained")
+    for axes, (variant, own) in zip(drawn.subplots(1, len(entries), squeeze=False)[0], entries.items(), strict=True):
+        points = [
+            [log_probability(entry, "neighbour_last.word") for entry in own if entry["way"] == way] for way in WAYS
+        ]
+        lowest = min(map(min, points)) - 1
+        axes.plot([lowest, 0], [lowest, 0], color="0.6", linewidth=1)
+        axes.plot(*points, "o", color="#1f5fa8", markersize=5)
+        axes.set_xlabel(f"{OWN_TOKEN} (nats)")
+        axes.set_ylabel(f"{IN_BLANK} (nats)")
+        axes.set_title(f"log p(natural filling | rest), {variant}", fontsize="medium")
+        axes.grid(alpha=0.3)
+    return drawn
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse_arguments(BorderArguments, argv, {"sentences": 2}, __doc__)
+    report = Report(__file__, argv, arguments.seed)
+    source, tokenizer = load(arguments.model)
+    entries = {}
+    for variant in arguments.variants:
+        # GGUF files name an unknown token, which no logit depends on.
+        model = convert_causal_lm(source, variant, ignored_fields=("unk_token_id",))
+        entries[variant] = measure(model, tokenizer, SENTENCES[: arguments.sentences])
+    for variant, own in entries.items():
+        names = ("neighbour_last.word", "neighbour_last.space_and_word", "text")
+        rows = [
+            (before["sentence"], before["natural_filling"])
+            + tuple(f"{log_probability(before, name):.2f} -> {log_probability(after, name):.2f}" for name in names)
+            for before, after in zip(own[::2], own[1::2], strict=True)
+        ]
+        title = f"{variant}: log p (nats), {OWN_TOKEN} -> {IN_BLANK}"
+        print_table(title, ("sentence", "filling", "word", "space and word", "text"), rows, left=2)
+        filled = [
+            tuple(entry["neighbour_last"]["filled"].replace("\n", "⏎") for entry in pair)
+            for pair in zip(own[::2], own[1::2], strict=True)
+        ]
+        print_table(f"{variant}: filled in", WAYS, filled, left=2)
+    verdicts = judge(entries)
+    print_verdicts(verdicts)
+    weights = {"parameters": source.num_parameters(), "layers": source.config.num_hidden_layers}
+    report.write(arguments.output_dir, {"model": weights, "sentences": entries, "targets": verdicts}, draw(entries))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
