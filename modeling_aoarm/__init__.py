@@ -4,7 +4,6 @@
 import contextlib
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration_aoarm import AOARMConfig
 from .conversion import convert_causal_lm
@@ -47,8 +46,6 @@ AutoConfig.register("aoarm", AOARMConfig)
 AutoModel.register(AOARMConfig, AOARMModel)
 AutoModelForCausalLM.register(AOARMConfig, AOARMForCausalLM)
 AutoModelForMaskedLM.register(AOARMConfig, AOARMForMaskedLM)
-# Trainer's label smoothing shifts labels only for the classes named here.
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["aoarm"] = "AOARMForCausalLM"
 
 # A saved model takes the code along that it needs to be loaded without this package.
 AOARMConfig.register_for_auto_class()

@@ -10,6 +10,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .compat import forward_hooks
+from .compat_aoarm import input_device
 from .evaluation import evaluation_mode
 from .layers_aoarm import AOARMAttention
 from .positions import RowPositions
@@ -148,7 +150,7 @@ def attention_modules(model: PreTrainedModel) -> list[AOARMAttention]:
     if not modules:
         raise TypeError(f"`model` must be one of this package's, got {type(model).__name__} without AOARMAttention.")
     # Layers that share their weights by copy.copy share their hooks as well.
-    return list({id(module._forward_hooks): module for module in modules}.values())
+    return list({id(forward_hooks(module)): module for module in modules}.values())
 
 
 @contextlib.contextmanager
@@ -196,7 +198,7 @@ def attention_batches(
                 raise ValueError(
                     f"`{name}` must have the shape [batch, rows] here, got {list(batch[name].shape)} in batch {number}."
                 )
-        batch = {name: value.to(model.device) for name, value in batch.items() if value is not None}
+        batch = {name: value.to(input_device(model)) for name, value in batch.items() if value is not None}
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         yield inputs, AttendedRows.of(batch, model)
     if number < 0:

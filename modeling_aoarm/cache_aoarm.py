@@ -10,6 +10,8 @@ not kept.
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .compat_aoarm import keep_address
+
 
 def aligned(keys: int) -> int:
     """The next multiple of 8: kernels on devices would copy masks whose rows are of other lengths, in every layer."""
@@ -41,10 +43,9 @@ class CanvasCacheLayer(CacheLayerMixin):
             states.new_zeros(batch, aligned(self.capacity + 1), heads, states.shape[-1])
             for states in (key_states, value_states)
         )
-        if self.is_compileable and not torch.compiler.is_compiling():
-            # Graphs of the device are replayed on the same memory.
-            torch._dynamo.mark_static_address(self.keys)
-            torch._dynamo.mark_static_address(self.values)
+        if self.is_compileable:
+            keep_address(self.keys)
+            keep_address(self.values)
         self.is_initialized = True
 
     def update(

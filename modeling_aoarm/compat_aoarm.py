@@ -126,7 +126,7 @@ def needs_all_processes(model: nn.Module) -> bool:
 
 def input_device(model: nn.Module) -> torch.device:
     """Where a model takes its inputs: its device, and where all weights are offloaded, the one that computes."""
-    device = next(model.parameters()).device if not hasattr(model, "device") else model.device
+    device = model.device
     if device.type != "meta":
         return device
     for module in model.modules():
@@ -140,6 +140,23 @@ def input_device(model: nn.Module) -> torch.device:
 def class_without_sharding(model: nn.Module) -> type[nn.Module]:
     """A model's own class: FSDP2 gives it one of torch's, derived from it."""
     return next(each for each in type(model).__mro__ if not each.__module__.startswith("torch."))
+
+
+# Values on a device
+
+
+def require(holds: torch.Tensor, message: str, waits: bool) -> None:
+    """Raises a ValueError unless a bool scalar holds; without waiting for the device, which then reports it later."""
+    if not waits:
+        torch._assert_async(holds, message)
+    elif not holds:
+        raise ValueError(message)
+
+
+def keep_address(tensor: torch.Tensor) -> None:
+    """Tells the compiler that a tensor stays where it is: graphs of the device are replayed on the same memory."""
+    if not torch.compiler.is_compiling():
+        torch._dynamo.mark_static_address(tensor)
 
 
 # PEFT

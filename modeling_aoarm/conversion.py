@@ -29,6 +29,8 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from .compat import keep_published_mark
+from .compat_aoarm import generation_config_values
 from .configuration_aoarm import STATIC_ROPE_TYPES, AOARMConfig
 from .generation_config_aoarm import AOARMGenerationConfig
 from .modeling_aoarm import AOARMForCausalLM
@@ -328,12 +330,9 @@ def _same_rotary_embedding(config: AOARMConfig, source: PreTrainedModel) -> Llam
 def _generation_config(source: PreTrainedModel) -> AOARMGenerationConfig:
     """The source's way to generate, with room for ours."""
     theirs = source.generation_config
-    values = theirs.to_dict()
-    values.pop("_from_model_config", None)
-    ours = AOARMGenerationConfig.from_dict(values)
+    ours = AOARMGenerationConfig.from_dict(generation_config_values(theirs))
     # As in the library: what was published may be saved again, even where it would refuse the like from us.
-    if getattr(theirs, "_original_object_hash", None) == hash(theirs):
-        ours._original_object_hash = hash(ours)
+    keep_published_mark(theirs, ours)
     return ours
 
 

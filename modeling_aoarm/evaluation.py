@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from .compat_aoarm import input_device
 from .masked_diffusion_collator import collator_class
 
 
@@ -184,11 +185,12 @@ def _example(row: dict, index: int) -> dict:
 
 def _score(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Nats (float64) and number of predicted tokens (int64) of each example, `[batch]`, on the CPU."""
-    batch = {name: value.to(model.device) for name, value in batch.items()}
+    batch = {name: value.to(input_device(model)) for name, value in batch.items()}
     labels, weights = batch.pop("labels"), batch.pop("loss_weights", None)
-    logits = model(**batch, use_cache=False).logits
     if weights is None:
-        logits, labels = logits[:, :-1], labels[:, 1:]
+        # Row r predicts row r + 1.
+        labels = functional.pad(labels[:, 1:], (0, 1), value=-100)
         weights = torch.ones_like(labels)
-    token_nll = functional.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    token_nll = -model(**batch, scored_ids=labels.clamp(min=0), use_cache=False).token_log_probs
+    token_nll = token_nll.masked_fill((labels == -100) | (weights == 0), 0)
     return (token_nll * weights).double().sum(1).cpu(), labels.ne(-100).sum(1).cpu()

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .blanks import TextCanvas, TextTemplate, Vocabulary
 from .canvas import check_count, padded_rows
+from .compat_aoarm import input_device
 
 
 @dataclass
@@ -213,12 +214,12 @@ def _fill(
                 generation_mask[row, list(blank)] = True
         restriction = restriction_of(tokenizer, chunk, generation_mask, model.config.vocab_size)
         output = model.generate(
-            input_ids.to(model.device),
-            generation_mask=generation_mask.to(model.device),
-            attention_mask=attention_mask.to(model.device),
+            input_ids.to(input_device(model)),
+            generation_mask=generation_mask.to(input_device(model)),
+            attention_mask=attention_mask.to(input_device(model)),
             return_dict_in_generate=True,
             num_return_sequences=1,
-            **{name: value.to(model.device) for name, value in restriction.items()},
+            **{name: value.to(input_device(model)) for name, value in restriction.items()},
             **(generate_kwargs | own_kwargs),
         )
         for canvas, (_, blanks), ids, filled in zip(
@@ -288,9 +289,11 @@ def _log_probabilities(
             # Padding is last, whatever its rank.
             places = ranks[1:width].expand(padding.shape).masked_fill(padding, torch.inf).argsort(dim=1, stable=True)
             counts = (~padding).sum(1, keepdim=True)
-            order = (places + 1).masked_fill(torch.arange(width - 1) >= counts, -1).to(model.device)
+            order = (places + 1).masked_fill(torch.arange(width - 1) >= counts, -1).to(input_device(model))
         scores = model.score(
-            input_ids.to(model.device), attention_mask=attention_mask.to(model.device), decoding_order=order
+            input_ids.to(input_device(model)),
+            attention_mask=attention_mask.to(input_device(model)),
+            decoding_order=order,
         )
         for index, log_probability in zip(chunk, scores.log_likelihood[0].tolist(), strict=True):
             results[index] = log_probability

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .canvas import check_count, padded_rows
+from .compat_aoarm import input_device
 from .estimates import Estimate, ratio
 from .evaluation import evaluation_mode
 from .likelihoods import (
@@ -172,7 +173,7 @@ def evaluate_infilling(
     with evaluation_mode(model):
         for start in tqdm(range(0, len(blanks), batch_size), desc="infilling", leave=False, disable=not progress):
             chunk = blanks[start : start + batch_size]
-            ids, mask, is_blank = _canvases(rows, chunk, model.device)
+            ids, mask, is_blank = _canvases(rows, chunk, input_device(model))
             scored = model.score(ids, is_blank, attention_mask=mask, decoding_order="left_to_right")
             nll[start : start + len(chunk)] = -scored.log_likelihood[0].double().cpu()
             sequences = model.generate(
@@ -234,7 +235,7 @@ def context_ensemble(
     with evaluation_mode(model):
         for start in tqdm(range(0, len(blanks), batch_size), desc="context orders", leave=False, disable=not progress):
             chunk = blanks[start : start + batch_size]
-            ids, mask, is_blank = _canvases(rows, chunk, model.device)
+            ids, mask, is_blank = _canvases(rows, chunk, input_device(model))
             given = [
                 [
                     column
@@ -261,7 +262,7 @@ def context_ensemble(
                     is_blank,
                     attention_mask=mask,
                     decoding_order="left_to_right",
-                    context_order=context.to(model.device),
+                    context_order=context.to(input_device(model)),
                 )
                 token_log_probs.append(scored.token_log_probs[0].double().cpu())
             stacked = torch.stack(token_log_probs)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .blanks import with_bos
 from .canvas import check_count, padded_rows
+from .compat_aoarm import input_device
 from .estimates import Estimate
 from .evaluation import OrderNLL, evaluation_mode
 from .orders import OrderSpec, sample_orders
@@ -92,13 +93,13 @@ def exact_order_nll(
     rows = sentences_of(dataset, tokenizer)
     nll = torch.zeros(draws, len(rows), dtype=torch.float64)
     for draw, batch in _batches(model, rows, draws, batch_size, str(order), progress):
-        ids, mask = (each.to(model.device) for each in padded_rows([rows[index] for index in batch]))
+        ids, mask = (each.to(input_device(model)) for each in padded_rows([rows[index] for index in batch]))
         lengths = [len(rows[index]) - 1 for index in batch]
         drawn = sample_orders(order, lengths, example_indices=batch, seed=seed, epoch=draw)
         if drawn.num_context.any():
             raise ValueError(f"order must predict every token of a sentence, got {order} with tokens as context.")
         # Column 0 is the first token, which is given.
-        columns = torch.where(drawn.columns >= 0, drawn.columns + 1, -1).to(model.device)
+        columns = torch.where(drawn.columns >= 0, drawn.columns + 1, -1).to(input_device(model))
         scored = model.score(ids, attention_mask=mask, decoding_order=columns)
         nll[draw, batch] = -scored.log_likelihood[0].double().cpu()
     return OrderNLL(str(order), nll, _tokens(rows, draws), characters)
@@ -146,7 +147,7 @@ def estimate_elbo(
     rows = sentences_of(dataset, tokenizer)
     nll = torch.zeros(draws, len(rows), dtype=torch.float64)
     for draw, batch in _batches(model, rows, draws, batch_size, "elbo", progress):
-        ids, mask = (each.to(model.device) for each in padded_rows([rows[index] for index in batch]))
+        ids, mask = (each.to(input_device(model)) for each in padded_rows([rows[index] for index in batch]))
         generators = [example_generator(seed, draw, index) for index in batch]
         scored = model.score(ids, attention_mask=mask, method="elbo", num_samples=samples, generator=generators)
         nll[draw, batch] = -scored.log_likelihood.double().mean(0).cpu()

@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from .blanks import BLANK, TextTemplate, encode_behind_blank, read_blanks
 from .canvas import check_count
+from .compat import encode_pair, harness_batch_size, has_own_max_length, loglikelihood_tokens
 from .infilling import infill
 
 
@@ -178,7 +179,7 @@ class AnyOrderLM(HFLM):
 
     @property
     def max_length(self) -> int:
-        if self._max_length or self.decoding_order == "left_to_right":
+        if has_own_max_length(self) or self.decoding_order == "left_to_right":
             return super().max_length
         return super().max_length - 1
 
@@ -219,7 +220,7 @@ class AnyOrderLM(HFLM):
                 owners.append(index)
         if self.decoding_order == "left_to_right":
             pairs = [(None, window.before, window.scored) for window in windows]
-            results = self._loglikelihood_tokens(pairs, disable_tqdm)
+            results = loglikelihood_tokens(self, pairs, disable_tqdm)
         else:
             results = self._score(windows, disable_tqdm)
         sums = [0.0] * len(requests)
@@ -269,7 +270,7 @@ class AnyOrderLM(HFLM):
         if plain:
             own = super().generate_until(list(plain.values()), disable_tqdm)
             results |= zip(plain, own, strict=True)
-        size = self._batch_size() if groups else 1
+        size = harness_batch_size(self) if groups else 1
         occurrences = collections.Counter()
         total = sum(map(len, groups.values()))
         with tqdm(total=total, desc="Filling blanks", disable=disable_tqdm or self.rank != 0 or total == 0) as bar:
@@ -317,7 +318,7 @@ class AnyOrderLM(HFLM):
             # The harness counts spaces before a continuation to it.
             before, continuation = "", before + continuation
         if before:
-            given, scored = self._encode_pair(before, continuation)
+            given, scored = encode_pair(self, before, continuation)
         else:
             scored = self.tok_encode(continuation, add_special_tokens=False)
             given = [self.prefix_token_id]
@@ -342,9 +343,6 @@ class AnyOrderLM(HFLM):
         digest = hashlib.sha256(repr((self.seed, key)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def _batch_size(self) -> int:
-        return self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
-
     def _score(self, texts: list[ScoredText], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihoods of the scored tokens, nats, and whether greedy decoding would fill them in."""
         if not texts:
@@ -358,7 +356,7 @@ class AnyOrderLM(HFLM):
         )
         results = []
         with tqdm(total=len(texts), desc="Scoring in any order", disable=disable_tqdm or self.rank != 0) as bar:
-            for batch in collator.get_batched(n=self._batch_size()):
+            for batch in collator.get_batched(n=harness_batch_size(self)):
                 for (text, _), result in zip(batch, self._score_batch(batch), strict=True):
                     results.append(result)
                     if text.arguments is not None:
@@ -416,7 +414,12 @@ class AnyOrderLM(HFLM):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             filled = infill(
-                self.model, self.tokenizer, texts, batch_size=self._batch_size(), generator=generators, **arguments
+                self.model,
+                self.tokenizer,
+                texts,
+                batch_size=harness_batch_size(self),
+                generator=generators,
+                **arguments,
             )
         if what == "text":
             return filled

@@ -16,13 +16,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .canvas import CanvasRows
+from .compat_aoarm import require
 from .decoding_aoarm import DecodingPlan
 from .fused_loss_aoarm import score_tokens
 from .generation_aoarm import AOARMGenerationMixin
 from .masked_reading_aoarm import MaskedReader
 from .masked_scoring_aoarm import MaskedScoringMixin
 from .modeling_aoarm import AOARMLanguageModel
-from .packing import require
 
 
 @dataclass

@@ -53,6 +53,7 @@ from .compat_aoarm import (
     CacheUnderBothNames,
     class_without_sharding,
     register_for_label_smoothing,
+    require,
     the_cache,
     watch_wrappers,
 )
@@ -67,7 +68,7 @@ from .layers_aoarm import (
     DoublePositionEmbedding,
     modulate,
 )
-from .packing import as_indices, check_first_labels, packed_mask, require, segments_by_positions
+from .packing import as_indices, check_first_labels, packed_mask, segments_by_positions
 from .positions import RowPositions, is_text
 from .prompt_learning import refuse_orders
 from .scoring_aoarm import AOARMScoringMixin

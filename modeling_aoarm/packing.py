@@ -8,6 +8,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.utils.generic import is_flash_attention_requested
 
+from .compat_aoarm import require
+
 
 def as_indices(name: str, value: Any, dimensions: tuple[int, ...], shape: tuple[int, int]) -> torch.Tensor:
     """`value` as int64 `[batch, rows, ...]`, one example's values serving all; a ValueError for anything else."""
@@ -115,12 +117,4 @@ def check_first_labels(labels: torch.Tensor, segment_ids: torch.Tensor, waits: b
     )
 
 
-def require(holds: torch.Tensor, message: str, waits: bool) -> None:
-    """Raises a ValueError unless a bool scalar holds; without waiting for the device, which then reports it later."""
-    if not waits:
-        torch._assert_async(holds, message)
-    elif not holds:
-        raise ValueError(message)
-
-
-__all__ = ["as_indices", "check_first_labels", "packed_mask", "require", "segment_starts", "segments_by_positions"]
+__all__ = ["as_indices", "check_first_labels", "packed_mask", "segment_starts", "segments_by_positions"]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
+from .compat import peft_target_tables
+
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -30,12 +32,10 @@ def register_default_targets() -> None:
     Raises:
         ImportError: PEFT is not installed.
     """
-    from peft.utils import constants
-
-    for name, table in vars(constants).items():
-        if name.startswith("TRANSFORMERS_MODELS_TO_") and "llama" in table:
-            table["aoarm"] = table["llama"]
-    constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["aoarm"] = LORA_TARGETS
+    tables = peft_target_tables()
+    for table in tables.values():
+        table["aoarm"] = table["llama"]
+    tables["TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"]["aoarm"] = LORA_TARGETS
 
 
 def lora_config(model: PreTrainedModel, modules_to_save: list[str] | None = None, **kwargs) -> "LoraConfig":

@@ -12,6 +12,7 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
+from .compat_aoarm import require
 from .configuration_aoarm import TABLE_VARIANTS
 from .packing import as_indices, segment_starts
 
@@ -152,10 +153,8 @@ class RowPositions:
             "unknown": ~in_order & (not causal and past_key_values is not None and not self.targets_given),
         }
         if not waits:
-            torch._assert_async(
-                ~torch.stack(list(rules.values())).any(),
-                "`position_ids` or `target_position_ids` break a rule; run the batch on a CPU to learn which.",
-            )
+            message = "`position_ids` or `target_position_ids` break a rule; run the batch on a CPU to learn which."
+            require(~torch.stack(list(rules.values())).any(), message, waits)
             return
         # One look for all rules: each look waits for the device.
         broken = [

@@ -7,6 +7,8 @@ import torch
 from transformers import generation as library
 from transformers.generation import LogitsProcessorList
 
+from .compat_aoarm import require
+
 
 # Processors whose meaning does not depend on where tokens stand. Others read the rows before as the text to the left.
 ORDER_FREE_PROCESSORS = (
@@ -110,12 +112,7 @@ class TokenSampler:
         """
         if self.processors:
             scores = self.processors(rows.flatten(0, 1), scores.flatten(0, 1)).view(scores.shape)
-        is_right = scores.amax(-1).isfinite().all()
-        if scores.device.type != "cpu":
-            # Looking here would wait for the device.
-            torch._assert_async(is_right, NO_TOKEN)
-        elif not is_right:
-            raise ValueError(NO_TOKEN)
+        require(scores.amax(-1).isfinite().all(), NO_TOKEN, waits=scores.device.type == "cpu")
         return scores
 
     def draw(self, scores: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .canvas import check_count, padded_rows
+from .compat_aoarm import input_device
 from .estimates import Estimate, ratio
 from .evaluation import evaluation_mode
 from .tokenization import checked_texts
@@ -211,7 +212,7 @@ def generative_perplexity(
     with evaluation_mode(model):
         for batch in tqdm(batches, desc="judging", leave=False, disable=not progress):
             # On the right, where a left-to-right model never sees padding.
-            ids, mask = (each.to(model.device) for each in padded_rows([rows[index] for index in batch]))
+            ids, mask = (each.to(input_device(model)) for each in padded_rows([rows[index] for index in batch]))
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
             token_nll = functional.cross_entropy(

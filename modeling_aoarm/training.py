@@ -12,12 +12,13 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, speed_metrics
 
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
+from .compat import HookedTrainer
 from .data_collator import DataCollatorWithOrders, check_example_index
 from .evaluation import OrderNLL, evaluate_order
 from .masked_diffusion_collator import collator_class
@@ -138,7 +139,7 @@ class EMACallback(TrainerCallback):
             weight.copy_(self.average[name])
 
 
-class AnyOrderTrainer(Trainer):
+class AnyOrderTrainer(HookedTrainer):
     """`transformers.Trainer` for any-order models.
 
     It keeps the collator's clock (`OrderClockCallback`), keeps the dataset's `example_index` column, and evaluates by
@@ -289,28 +290,25 @@ class AnyOrderTrainer(Trainer):
             return super().get_test_dataloader(test_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As in `Trainer`, without logits where nobody wants them, and compiled without masks that hide nothing."""
+        """As in `Trainer`, without logits where nobody wants them."""
         inputs = dict(inputs)
         if self.fused_loss and not return_outputs:
             inputs["skip_logits"] = True
-        # While it is traced a model cannot look whether there is padding; with a mask there are no flash kernels.
-        if self.args.torch_compile and "attention_mask" in inputs and bool(inputs["attention_mask"].all()):
-            del inputs["attention_mask"]
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def _run_epoch(self, *args, **kwargs):
+    def run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:
             # Trainer resumed at the last step would take one more.
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(*args, **kwargs)
+            super().run_epoch(*args, **kwargs)
 
-    def _get_output_dir(self, trial):
-        return super()._get_output_dir(trial) if self.incomplete is None else str(self.incomplete)
+    def checkpoint_parent(self, trial):
+        return super().checkpoint_parent(trial) if self.incomplete is None else str(self.incomplete)
 
-    def _save_checkpoint(self, model, trial):
+    def save_checkpoint(self, model, trial):
         """As in `Trainer`, but a checkpoint gets its name when all processes have written their files."""
-        output_dir = Path(self._get_output_dir(trial))
+        output_dir = Path(self.checkpoint_parent(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         temporary, checkpoint = output_dir / INCOMPLETE / name, output_dir / name
         if self.args.should_save:
@@ -319,7 +317,7 @@ class AnyOrderTrainer(Trainer):
         self.incomplete = temporary.parent
         try:
             with naming_disk_errors(checkpoint):
-                super()._save_checkpoint(model, trial)
+                super().save_checkpoint(model, trial)
                 best = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
                 if best == checkpoint or best.is_dir():
                     self.state.best_model_checkpoint = str(best)
@@ -337,7 +335,7 @@ class AnyOrderTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         # Not before, when the folder had another name.
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(checkpoint))
+            self.push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(output_dir),
@@ -346,18 +344,18 @@ class AnyOrderTrainer(Trainer):
                 use_mtime=True,
             )
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def push_from_checkpoint(self, checkpoint_folder):
         if self.incomplete is None:
-            super()._push_from_checkpoint(checkpoint_folder)
+            super().push_from_checkpoint(checkpoint_folder)
 
-    def _save(self, output_dir=None, state_dict=None):
+    def save_files(self, output_dir, state_dict):
         """As in `Trainer`, but a model saved before stays until the new one is complete."""
         output_dir = output_dir or self.args.output_dir
         if self.incomplete is None and self.args.should_save:
             with replacing_files(output_dir) as temporary:
-                super()._save(str(temporary), state_dict)
+                super().save_files(str(temporary), state_dict)
         else:
-            super()._save(output_dir, state_dict)
+            super().save_files(output_dir, state_dict)
 
     def save_state(self):
         """As in `Trainer`, the whole file at once."""

@@ -22,7 +22,14 @@ from variants import (
     tiny_model,
 )
 
-from modeling_aoarm import AOARMGenerationConfig, DataCollatorForAnyOrderLM, DataCollatorForMaskedDiffusion
+from modeling_aoarm import (
+    AOARMGenerationConfig,
+    DataCollatorForAnyOrderLM,
+    DataCollatorForMaskedDiffusion,
+    infill,
+)
+from modeling_aoarm.evaluation import evaluate_order
+from modeling_aoarm.likelihoods import exact_order_nll
 from modeling_aoarm.tokenization import character_tokenizer
 
 
@@ -316,6 +323,31 @@ def test_the_default_dtype_of_torch_does_not_matter(variant, dtype):
         torch.set_default_dtype(torch.float32)
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("variant", ["two_stream", "decoupled_rope", "bidirectional"])
+def test_models_that_are_offloaded_as_a_whole_work(tmp_path, variant):
+    """All weights are on the meta device then, and come from the disk for each layer's call."""
+    tokenizer = character_tokenizer(["abcdefghijklmnopqr"])
+    model = tiny_model(variant, vocab_size=len(tokenizer), mask_token_id=tokenizer.mask_token_id)
+    model.save_pretrained(tmp_path / "model")
+    offloaded = type(model).from_pretrained(
+        tmp_path / "model", device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded")
+    )
+    assert offloaded.device.type == "meta"
+    texts, rows = ["abc<blank:2>de<blank:1-2>"], [{"input_ids": tokenizer.encode(text)} for text in ("abcde", "fghi")]
+
+    def results(model):
+        filled = infill(model, tokenizer, texts, return_candidates=True)[0]
+        return [
+            filled.text,
+            filled.log_probability,
+            exact_order_nll(model, rows, tokenizer, draws=1, progress=False).nll,
+            evaluate_order(model, rows, tokenizer, draws=1, progress=False).nll,
+        ]
+
+    (text, *numbers), (expected, *others) = results(offloaded), results(model)
+    assert text == expected and numbers == pytest.approx(others, abs=1e-5)
 
 
 def collator_for(variant):
