@@ -9,7 +9,7 @@ from modeling_aoarm.gguf_files import parameter_name
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"
 # Every character is a token, as GPT-2's tokenizers write it ("Ġ" is a space), behind the special ones.
 SPECIAL = ["<s>", "</s>", "<unk>"]
-TOKENS = [*SPECIAL, "Ġ", *"abcdefghijklmnopqr", "ab"]
+TOKENS = [*SPECIAL, "Ġ", *"abcdefghijklmnopq", "ab", "cd"]
 
 
 def write_gguf(path, model: PreTrainedModel, entries=None, tensors=None, leave_out: str | None = None) -> None:
@@ -51,7 +51,7 @@ def write_gguf(path, model: PreTrainedModel, entries=None, tensors=None, leave_o
     writer.add_token_list(TOKENS)
     # 3 marks special tokens, 1 ordinary ones.
     writer.add_token_types([3 if token in SPECIAL else 1 for token in TOKENS])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for name, value in metadata.items():
         add[type(value)](name, value)
