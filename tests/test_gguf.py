@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from gguf_models import TEMPLATE, TOKENS, write_gguf
+from scripts import read_json, run_script
 from test_conversion import assert_computes_the_same, logits_of, source_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
@@ -150,6 +151,28 @@ def test_the_command_brings_the_tokenizer_and_its_chat_template_along(tmp_path, 
         model.generate(**chat, max_new_tokens=5, do_sample=False),
         expected.generate(**chat, max_new_tokens=5, do_sample=False),
     )
+
+
+def test_the_benchmark_of_real_weights_runs(tmp_path):
+    write_gguf(tmp_path / "model.gguf", gguf_source("llama"))
+    output = tmp_path / "report"
+    arguments = ["--quick", "--threads", 1, "--folder", tmp_path, "--gguf_file", "model.gguf", "--output_dir", output]
+    process = run_script("examples/benchmarks/real_weights.py", *arguments)
+    assert process.returncode == 0, process.stderr
+    report = read_json(output, "benchmark_real_weights.json")
+    ways = [(entry["model"], entry["order"]) for entry in report["real_weights"]]
+    assert ways == [
+        ("Llama", "left_to_right"),
+        ("decoupled_rope", "left_to_right"),
+        ("decoupled_rope", "random"),
+        ("two_stream", "left_to_right"),
+        ("two_stream", "random"),
+    ]
+    reference = report["real_weights"][0]["seconds"]
+    for entry in report["real_weights"]:
+        assert entry["same_text"] is (True if entry["order"] == "left_to_right" else None)
+        assert len(entry["seconds"]) == 2 and entry["new_tokens"] == 4
+        assert entry["seconds_to_llama"] == pytest.approx(min(entry["seconds"]) / min(reference))
 
 
 def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
