@@ -154,7 +154,7 @@ def test_the_command_brings_the_tokenizer_and_its_chat_template_along(tmp_path, 
 
 
 def test_the_benchmark_of_real_weights_runs(tmp_path):
-    write_gguf(tmp_path / "model.gguf", gguf_source("llama"))
+    write_gguf(tmp_path / "model.gguf", gguf_source("llama", max_position_embeddings=256))
     output = tmp_path / "report"
     arguments = ["--quick", "--threads", 1, "--folder", tmp_path, "--gguf_file", "model.gguf", "--output_dir", output]
     process = run_script("examples/benchmarks/real_weights.py", *arguments)
