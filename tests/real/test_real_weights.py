@@ -91,7 +91,7 @@ def test_a_chat_turn_is_equal(source, tokenizer, converted):
     assert torch.equal(tokens, generate(source, chat))
     answer = tokenizer.decode(tokens[0, chat["input_ids"].shape[1] :], skip_special_tokens=True)
     print(f"\n{converted.config.attention_variant}: {answer!r}")
-    assert "red" in answer.lower()
+    assert "rainbow" in answer
 
 
 def test_blanks_at_the_end_are_filled_as_the_library_continues(source, tokenizer, converted):
