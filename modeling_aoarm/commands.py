@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from .command_line import DTYPES, add_command, add_loading_arguments, check_is_there, find_device, keep_quiet
 from .configuration_aoarm import head_auto_class
 from .conversion import VARIANTS, convert_causal_lm
+from .gguf_files import require_gguf
 from .infilling import Infilling, infill
 from .lm_eval_command import add_lm_eval_command
 from .parameters_command import add_parameters_command
@@ -48,12 +49,14 @@ Make an any-order model of a left-to-right checkpoint: Llama, Mistral, Qwen2, Qw
 
 From left to right the result computes what the checkpoint computes. In other orders it needs training first.
 What no variant equals exactly (sliding windows, dynamic RoPE, layers without RoPE, quantised weights) is refused.
+A GGUF file is unpacked to plain numbers and brings its tokenizer and chat template along.
 """
 
 CONVERT_EXAMPLES = """\
 examples:
   python -m modeling_aoarm convert Qwen/Qwen3-0.6B outputs/qwen3-any-order
   python -m modeling_aoarm convert checkpoints/llama outputs/two-stream --attention-variant two_stream --dtype bfloat16
+  python -m modeling_aoarm convert checkpoints/smollm2 outputs/smollm2-any-order --gguf-file model.Q4_1.gguf
 
 Exit status: 0, or 2 with one line on stderr. DST appears when it is complete.
 """
@@ -181,7 +184,10 @@ def add_convert_command(subparsers) -> None:
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="of weights; auto keeps what the checkpoint has (%(default)s)",
+        help="of weights; auto keeps what the checkpoint has, float32 for GGUF (%(default)s)",
+    )
+    parser.add_argument(
+        "--gguf-file", metavar="NAME", help="read weights, config and tokenizer from this GGUF file of SRC"
     )
     parser.add_argument(
         "--ignore-field",
@@ -202,10 +208,17 @@ def run_convert(arguments: argparse.Namespace) -> None:
     """
     check_is_there("SRC", arguments.source)
     keep_quiet()
+    gguf = {}
+    if arguments.gguf_file is not None:
+        require_gguf()
+        gguf["gguf_file"] = arguments.gguf_file
     with replacing_folder(arguments.destination) as folder:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(arguments.source, trust_remote_code=arguments.trust_remote_code)
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(
+                arguments.source, trust_remote_code=arguments.trust_remote_code, **gguf
+            )
+        except Exception as error:
+            # The package `tokenizers` raises bare exceptions.
             raise ValueError(f"The tokenizer of SRC {arguments.source} cannot be loaded: {error}") from error
         model = convert_causal_lm(
             arguments.source,
@@ -213,6 +226,7 @@ def run_convert(arguments: argparse.Namespace) -> None:
             dtype=arguments.dtype,
             mask_token_id=tokenizer.mask_token_id,
             ignored_fields=arguments.ignore_field,
+            **gguf,
         )
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

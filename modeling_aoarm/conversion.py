@@ -2,8 +2,9 @@
 """Any-order models from causal checkpoints of the library: Llama, Mistral, Qwen2, Qwen3, SmolLM (Llama) and SmolLM3.
 
 Parameter names are the same, so weights are taken over as they are. What a model computes lies in its config's fields
-too: `FAMILIES` says for each field of each model type what becomes of it, and a field that it does not name is refused.
-The tables were read off the modeling files of transformers 5.23.
+too. The tables below say what becomes of each field of each model type: it is copied, or must have a value at which it
+changes nothing, or no left-to-right logit depends on it. A field that is in no table is refused by name. The tables
+were read off the modeling files of transformers 5.23.
 """
 
 import copy
@@ -28,11 +29,13 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import cached_file
 
 from .compat import keep_published_mark
 from .compat_aoarm import generation_config_values
 from .configuration_aoarm import STATIC_ROPE_TYPES, AOARMConfig
 from .generation_config_aoarm import AOARMGenerationConfig
+from .gguf_files import check_gguf, read_gguf, require_gguf
 from .modeling_aoarm import AOARMForCausalLM
 
 
@@ -43,17 +46,39 @@ VARIANTS = ("decoupled_rope", "two_stream", "causal")
 COPIED = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "hidden_act max_position_embeddings initializer_range rms_norm_eps use_cache tie_word_embeddings rope_parameters "
-    "attention_dropout pad_token_id bos_token_id eos_token_id"
+    "attention_dropout"
 ).split()
 
-# Fields that no left-to-right logit depends on: names, formats, what calls return, how weights are shared out among
-# devices, other heads' labels; and those that the library has moved into `rope_parameters`.
-UNREAD = (
-    "add_cross_attention architectures base_model_tp_plan chunk_size_feed_forward dtype finetuning_task id2label "
-    "is_decoder is_llama_config label2id model_type output_hidden_states pretraining_tp problem_type return_dict "
-    "task_specific_params tokenizer_class transformers.js_config transformers_version "
-    "ignore_keys_at_rope_validation original_max_position_embeddings"
-).split()
+# Fields that no left-to-right logit depends on.
+UNREAD = {
+    "names, versions, notes": (
+        "architectures base_model created_at datasets date is_llama_config language languages library_name license "
+        "model_name model_type name tags tokenizer_class transformers.js_config transformers_version unsloth_fixed "
+        "unsloth_version"
+    ),
+    "what calls return, and other heads": (
+        "add_cross_attention cross_attention_hidden_size finetuning_task id2label is_decoder label2id "
+        "output_hidden_states problem_type return_dict task_specific_params tie_encoder_decoder tie_last_hidden_states "
+        "torchscript"
+    ),
+    "how weights are stored and shared out": (
+        "base_model_pp_plan base_model_tp_plan chunk_size_feed_forward distributed_config dtype pretraining_tp "
+        "use_bfloat16"
+    ),
+    "training": "dropout gradient_checkpointing initializer_factor",
+    "which layers have a window, where `sliding_window` or `layer_types` says that there is one": (
+        "max_window_layers use_sliding_window"
+    ),
+    "lengths that no layer reads": "max_seq_len max_sequence_length model_max_length seq_length",
+    "what the library has moved into `rope_parameters`": (
+        "ignore_keys_at_rope_validation original_max_position_embeddings"
+    ),
+}
+# Any token id; and dropout that the library's class does not have, in training either.
+UNREAD_ENDINGS = ("_token_id", "_token_ids", "_dropout", "_dropout_prob", "_pdrop")
+
+# Ids that become ours where they are tokens of the vocabulary. Published configs write -1 for "none".
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -73,11 +98,19 @@ def equal_to(value: Any) -> Rule:
     return Rule(f"be {value!r}", lambda given, _: given == value)
 
 
+def _quantization_method(quantization: Any) -> str | None:
+    """What `quantization_config` names, which is a dictionary or, once a model is loaded, an object."""
+    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return values.get("quant_method")
+
+
 # A field that is None or not there breaks no rule. The library's Llama reads no softcapping and no multipliers: a
 # checkpoint with them is another model than the one that would be loaded here.
 RULES = {
-    **dict.fromkeys(("attention_bias", "is_encoder_decoder", "mlp_bias", "rope_interleaved"), equal_to(False)),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "quantization_config"), equal_to(None)),
+    **dict.fromkeys(("attention_bias", "is_encoder_decoder", "mlp_bias", "qkv_bias"), equal_to(False)),
+    **dict.fromkeys(("qk_layernorm", "qk_norm", "use_qk_norm"), equal_to(False)),
+    **dict.fromkeys(("rope_interleaved", "use_dynamic_ntk", "use_logn_attn", "use_mrope"), equal_to(False)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), equal_to(None)),
     **dict.fromkeys(("embedding_multiplier", "logits_scaling", "logit_scale", "residual_multiplier"), equal_to(1.0)),
     "attention_multiplier": equal_to(None),
     "auto_map": Rule(
@@ -87,10 +120,21 @@ RULES = {
     "hidden_act": Rule("be an activation that the library knows", lambda name, _: name in ACT2FN),
     "is_causal": equal_to(True),
     "layer_types": Rule("be 'full_attention' in every layer", lambda types, _: set(types) == {"full_attention"}),
+    "pruned_heads": equal_to({}),
+    "quantization_config": Rule(
+        "be None, or that of a GGUF file (whose weights are plain numbers once they are loaded)",
+        lambda quantization, _: _quantization_method(quantization) == "gguf",
+    ),
     "rope_parameters": Rule(
         f"have one `rope_type` for all layers, among {', '.join(STATIC_ROPE_TYPES)}, and no `partial_rotary_factor` "
         "but 1",
         lambda rope, _: rope.get("rope_type") in STATIC_ROPE_TYPES and rope.get("partial_rotary_factor") in (None, 1.0),
+    ),
+    "sliding_window": Rule(
+        "be None, at least `max_position_embeddings`, or switched off by `use_sliding_window` (no window in use)",
+        lambda window, config: (
+            window >= config.max_position_embeddings or getattr(config, "use_sliding_window", None) is False
+        ),
     ),
 }
 
@@ -104,7 +148,7 @@ class Family:
         renamed: our fields for a field of the source.
         constant: our fields for what the library's class has built in.
         rules: further fields that must have a value at which they change nothing.
-        unread: further fields that change nothing where the rules hold.
+        unread: further fields that change nothing where the rules hold; `layer_types` says which layers have a window.
     """
 
     model_class: type[PreTrainedModel]
@@ -115,9 +159,6 @@ class Family:
 
 
 ALL_PROJECTIONS = {"attention_bias": ("attention_bias", "attention_output_bias")}
-# They decide which `layer_types` a config gets, and other layers than those without a window are refused.
-WINDOW_FIELDS = ("use_sliding_window", "sliding_window", "max_window_layers")
-
 FAMILIES = {
     "llama": Family(LlamaForCausalLM, renamed={**ALL_PROJECTIONS, "mlp_bias": ("mlp_bias",)}),
     "mistral": Family(
@@ -132,15 +173,21 @@ FAMILIES = {
     "qwen2": Family(
         Qwen2ForCausalLM,
         constant={"attention_bias": True},
-        rules={"attention_bias": equal_to(True)},
-        unread=WINDOW_FIELDS,
+        rules=dict.fromkeys(("attention_bias", "qkv_bias"), equal_to(True)),
+        unread=("sliding_window",),
     ),
-    "qwen3": Family(Qwen3ForCausalLM, renamed=ALL_PROJECTIONS, constant={"qk_norm": True}, unread=WINDOW_FIELDS),
+    "qwen3": Family(
+        Qwen3ForCausalLM,
+        renamed=ALL_PROJECTIONS,
+        constant={"qk_norm": True},
+        rules=dict.fromkeys(("qk_layernorm", "qk_norm", "use_qk_norm"), equal_to(True)),
+        unread=("sliding_window",),
+    ),
     "smollm3": Family(
         SmolLM3ForCausalLM,
         renamed={**ALL_PROJECTIONS, "mlp_bias": ("mlp_bias",)},
         rules={"no_rope_layers": Rule("be 1 in every layer (no layer without RoPE)", lambda layers, _: all(layers))},
-        unread=(*WINDOW_FIELDS, "no_rope_layer_interval"),
+        unread=("sliding_window", "no_rope_layer_interval"),
     ),
 }
 
@@ -167,13 +214,16 @@ def convert_causal_lm(
             `"causal"`.
         dtype: of the weights. `"auto"` leaves those of a model as they are, and loads a checkpoint in its own.
         mask_token_id: goes into the config, for tokenizers that have a mask token. The vocabulary stays as it is.
-        ignored_fields: config fields unknown here that the caller knows to change nothing.
+        ignored_fields: config fields (of a GGUF file: metadata entries and tensors too) unknown here that the caller
+            knows to change nothing.
         **kwargs: how a checkpoint is loaded, as in `from_pretrained`: `revision`, `token`, `attn_implementation`, ...
+            `gguf_file` names a GGUF file in the folder; it needs the extra `gguf`. Its weights become plain numbers,
+            float32 unless `dtype` says otherwise.
 
     Returns:
         The model in evaluation mode, on the source's device, with its special tokens and generation config.
-        `config.converted_from` names the source. RoPE frequencies are float32, as in a loaded checkpoint, also where a
-        cast has rounded those of the model given.
+        `config.converted_from` names the source, and its GGUF file if it has one. RoPE frequencies are float32, as in a
+        loaded checkpoint, also where a cast has rounded those of the model given.
 
     Raises:
         OSError: there is no such checkpoint.
@@ -205,6 +255,9 @@ def convert_causal_lm(
         "model_type": source.config.model_type,
         "name": Path(name).resolve().name if is_place else name,
     }
+    gguf_file = getattr(getattr(source.config, "quantization_config", None), "gguf_file", None)
+    if gguf_file is not None:
+        config.converted_from["gguf_file"] = Path(gguf_file).name
     # Checkpoints with two different tables load untied, whatever their config says.
     config.tie_word_embeddings = source.lm_head.weight is source.model.embed_tokens.weight
 
@@ -226,7 +279,7 @@ def convert_causal_lm(
     model.tie_weights()
     # The only tensors that are not among the weights.
     model.model.rotary_emb = _same_rotary_embedding(config, source)
-    model.generation_config = _generation_config(source)
+    model.generation_config = _generation_config(source, config)
     return model.eval()
 
 
@@ -255,20 +308,23 @@ def convert_config(
         )
     if source.is_heterogeneous:
         raise ValueError("`per_layer_config` must not be given: all layers must be alike, got one.")
-    rules = {name: rule for name, rule in RULES.items() if name not in family.renamed} | family.rules
-    known = {*COPIED, *family.renamed, *rules, *family.unread, *UNREAD, *ignored_fields}
+    without_rule = {*family.renamed, *family.unread}
+    rules = {name: rule for name, rule in RULES.items() if name not in without_rule} | family.rules
+    unread = {name for names in UNREAD.values() for name in names.split()}
+    known = {*COPIED, *rules, *without_rule, *unread, *ignored_fields}
     for name, value in vars(source).items():
         # Without a value a field says nothing, and private ones are the library's own.
         if value is None or name.startswith("_"):
             continue
         if name in rules and not rules[name].holds(value, source):
             raise ValueError(f"`{name}` must {rules[name].text} to convert a {source.model_type} model, got {value!r}.")
-        if name not in known:
+        if name not in known and not name.endswith(UNREAD_ENDINGS):
             raise ValueError(
                 f"`{name}` must be a config field whose meaning in {source.model_type} models is known here, got "
                 f"{value!r}. If it changes nothing that the model computes, name it in `ignored_fields`."
             )
     fields = {name: copy.deepcopy(getattr(source, name, None)) for name in COPIED}
+    fields |= {name: _tokens_of(getattr(source, name, None), source.vocab_size) for name in TOKEN_IDS}
     for name, ours in family.renamed.items():
         fields |= dict.fromkeys(ours, getattr(source, name))
     try:
@@ -288,13 +344,25 @@ def _load(
     name: str, attention_variant: str, dtype: torch.dtype | str, ignored_fields: Sequence[str], kwargs: dict
 ) -> PreTrainedModel:
     """The checkpoint as a model of the library, whole and with nothing left over."""
+    if Path(name).is_file():
+        raise ValueError(
+            f"`model_or_path` must be a folder or a Hub name, got the file {name}. Pass its folder, and a GGUF file's "
+            "name as `gguf_file`."
+        )
     if kwargs.get("use_safetensors") is False:
-        raise ValueError("`use_safetensors` must not be False: weights are loaded from safetensors only.")
+        raise ValueError("`use_safetensors` must not be False: weights are loaded from safetensors or GGUF only.")
+    gguf_file = kwargs.get("gguf_file")
+    if gguf_file is not None:
+        require_gguf()
+        reader = read_gguf(_cached_file(name, gguf_file, kwargs))
+        dtype = torch.float32 if dtype == "auto" else dtype
     try:
         source_config = AutoConfig.from_pretrained(name, **kwargs)
         # What cannot be converted is refused before its weights are read, or fetched.
         convert_config(source_config, attention_variant, ignored_fields=ignored_fields)
         model_class = FAMILIES[source_config.model_type].model_class
+        if gguf_file is not None:
+            check_gguf(reader, model_class, source_config, ignored_fields)
         # With this the report names the tensors of another shape, and the error below does.
         kwargs = {**kwargs, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         source, report = model_class.from_pretrained(name, config=source_config, dtype=dtype, **kwargs)
@@ -327,10 +395,25 @@ def _same_rotary_embedding(config: AOARMConfig, source: PreTrainedModel) -> Llam
     return rotary
 
 
-def _generation_config(source: PreTrainedModel) -> AOARMGenerationConfig:
+def _cached_file(name: str, file: str, kwargs: dict) -> str:
+    """Path of a checkpoint's file, which is fetched if it lies on the Hub."""
+    names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+    return cached_file(name, file, **{key: kwargs[key] for key in names if key in kwargs})
+
+
+def _tokens_of(token_ids: int | list[int] | None, vocab_size: int) -> int | list[int] | None:
+    """Token ids without those that are no token, as -1, which stands for "none" in some published configs."""
+    if isinstance(token_ids, list):
+        return [token_id for token_id in token_ids if 0 <= token_id < vocab_size] or None
+    return None if token_ids is None or not 0 <= token_ids < vocab_size else token_ids
+
+
+def _generation_config(source: PreTrainedModel, config: AOARMConfig) -> AOARMGenerationConfig:
     """The source's way to generate, with room for ours."""
     theirs = source.generation_config
-    ours = AOARMGenerationConfig.from_dict(generation_config_values(theirs))
+    values = generation_config_values(theirs)
+    values |= {name: _tokens_of(values.get(name), config.vocab_size) for name in TOKEN_IDS}
+    ours = AOARMGenerationConfig.from_dict(values)
     # As in the library: what was published may be saved again, even where it would refuse the like from us.
     keep_published_mark(theirs, ours)
     return ours

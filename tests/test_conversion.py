@@ -312,7 +312,9 @@ def test_special_tokens_and_generation_settings_are_carried_over(tmp_path):
         ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "`layer_types`.*sliding"),
         ("qwen3", {"layer_types": ["full_attention"] * 2 + ["sliding_attention"]}, "`layer_types`.*'full_attention'"),
         ("llama", {"layer_types": ["chunked_attention"] * 3}, "`layer_types`.*chunked"),
-        ("llama", {"sliding_window": 8}, "`sliding_window`.*got 8.*`ignored_fields`"),
+        ("llama", {"sliding_window": 8}, "`sliding_window`.*got 8"),
+        ("llama", {"sliding_window": 8, "use_sliding_window": True}, "`sliding_window`.*got 8"),
+        ("mistral", {"sliding_window": 8, "use_sliding_window": False}, "`sliding_window`.*got 8"),
         ("smollm3", {"no_rope_layers": [1, 0, 1]}, r"`no_rope_layers` must be 1 in every layer.*\[1, 0, 1\]"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "`rope_parameters`.*'dynamic'"),
         (
@@ -343,7 +345,16 @@ def test_special_tokens_and_generation_settings_are_carried_over(tmp_path):
         ("llama", {"quantization_config": {"quant_method": "awq"}}, "`quantization_config` must be None.*awq"),
         ("llama", {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}, "`auto_map`.*modeling_mine"),
         ("llama", {"per_layer_config": {0: {"intermediate_size": 8}}}, "`per_layer_config`"),
-        ("llama", {"pad_token_id": -1}, "`pad_token_id`.*-1"),
+        ("llama", {"qkv_bias": True}, "`qkv_bias` must be False"),
+        ("qwen2", {"qkv_bias": False}, "`qkv_bias` must be True"),
+        ("llama", {"use_qk_norm": True}, "`use_qk_norm` must be False"),
+        ("qwen2", {"use_mrope": True}, "`use_mrope` must be False"),
+        (
+            "qwen2",
+            {"dual_chunk_attention_config": {"chunk_size": 8}},
+            "`dual_chunk_attention_config`.*`ignored_fields`",
+        ),
+        ("llama", {"pruned_heads": {"0": [1]}}, "`pruned_heads` must be {}"),
         ("llama", {"novel_trick": 0}, "`novel_trick`.*got 0.*`ignored_fields`"),
     ],
 )
@@ -361,6 +372,58 @@ def test_what_cannot_be_exact_is_refused_by_name(kind, changes, message, tmp_pat
 @pytest.mark.parametrize("name", ["attn_logit_softcapping", "novel_trick", "sliding_window", "num_local_experts"])
 def test_a_field_without_a_value_says_nothing(name):
     assert convert_config(source_config("llama", **{name: None})).attention_variant == "decoupled_rope"
+
+
+# Each was seen in a published config or belongs to the kinds that `UNREAD` names.
+UNREAD_VALUES = {
+    "unk_token_id": 0,
+    "sep_token_id": 99,
+    "image_token_ids": [7],
+    "_model_name_or_path": "Somebody's model",
+    "name": "a model",
+    "tags": ["chat"],
+    "date": "2025-02-07",
+    "license": "apache-2.0",
+    "hidden_dropout": 0.1,
+    "resid_pdrop": 0.1,
+    "classifier_dropout": 0.1,
+    "use_bfloat16": False,
+    "torchscript": False,
+    "gradient_checkpointing": False,
+    "max_sequence_length": 2048,
+    "unsloth_version": "2025.1",
+    "use_sliding_window": False,
+    "sliding_window": 8,
+    "max_window_layers": 2,
+    "qkv_bias": False,
+    "pruned_heads": {},
+    "quantization": None,
+    "auto_map": {"AutoTokenizer": ["tokenization_mine.Mine", None]},
+}
+
+
+def test_fields_that_no_left_to_right_logit_depends_on_do_not_stop_a_conversion(tmp_path):
+    source = source_model("llama")
+    source.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | UNREAD_VALUES))
+    assert_computes_the_same(convert_causal_lm(tmp_path), source)
+
+
+@pytest.mark.parametrize("name", ["pad_token_id", "bos_token_id", "eos_token_id"])
+def test_an_id_that_is_no_token_means_none(name, tmp_path):
+    source = source_model("llama", **{name: -1})
+    converted = convert_causal_lm(source)
+    assert getattr(converted.config, name) is getattr(converted.generation_config, name) is None
+    converted.save_pretrained(tmp_path)
+    assert getattr(AutoModelForCausalLM.from_pretrained(tmp_path).config, name) is None
+    input_ids = tokens()
+    torch.testing.assert_close(logits_of(converted, input_ids), logits_of(source, input_ids), atol=1e-5, rtol=0)
+
+
+def test_ends_outside_of_the_vocabulary_are_left_out():
+    converted = convert_causal_lm(source_model("llama", eos_token_id=[2, SIZES["vocab_size"], 5]))
+    assert converted.config.eos_token_id == converted.generation_config.eos_token_id == [2, 5]
 
 
 def test_only_unknown_fields_can_be_ignored():
