@@ -342,13 +342,9 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 def _decode_behind(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: list[int]) -> str:
     """The text of `ids` where they follow `before`."""
-    # Bytes that are no character spoil a character before them that is made of bytes too. They stand behind a letter
-    # then.
-    for anchor in (before, _encode(tokenizer, ANCHOR)):
-        start, both = _decode(tokenizer, anchor), _decode(tokenizer, anchor + ids)
-        if both.startswith(start):
-            return both[len(start) :]
-    return _decode(tokenizer, ids)
+    start, both = _decode(tokenizer, before), _decode(tokenizer, before + ids)
+    # Bytes that are no character spoil a character before them that is made of bytes too. They are decoded alone then.
+    return both[len(start) :] if both.startswith(start) else _decode(tokenizer, ids)
 
 
 __all__ = [

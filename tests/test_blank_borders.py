@@ -190,6 +190,18 @@ def test_a_blank_that_an_end_of_sentence_closed_leaves_its_space(kind):
     assert canvas.filled_ids() == template.unmoved_ids[0] + canvas.fillings[0] + template.unmoved_ids[1]
 
 
+def test_a_text_keeps_its_first_token():
+    """Without a beginning-of-sentence token, a space that begins a text is what its other tokens are predicted from."""
+    tokenizer = train_bpe_tokenizer(SENTENCES * 10, 330)
+    tokenizer.bos_token = None
+    model = model_for(tokenizer)
+    for text in (" <blank:1-2> sat", " <blank:1-2>"):
+        template = template_of(tokenizer, text)
+        assert (template.piece_ids[0], template.moved) == (encode(tokenizer, " "), [""])
+        before, after = text.split("<blank:1-2>")
+        assert infill(model, tokenizer, text).startswith(before) and infill(model, tokenizer, text).endswith(after)
+
+
 def test_the_bytes_of_a_character_behind_one_of_bytes():
     """Llama 2 writes rare characters as bytes. Bytes that are no character leave the text around them as it is."""
     tokenizer = TOKENIZERS["byte fallback"]
