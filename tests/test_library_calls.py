@@ -425,3 +425,55 @@ def test_continuous_batching_is_refused_before_any_work(variant):
         with pytest.raises(ValueError, match="Call `generate` with a padded batch"):
             call()
     assert set(EVERY_VARIANT) >= set(VARIANTS)
+
+
+NORMAL_USE = """
+import logging, warnings
+
+messages = []
+
+
+class Keep(logging.Handler):
+    def emit(self, record):
+        messages.append(record.getMessage())
+
+
+logging.getLogger("transformers").addHandler(Keep(logging.WARNING))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    # What torch says of its own compiler is not about this package.
+    warnings.filterwarnings("ignore", module="torch.*")
+    model = AutoModelForCausalLM.from_pretrained(folder, **trust)
+    text, blanks = rows["input_ids"], rows["generation_mask"]
+    for length in ({}, {"use_cache": False}, {"num_beams": 2}, {"cache_implementation": "static"}):
+        model.generate(text, max_new_tokens=3, do_sample=False, **length)
+    for way in ({}, {"decoding_order": "confidence"}, {"tokens_per_step": 2}, {"draft_length": 2}):
+        out = model.generate(text, generation_mask=blanks, return_dict_in_generate=True, **way)
+        model.generate(out.sequences, max_new_tokens=2, past_key_values=out.past_key_values, **way)
+    model.score(text)
+    out = model(text)
+    model(text[:, :1], past_key_values=out.past_key_values)
+    model(text, output_hidden_states=True)
+    model.train()
+    model(text, labels=text).loss.backward()
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{name}_checkpointing_enable")()
+    model(text, labels=text).loss.backward()
+    model.generate(text, max_new_tokens=3, do_sample=False)
+    model.generate(text, generation_mask=blanks)
+    model.save_pretrained(folder + "/again")
+report["warnings"] = messages + [str(each.message) for each in caught]
+"""
+
+
+@pytest.mark.parametrize("variant", ["two_stream", "decoupled_rope"])
+@pytest.mark.parametrize("package", ["with", "without"])
+def test_normal_use_warns_of_nothing(tmp_path, variant, package):
+    tiny_model(variant, pad_token_id=0, eos_token_id=None).save_pretrained(tmp_path / "model")
+    blanks = torch.zeros(2, 6, dtype=torch.bool)
+    blanks[:, [2, 4, 5]] = True
+    torch.save(
+        {"input_ids": TEXT, "position_ids": 0, "target_position_ids": 0, "generation_mask": blanks}, tmp_path / "rows"
+    )
+    report = run_clean_process(tmp_path / "model", tmp_path / "rows", package, program=NORMAL_USE)
+    assert report["warnings"] == []
