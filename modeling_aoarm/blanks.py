@@ -348,11 +348,11 @@ def _decode_behind(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: l
 
 
 __all__ = [
-    "BLANK",
     "TextCanvas",
     "TextTemplate",
     "Vocabulary",
     "encode_behind_blank",
     "read_blanks",
     "with_bos",
+    "write_blanks",
 ]
