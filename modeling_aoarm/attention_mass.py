@@ -232,9 +232,12 @@ class _MeasuredMass:
             )
             self.is_near = {"nearest": is_nearest & ~is_recent, "recent": is_recent & ~is_nearest}
 
-    def add_layer(self, module: torch.nn.Module, arguments: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        weights = output[1]
-        for stream, part in zip(self.streams[-len(weights) :], weights, strict=True):
+    def add_layer(self, module: torch.nn.Module, arguments: tuple, output: tuple[torch.Tensor | None, ...]) -> None:
+        # Of the predicting and of the content stream, which ends before the last layer.
+        weights = {"content": output[2], "prediction": output[1]}
+        for stream, part in weights.items():
+            if part is None:
+                continue
             # [rows that predict, heads, keys]
             part = part.transpose(1, 2)[self.predicting].float()
             for name, number in self.bins.items():

@@ -97,4 +97,6 @@ def training_batch(name: str, batch: int, rows: int, vocab_size: int, seed: int 
             "labels": tokens,
             "loss_weights": is_masked * (rows / masked),
         }
-    return {"input_ids": in_order, "position_ids": order, "labels": in_order}
+    # As a collator makes it.
+    targets = torch.cat([order[:, 1:], order[:, -1:] + 1], dim=1)
+    return {"input_ids": in_order, "position_ids": order, "target_position_ids": targets, "labels": in_order}

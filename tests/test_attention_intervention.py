@@ -225,9 +225,9 @@ def test_masks_of_streams_are_each_streams_own():
     rotations = model.model.rotations(streams, places, places[..., None] + 1)
     masks = torch.zeros(2, 3, 1, 5, 5).masked_fill(torch.rand(2, 3, 1, 5, 5) < 0.4, torch.finfo(torch.float32).min)
     with torch.no_grad():
-        both, _ = attention(streams, streams[0], *rotations, torch.cat([*masks], dim=2))
+        both = attention(streams, streams[0], *rotations, torch.cat([*masks], dim=2))[0]
         for stream, mask in enumerate(masks):
-            shared, _ = attention(streams, streams[0], *rotations, mask)
+            shared = attention(streams, streams[0], *rotations, mask)[0]
             torch.testing.assert_close(both[stream], shared[stream], atol=1e-6, rtol=0)
             assert not torch.allclose(both[1 - stream], shared[1 - stream], atol=1e-2)
 

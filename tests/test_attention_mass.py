@@ -242,7 +242,7 @@ def test_layers_that_are_applied_twice_are_layers_of_their_own():
     assert len(measured.mass["prediction"]["rows"]) == 5 and len(weights) == 2
     for layer, each in zip((0, 3), weights, strict=True):
         # Rows 1 to 6 to themselves; row 0 is the first row, and row 7 predicts nothing that is there.
-        expected = each[0].diagonal(0, 2, 3)[:, :, 1:-1].sum(dim=(0, 2)) / measured.rows
+        expected = each.diagonal(0, 2, 3)[:, :, 1:-1].sum(dim=(0, 2)) / measured.rows
         own_bin = measured.mass["prediction"]["rows"][layer, :, measured.bins.index("0")]
         torch.testing.assert_close(own_bin, expected.double(), atol=1e-6, rtol=0)
 

@@ -115,10 +115,10 @@ def test_layers_twice_is_the_stack_applied_twice():
     hook.remove()
     places = inputs["position_ids"], inputs["target_position_ids"][..., None]
     rotations = once.model.rotations(ends[0], *places)
-    streams = ends[0]
+    predicting, content = ends[0], None
     for layer in once.model.layers:
-        streams = layer(streams, *rotations, attention_mask=None)
-    assert torch.allclose(once.lm_head(once.model.norm(streams))[0], predict(twice, tokens, order), atol=1e-5)
+        predicting, content = layer(predicting, content, *rotations, attention_mask=None)
+    assert torch.allclose(once.lm_head(once.model.norm(predicting)), predict(twice, tokens, order), atol=1e-5)
 
 
 @torch.no_grad()

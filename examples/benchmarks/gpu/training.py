@@ -31,7 +31,9 @@ def draw_batch(name: str, vocab_size: int, examples: int, rows: int, device: tor
         inputs = {"input_ids": tokens.masked_fill(is_blank, vocab_size - 1)}
         return inputs | {"labels": tokens.masked_fill(~is_blank, -100)}
     keys[:, 0] = -1
-    return {"input_ids": tokens, "position_ids": keys.argsort(dim=1), "labels": tokens}
+    order = keys.argsort(dim=1)
+    targets = torch.cat([order[:, 1:], order[:, -1:] + 1], dim=1)
+    return {"input_ids": tokens, "position_ids": order, "target_position_ids": targets, "labels": tokens}
 
 
 def largest_that_fits(total: int, attempt: Callable[[int], Any], device: torch.device) -> tuple[int, Any]:
