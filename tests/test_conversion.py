@@ -292,6 +292,13 @@ def test_special_tokens_and_generation_settings_are_carried_over(tmp_path):
     # Published like this (without `do_sample`), which the library refuses to save unless it was loaded.
     (tmp_path / "source" / "generation_config.json").write_text(json.dumps(settings))
     converted = convert_causal_lm(tmp_path / "source", mask_token_id=4)
+    try:
+        AutoModelForCausalLM.from_pretrained(tmp_path / "source").save_pretrained(tmp_path / "theirs")
+    except ValueError:
+        # Old releases save it in no case.
+        with pytest.raises(ValueError, match="temperature"):
+            converted.save_pretrained(tmp_path / "converted")
+        return
     converted.save_pretrained(tmp_path / "converted")
     for model in (converted, AutoModelForCausalLM.from_pretrained(tmp_path / "converted")):
         assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, [2, 5], 0)
@@ -360,7 +367,11 @@ def test_special_tokens_and_generation_settings_are_carried_over(tmp_path):
 )
 def test_what_cannot_be_exact_is_refused_by_name(kind, changes, message, tmp_path):
     """From a config, and from a checkpoint without looking at its weights."""
-    config = source_config(kind, **changes)
+    try:
+        config = source_config(kind, **changes)
+    except AttributeError:
+        assert kind == "qwen3" and "full_attention" in changes["rope_parameters"], "old releases cannot make this config"
+        return
     for variant in VARIANTS:
         with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
             convert_config(config, variant)
