@@ -264,8 +264,9 @@ class DataCollatorWithOrders:
         lengths = np.array([len(example["input_ids"]) for example in examples])
         shape = len(examples), self._round_up(lengths.max())
         batch = {name: self._padding(name, shape) for name in examples[0]}
-        if (lengths < shape[1]).any():
-            # A mask that hides nothing would keep flash kernels away, or cost a look at it on the device.
+        # A mask that hides nothing would keep flash kernels away, or cost a look at it on the device. Where widths are
+        # rounded up all batches have one, so that processes may join theirs.
+        if self.pad_to_multiple_of is not None or (lengths < shape[1]).any():
             batch["attention_mask"] = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
         for number, example in enumerate(examples):
             rows = slice(lengths[number])
@@ -297,9 +298,9 @@ class DataCollatorForAnyOrderLM(DataCollatorWithOrders):
     """Draws an order for each example and makes batches whose rows are in generation order.
 
     Features, arguments and errors are those of [`DataCollatorWithOrders`]. Batches hold `input_ids`, `position_ids`,
-    `target_position_ids` and `labels`, each int64 `[batch, rows]`, and `attention_mask` where rows are padded. The
-    beginning-of-sentence token is always row 0. Labels are -100 for given tokens, the beginning-of-sentence token and
-    padding; the model's loss shifts them.
+    `target_position_ids` and `labels`, each int64 `[batch, rows]`, and `attention_mask` where rows are padded (with
+    `pad_to_multiple_of` always). The beginning-of-sentence token is always row 0. Labels are -100 for given tokens, the
+    beginning-of-sentence token and padding; the model's loss shifts them.
     """
 
     def _rows(

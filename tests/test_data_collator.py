@@ -164,6 +164,10 @@ def test_pad_to_multiple_of_adds_padding_rows():
     for name in plain:
         assert torch.equal(padded[name][:, :rows], plain[name])
     assert (padded["attention_mask"][:, rows:] == 0).all() and (padded["labels"][:, rows:] == -100).all()
+    full = [{"input_ids": [FIRST] * 7, "example_index": index} for index in range(2)]
+    assert "attention_mask" not in make_collator()(full)
+    # Processes may join batches of one width, whether rows are padded or not.
+    assert (make_collator(pad_to_multiple_of=8)(full)["attention_mask"] == 1).all()
 
 
 @pytest.mark.parametrize("bos", [True, False])
