@@ -8,13 +8,13 @@ code that travels is [`~modeling_aoarm.compat_aoarm`].
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import GenerationConfig, Trainer
+from transformers import GenerationConfig
 
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
-# The methods that `HookedTrainer` and the functions below need, and their arguments.
+# The methods that `TrainerHooks` and the functions below need, and their arguments.
 TRAINER_METHODS = {
     "_run_epoch": [],
     "_get_output_dir": ["trial"],
@@ -29,8 +29,8 @@ HFLM_METHODS = {
 }
 
 
-class HookedTrainer(Trainer):
-    """`Trainer` whose private steps have public names, for subclasses that change them."""
+class TrainerHooks:
+    """Put before `Trainer` among the bases of a class, it gives its private steps public names to be overridden."""
 
     def run_epoch(self, *args, **kwargs) -> None:
         super()._run_epoch(*args, **kwargs)

@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 
 ORDERS = ("position_ids", "target_position_ids", "segment_ids")
@@ -24,7 +25,7 @@ def refuse_orders(wrapper: nn.Module, name: str, model: nn.Module | None) -> Non
     PyTorch calls this when `wrapper.name = model`, from the time on that the first any-order model is made: PEFT has no
     hook for models of other packages. Other methods than prompt learning put a tuner in between.
     """
-    is_any_order = getattr(getattr(model, "config", None), "model_type", None) == "aoarm"
+    is_any_order = isinstance(model, PreTrainedModel) and model.config.model_type == "aoarm"
     if name == "base_model" and is_any_order and hasattr(wrapper, "peft_type"):
         wrapper.register_forward_pre_hook(_check_call, with_kwargs=True)
         if hasattr(model, "score"):

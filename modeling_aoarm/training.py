@@ -12,13 +12,13 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, speed_metrics
 
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
-from .compat import HookedTrainer
+from .compat import TrainerHooks
 from .data_collator import DataCollatorWithOrders, check_example_index
 from .evaluation import OrderNLL, evaluate_order
 from .masked_diffusion_collator import collator_class
@@ -139,7 +139,7 @@ class EMACallback(TrainerCallback):
             weight.copy_(self.average[name])
 
 
-class AnyOrderTrainer(HookedTrainer):
+class AnyOrderTrainer(TrainerHooks, Trainer):
     """`transformers.Trainer` for any-order models.
 
     It keeps the collator's clock (`OrderClockCallback`), keeps the dataset's `example_index` column, and evaluates by
