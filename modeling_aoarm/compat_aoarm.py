@@ -162,6 +162,16 @@ def keep_address(tensor: torch.Tensor) -> None:
 # PEFT
 
 
+def prompt_learning_of(model: GenerationMixin) -> Any | None:
+    """The type of prompt learning whose PEFT model is calling this model's `generate`, or `None`.
+
+    PEFT replaces `prepare_inputs_for_generation` by its own model's, which puts virtual tokens in front of a prompt.
+    """
+    wrapper = getattr(model.prepare_inputs_for_generation, "__self__", model)
+    config = getattr(wrapper, "active_peft_config", None)
+    return config.peft_type if getattr(config, "is_prompt_learning", False) else None
+
+
 @functools.cache
 def watch_wrappers(watch: Callable[[nn.Module, str, nn.Module | None], None]) -> None:
     """From now on calls `watch(wrapper, name, module)` whenever `wrapper.name = module`. Once for each function."""

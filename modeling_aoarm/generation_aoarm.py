@@ -28,6 +28,7 @@ from .compat_aoarm import (
     logits_processors,
     needs_all_processes,
     prepare_generation_config,
+    prompt_learning_of,
     special_tokens,
     the_cache,
 )
@@ -358,12 +359,10 @@ class AOARMGenerationMixin:
             )
         if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
             raise ValueError(f"`streamer` must have the methods `put` and `end`, got {type(streamer).__name__}.")
-        # PEFT replaces this method by one of the wrapped model's, which puts virtual tokens in front of a prompt.
-        wrapper = getattr(self.prepare_inputs_for_generation, "__self__", self)
-        if getattr(getattr(wrapper, "active_peft_config", None), "is_prompt_learning", False):
+        if (method := prompt_learning_of(self)) is not None:
             raise ValueError(
                 "Prompt learning puts tokens without positions in front of the rows, which canvases cannot have; use "
-                f"LoRA or another method that changes weights. Got {wrapper.active_peft_config.peft_type}."
+                f"LoRA or another method that changes weights. Got {method}."
             )
 
     def _canvas(

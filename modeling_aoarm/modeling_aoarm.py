@@ -52,6 +52,7 @@ from .compat_aoarm import (
     CACHE_NAMES,
     CacheUnderBothNames,
     class_without_sharding,
+    prompt_learning_of,
     register_for_label_smoothing,
     require,
     the_cache,
@@ -555,7 +556,9 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
         """As in the library; the text's rows predict the next places, also where padding stands between rows."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        if inputs.get("position_ids") is not None and inputs.get("target_position_ids") is None:
+        is_given = inputs.get("target_position_ids") is not None
+        # PEFT drops the positions of rows behind virtual tokens, and would not drop targets.
+        if inputs.get("position_ids") is not None and not is_given and prompt_learning_of(self) is None:
             inputs["target_position_ids"] = inputs["position_ids"] + 1
         return inputs
 

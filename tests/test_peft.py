@@ -437,7 +437,7 @@ def test_the_trainer_refuses_prompt_learning_before_it_changes_anything(method, 
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     trainer = trainer_of(model, tmp_path)
     for work in (trainer.train, trainer.evaluate):
-        with pytest.raises(ValueError, match=f"`position_ids` cannot be combined with {method}"):
+        with pytest.raises(ValueError, match=f"`position_ids`.*cannot be combined with {method}"):
             work()
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert not list(tmp_path.glob("checkpoint-*"))
