@@ -257,17 +257,17 @@ class DataCollatorWithOrders:
         """Rows of padding, `name` being one of a batch's entries."""
         if name == "loss_weights":
             return np.zeros(shape, dtype=np.float32)
+        if name in ("position_ids", "target_position_ids"):
+            # No position may come twice: padding goes on counting.
+            return np.broadcast_to(np.arange(shape[-1]) + (name == "target_position_ids"), shape).copy()
         fillers = {"input_ids": self.tokenizer.pad_token_id, "labels": IGNORED}
-        return np.full(shape, fillers.get(name, 0), dtype=np.int64)
+        return np.full(shape, fillers[name], dtype=np.int64)
 
     def _padded(self, examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         lengths = np.array([len(example["input_ids"]) for example in examples])
         shape = len(examples), self._round_up(lengths.max())
         batch = {name: self._padding(name, shape) for name in examples[0]}
-        # A mask that hides nothing would keep flash kernels away, or cost a look at it on the device. Where widths are
-        # rounded up all batches have one, so that processes may join theirs.
-        if self.pad_to_multiple_of is not None or (lengths < shape[1]).any():
-            batch["attention_mask"] = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
+        batch["attention_mask"] = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
         for number, example in enumerate(examples):
             rows = slice(lengths[number])
             for name, values in example.items():
@@ -278,12 +278,7 @@ class DataCollatorWithOrders:
         total = sum(len(example["input_ids"]) for example in examples)
         padding = self._round_up(total) - total
         if padding:
-            filler = {name: self._padding(name, (padding,)) for name in examples[0]}
-            if "position_ids" in filler:
-                # No position may come twice.
-                filler["position_ids"] = np.arange(padding)
-                filler["target_position_ids"] = np.arange(1, padding + 1)
-            examples = [*examples, filler]
+            examples = [*examples, {name: self._padding(name, (padding,)) for name in examples[0]}]
         batch = {name: np.concatenate([example[name] for example in examples])[None] for name in examples[0]}
         lengths = [len(example["input_ids"]) for example in examples]
         return batch | {"segment_ids": np.repeat(np.arange(len(examples)), lengths)[None]}
@@ -297,10 +292,10 @@ class DataCollatorWithOrders:
 class DataCollatorForAnyOrderLM(DataCollatorWithOrders):
     """Draws an order for each example and makes batches whose rows are in generation order.
 
-    Features, arguments and errors are those of [`DataCollatorWithOrders`]. Batches hold `input_ids`, `position_ids`,
-    `target_position_ids` and `labels`, each int64 `[batch, rows]`, and `attention_mask` where rows are padded (with
-    `pad_to_multiple_of` always). The beginning-of-sentence token is always row 0. Labels are -100 for given tokens, the
-    beginning-of-sentence token and padding; the model's loss shifts them.
+    Features, arguments and errors are those of [`DataCollatorWithOrders`]. Batches hold `input_ids`, `attention_mask`,
+    `position_ids`, `target_position_ids` and `labels`, each int64 `[batch, rows]`. The beginning-of-sentence token is
+    always row 0. Labels are -100 for given tokens, the beginning-of-sentence token and padding; the model's loss shifts
+    them. Padding is on the right and goes on counting positions, so that a causal model needs no mask for it.
     """
 
     def _rows(

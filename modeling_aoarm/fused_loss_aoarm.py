@@ -49,7 +49,11 @@ LOGITS_AT_ONCE = 2**25
 
 
 def score_tokens(
-    hidden_states: torch.Tensor, head: nn.Module, token_ids: torch.Tensor, mask_token_id: int | None = None
+    hidden_states: torch.Tensor,
+    head: nn.Module,
+    token_ids: torch.Tensor,
+    vocab_size: int,
+    mask_token_id: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-probabilities of given tokens, from pieces of the rows.
 
@@ -57,6 +61,7 @@ def score_tokens(
         hidden_states: `[..., hidden]`, after the final norm.
         head: the output layer.
         token_ids: int64 `[...]`.
+        vocab_size: how many logits a row has.
         mask_token_id: a token of probability 0, or `None`.
 
     Returns:
@@ -71,11 +76,13 @@ def score_tokens(
             f"{list(token_ids.shape)}."
         )
     log_probs, is_likeliest = [], []
-    rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0]) if hasattr(head, "weight") else 256
+    rows = max(1, LOGITS_AT_ONCE // vocab_size)
     for states, ids in zip(hidden_states.flatten(0, -2).split(rows), token_ids.flatten().split(rows), strict=True):
         logits = head(states).float()
         if mask_token_id is not None:
-            logits[:, mask_token_id] = -torch.inf
+            # Not in place: hooks of sharded training may hold the output.
+            is_mask_token = torch.arange(logits.shape[1], device=logits.device) == mask_token_id
+            logits = logits.masked_fill(is_mask_token, -torch.inf)
         log_probs.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
         is_likeliest.append(logits.argmax(1) == ids)
     return torch.cat(log_probs).view(token_ids.shape), torch.cat(is_likeliest).view(token_ids.shape)

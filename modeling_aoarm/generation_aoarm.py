@@ -141,8 +141,9 @@ class AOARMGenerationMixin:
 
         Without blanks, and without an argument here that asks for more than left-to-right text, this is the library's
         `generate`, with all its parameters and modes. What a call leaves out comes from the generation config. The
-        model's own `decoding_order`, `tokens_per_step` and `draft_length` are defaults for canvases; those of a
-        `generation_config` in the call ask for canvases, with its `max_new_tokens` blanks where there is no mask.
+        model's own `decoding_order`, `tokens_per_step` and `draft_length` are defaults for canvases: text without
+        blanks is continued from left to right. Other values in a `generation_config` of the call ask for canvases, with
+        its `max_new_tokens` blanks where there is no mask. (Pipelines give a model's own values back in each call.)
 
         Args:
             inputs (or `input_ids`): int64 `[batch, columns]`, canvases in sentence order. What stands in a blank is not
@@ -254,10 +255,13 @@ class AOARMGenerationMixin:
                 raise ValueError(f"`{name}` has no meaning together with `generation_mask`, got {value}.")
 
         if generation_mask is None and max_new_tokens is None:
-            called["decoding_order"] = "a tensor" if isinstance(decoding_order, torch.Tensor) else decoding_order
+            asked["decoding_order"] = (
+                "a tensor" if isinstance(decoding_order, torch.Tensor) else asked["decoding_order"]
+            )
             raise ValueError(
                 "`decoding_order`, `tokens_per_step`, `draft_length` and the cache of canvases need blanks: "
-                f"`generation_mask`, which says where they are, or `max_new_tokens`. Got neither, with {called}."
+                "`generation_mask`, which says where they are, or `max_new_tokens` (not `max_length`), in the call or "
+                f"its generation config. Got neither, with {asked}."
             )
         canvas, generation_mask, real = self._canvas(canvas, generation_mask, attention_mask, max_new_tokens)
         copies = check_count("num_return_sequences", copies or generation_config.num_return_sequences or 1)

@@ -155,7 +155,7 @@ def infill(
                 "tensor."
             )
     # Drawn before anything is filled, so that sampling and `batch_size` have no part in it.
-    ranks = torch.rand(max_length) if candidate_order == "random" else None
+    ranks = torch.rand(max_length, dtype=torch.float32) if candidate_order == "random" else None
     with_blanks = [own for own in canvases if own[0].blank_lengths]
     generators = generate_kwargs.get("generator")
     if isinstance(generators, Sequence):

@@ -27,11 +27,10 @@ class DataCollatorForMaskedDiffusion(DataCollatorWithOrders):
     Of an example's N tokens to be modelled (all but the given ones and the beginning-of-sentence token), the first
     N - k in its order are seen and the last k are masked, k uniform on 1 ... N.
 
-    Batches hold `input_ids` (in sentence order, with mask tokens), `labels` (the tokens of all N rows, masked or not,
-    -100 elsewhere) and, where rows are padded, `attention_mask`, each int64 `[batch, rows]`; and `loss_weights`,
-    float32 `[batch, rows]`, 0 on what is seen. The loss is the weighted cross-entropy over the number of labels, so it
-    is per token, and about log(vocab_size - 1) nats before training (the mask token has probability 0) in either
-    weighting.
+    Batches hold `input_ids` (in sentence order, with mask tokens), `attention_mask` and `labels` (the tokens of all N
+    rows, masked or not, -100 elsewhere), each int64 `[batch, rows]`, and `loss_weights`, float32 `[batch, rows]`, 0 on
+    what is seen. The loss is the weighted cross-entropy over the number of labels, so it is per token, and about
+    log(vocab_size - 1) nats before training (the mask token has probability 0) in either weighting.
 
     - In uniform orders every masked token is as likely to be the next, and all of them are learned, with the weights of
       `weighting`.

@@ -106,7 +106,7 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
         if scored_ids is not None:
             if labels is not None or loss_weights is not None:
                 raise ValueError("`scored_ids` and `labels` exclude each other, as no logits are left for the loss.")
-            scores = score_tokens(hidden_states, self.lm_head, scored_ids, self.config.mask_token_id)
+            scores = score_tokens(hidden_states, self.lm_head, scored_ids, self.vocab_size, self.config.mask_token_id)
             return AOARMMaskedLMOutput(
                 hidden_states=outputs.hidden_states,
                 attentions=outputs.attentions,

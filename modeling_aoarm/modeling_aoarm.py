@@ -70,7 +70,7 @@ from .layers_aoarm import (
     modulate,
 )
 from .packing import as_indices, check_first_labels, packed_mask, segments_by_positions
-from .positions import RowPositions, is_text
+from .positions import RowPositions, is_step_of_text
 from .prompt_learning import refuse_orders
 from .scoring_aoarm import AOARMScoringMixin
 
@@ -291,9 +291,14 @@ class AOARMModel(AOARMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         batch, rows = inputs_embeds.shape[:2]
-        if segment_ids is None:
+        if segment_ids is None and not (use_cache and torch.compiler.is_compiling()):
             given = position_ids, target_position_ids, attention_mask, past_key_values
             segment_ids = segments_by_positions(*given, (batch, rows))
+            if segment_ids is not None and use_cache:
+                raise ValueError(
+                    "`position_ids` that come back to 0 are packed sequences, which cannot be combined with a cache; "
+                    f"got use_cache={use_cache}."
+                )
         if segment_ids is not None:
             segment_ids = as_indices("segment_ids", segment_ids, (2,), (batch, rows))
             if past_key_values is not None or use_cache:
@@ -337,9 +342,10 @@ class AOARMModel(AOARMPreTrainedModel):
         # Looking at values waits for the device, which training should not.
         waits = inputs_embeds.device.type == "cpu" or not self.training
         # `generate` gives and has checked the positions of its own cache's rows.
-        is_checked = getattr(past_key_values, "holds_canvases", False) and position_ids is not None
-        if not is_checked and waits and not has_tables and segment_ids is None and not torch.compiler.is_compiling():
-            is_checked = is_text(position_ids, target_position_ids, (batch, rows))
+        is_canvas = getattr(past_key_values, "holds_canvases", False) and position_ids is not None
+        is_checked = is_canvas
+        if not is_canvas and waits and not has_tables and not torch.compiler.is_compiling():
+            is_checked = is_step_of_text(position_ids, target_position_ids, batch)
         if is_checked:
             positions = RowPositions(position_ids, target_position_ids, targets_given=True)
         else:
@@ -364,7 +370,7 @@ class AOARMModel(AOARMPreTrainedModel):
         condition = None
         if self.config.attention_variant == "adaptive_norm":
             condition = nn.functional.silu(self.target_embedding(targets[..., 0]))
-        if is_checked and attention_mask is None and rows == 1:
+        if is_canvas and attention_mask is None and rows == 1:
             # One row sees all rows of its cache.
             mask = None
         elif positions.starts is None:
@@ -535,7 +541,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             items = kwargs.get("num_items_in_batch")
             loss = fused_causal_lm_loss(outputs.last_hidden_state, self.lm_head, labels, items)
         elif scored_ids is not None:
-            scores = score_tokens(outputs.last_hidden_state[:, kept], self.lm_head, scored_ids)
+            scores = score_tokens(outputs.last_hidden_state[:, kept], self.lm_head, scored_ids, self.vocab_size)
         else:
             logits = self.lm_head(outputs.last_hidden_state[:, kept])
             if labels is not None:
@@ -552,7 +558,8 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
-    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    # With its signature, in which the library looks for what a model takes.
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation, assigned=())
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
         """As in the library; the text's rows predict the next places, also where padding stands between rows."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)

@@ -44,8 +44,7 @@ def packed_mask(
 ) -> tuple[Any, dict[str, Any]]:
     """The mask inside each segment, causal or not, in the form that the attention backend wants.
 
-    Content positions say nothing about segments (the library would take each jump for a new one), so the mask is built
-    from the rows' numbers within their segment.
+    The library's own packing goes by positions, and would take each jump of an order for a new segment.
 
     Args:
         config: the model's config, which names the backend.
@@ -57,18 +56,15 @@ def packed_mask(
         The mask, and further arguments for the attention interface.
     """
     batch, rows = starts.shape
+    segment = starts.cumsum(1)
+
+    def same_segment(example: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return segment[example, query] == segment[example, key]
+
     if is_causal:
-        row = torch.arange(rows, device=starts.device).expand(batch, rows)
-        row_in_segment = row - torch.where(starts, row, 0).cummax(dim=1).values
-        mask = create_causal_mask(config, inputs_embeds, None, None, position_ids=row_in_segment)
+        mask = create_causal_mask(config, inputs_embeds, None, None, and_mask_function=same_segment)
     else:
-        segment = starts.cumsum(1)
-        mask = create_bidirectional_mask(
-            config,
-            inputs_embeds,
-            None,
-            and_mask_function=lambda batch, head, query, key: segment[batch, query] == segment[batch, key],
-        )
+        mask = create_bidirectional_mask(config, inputs_embeds, None, and_mask_function=same_segment)
     if not is_flash_attention_requested(config):
         return mask, {}
     # Flash kernels take no mask: they are told where segments start in the flattened batch.

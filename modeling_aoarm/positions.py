@@ -17,6 +17,10 @@ from .configuration_aoarm import TABLE_VARIANTS
 from .packing import as_indices, segment_starts
 
 
+# Additive masks hide what has less than this; what has more is a bias.
+HIDDEN_BELOW = -1e3
+
+
 @dataclass
 class RowPositions:
     """The positions of one call's rows, the caller's own or the defaults.
@@ -25,8 +29,7 @@ class RowPositions:
         content: int64 `[batch, rows]`.
         targets: int64 `[batch, rows]`, or `[batch, rows, targets]` where several were given.
         real: bool `[batch, rows]`, which rows are not padding. What is needed for checks only may be left out.
-        continued: bool `[batch, rows - 1]`, which rows have the row behind them as their next one: it is no padding,
-            of the same segment, and sees them.
+        continued: bool `[batch, rows - 1]`, which rows have the row behind them as their next one.
         places: int64 `[batch, rows]`, how many real rows of its example come before each row, those in the cache
             included: the content positions of left-to-right text.
         starts: bool `[batch, rows]`, the first rows of packed segments (and of runs of padding); `None` if not packed.
@@ -58,7 +61,8 @@ class RowPositions:
 
         Content positions default to 0, 1, 2, ..., continuing after the cache and starting again in each segment.
         Targets default to the next row's content position, and to the own position + 1 on the last row of a call, of
-        an example (before padding) and of a segment, and where a prepared mask hides a row from the one behind it.
+        an example (before padding) and of a segment. Under a prepared mask the next row is the one that sees a row and
+        one row more, wherever it is.
 
         Args:
             position_ids: integer `[batch or 1, rows]` or `None`.
@@ -77,7 +81,7 @@ class RowPositions:
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         # Static caches count in a tensor, which is not read here: that would wait for the device.
         counted = (torch.arange(rows, device=device) + past).expand(batch, rows)
-        real, places, starts, is_seen = torch.ones_like(counted, dtype=torch.bool), counted, None, None
+        real, places, starts = torch.ones_like(counted, dtype=torch.bool), counted, None
         is_prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             if isinstance(past, int) and attention_mask.shape != (batch, past + rows):
@@ -88,28 +92,65 @@ class RowPositions:
             real = attention_mask[:, -rows:].bool()
             places = attention_mask.bool().long().cumsum(1)[:, -rows:] - 1
         elif is_prepared:
-            sees = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
+            if attention_mask.shape[2] != rows or (isinstance(past, int) and attention_mask.shape[3] < past + rows):
+                raise ValueError(
+                    "A prepared `attention_mask` must have the shape [batch, 1, rows, past rows + rows], here "
+                    f"[{batch}, 1, {rows}, {past + rows}] or with more keys; got {list(attention_mask.shape)}."
+                )
+            sees = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] > HIDDEN_BELOW
             sees = sees.expand(batch, -1, -1)
             real = sees.gather(2, counted[..., None])[..., 0]
             places = sees.sum(-1) - 1
-            is_seen = sees[:, 1:].gather(2, counted[:, :-1, None])[..., 0]
         if segment_ids is not None:
             starts = segment_starts(segment_ids, real)
             places = counted - torch.where(starts, counted, 0).cummax(dim=1).values
         continued = real[:, 1:] & real[:, :-1]
-        for each in (is_seen, None if starts is None else ~starts[:, 1:]):
-            continued = continued if each is None else continued & each
+        if starts is not None:
+            continued &= ~starts[:, 1:]
 
         if position_ids is not None:
             content = as_indices("position_ids", position_ids, (2,), shape)
         else:
             content = counted if segment_ids is None else places
+        if is_prepared:
+            among = sees.gather(2, counted[:, None].expand(-1, rows, -1))
+            targets, continued, is_clear = cls.next_rows(among, places, content)
         if target_position_ids is not None:
             targets = as_indices("target_position_ids", target_position_ids, (2, 3), shape)
             return cls(content, targets, real, continued, places, starts, True, is_prepared)
-        following = torch.where(continued, content[:, 1:], content[:, :-1] + 1)
-        targets = torch.cat([following, content[:, -1:] + 1], dim=1)
+        if not is_prepared:
+            following = torch.where(continued, content[:, 1:], content[:, :-1] + 1)
+            targets = torch.cat([following, content[:, -1:] + 1], dim=1)
+        elif not torch.compiler.is_compiling():
+            message = (
+                "`target_position_ids` must be given where a prepared `attention_mask` lets several rows come next to "
+                "one and their `position_ids` differ. Got `target_position_ids=None`."
+            )
+            require(is_clear, message, waits=device.type == "cpu")
         return cls(content, targets, real, continued, places, starts, False, is_prepared)
+
+    @staticmethod
+    def next_rows(
+        sees: torch.Tensor, depth: torch.Tensor, content: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What comes next under a prepared mask: the rows that see a row and are one deeper, as children in a tree.
+
+        Args:
+            sees: bool `[batch, rows, rows]`, which rows each row sees.
+            depth: int64 `[batch, rows]`, how many rows come before each, those in the cache included.
+            content: int64 `[batch, rows]`.
+
+        Returns:
+            Each row's default target, int64 `[batch, rows]`, the own position + 1 where nothing comes next; whether the
+            row behind each row is a next one, bool `[batch, rows - 1]`; and whether the rows that come next to one all
+            have the same position, a bool scalar.
+        """
+        is_next = sees.transpose(1, 2) & (depth[:, None] == depth[..., None] + 1)
+        positions = content[:, None].expand_as(is_next)
+        first = positions.masked_fill(~is_next, torch.iinfo(torch.int64).max).amin(-1)
+        last = positions.masked_fill(~is_next, -1).amax(-1)
+        has_next = is_next.any(-1)
+        return first.where(has_next, content + 1), is_next.diagonal(1, 1, 2), (~has_next | (first == last)).all()
 
     def check(self, config: PreTrainedConfig, past_key_values: Cache | None, waits: bool = True) -> None:
         """Refuses positions that the model cannot take, or whose targets cannot be what is meant.
@@ -144,12 +185,15 @@ class RowPositions:
         # Each row predicts the place behind its own, wherever that is: text from left to right, as Llama reads it.
         is_text = ~beyond_next & self.targets_given
 
-        plain = numbered & (not self.targets_given and not has_table)
+        plain = numbered & (not has_table and (not self.targets_given or is_text))
+        # The library's `generate` goes on counting behind padded prompts, from the position of the padding.
+        has_begun = self.real.long().cumsum(1) > 0
+        has_gap = (self.real & ((has_begun & padding).long().cumsum(1) > 0)).any()
         rules = {
             "content": outside.any() & ~plain,
             "targets": outside_targets.any() & ~plain,
-            "repeated": repeated & ~is_text & (not self.is_prepared),
-            "causal": (~(in_order | (is_text & (past > 0))) | beyond_next) & causal,
+            "repeated": repeated & ~(is_text & has_gap) & (not self.is_prepared),
+            "causal": (~in_order | beyond_next) & causal,
             "unknown": ~in_order & (not causal and past_key_values is not None and not self.targets_given),
         }
         if not waits:
@@ -184,17 +228,21 @@ class RowPositions:
             )
 
 
-def is_text(position_ids: Any, target_position_ids: Any, shape: tuple[int, int]) -> bool:
-    """Whether each row predicts the place behind its own, as in the library's `generate`: nothing has to be checked.
+def is_step_of_text(position_ids: Any, target_position_ids: Any, batch: int) -> bool:
+    """Whether a call has one row of each example, which predicts the place behind its own: a step of `generate`.
+
+    Nothing has to be checked then. As in Llama, text goes on behind the last position that was trained.
 
     Args:
         position_ids, target_position_ids: what the caller gave.
-        shape: `(batch, rows)`.
+        batch: how many examples there are.
     """
     given = position_ids, target_position_ids
-    if not all(isinstance(each, torch.Tensor) and each.shape == shape and each.dtype == torch.int64 for each in given):
+    if not all(isinstance(each, torch.Tensor) and each.shape == (batch, 1) for each in given):
+        return False
+    if any(each.dtype != torch.int64 for each in given):
         return False
     return torch.equal(target_position_ids, position_ids + 1) and bool((position_ids >= 0).all())
 
 
-__all__ = ["RowPositions", "is_text"]
+__all__ = ["RowPositions", "is_step_of_text"]

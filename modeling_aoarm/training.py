@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
 from .compat import TrainerHooks
-from .data_collator import DataCollatorWithOrders, check_example_index
+from .data_collator import DataCollatorWithOrders, check_example_index, with_example_index
 from .evaluation import OrderNLL, evaluate_order
 from .masked_diffusion_collator import collator_class
 from .model_card import model_card, write_model_card
@@ -281,17 +281,29 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As in `Trainer`, with orders for evaluation."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
         with self._evaluation_collator():
-            return super().get_eval_dataloader(eval_dataset)
+            return super().get_eval_dataloader(_numbered(dataset))
 
     def get_test_dataloader(self, test_dataset):
         """As in `Trainer`, with orders for evaluation."""
         with self._evaluation_collator():
-            return super().get_test_dataloader(test_dataset)
+            return super().get_test_dataloader(_numbered(test_dataset))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """As in `Trainer`, without logits where nobody wants them."""
+        """As in `Trainer`, without a mask where it hides nothing from anyone, and without logits that nobody wants.
+
+        The collator pads on the right, so that the rows of an example never see its padding. Without a mask there are
+        flash kernels, and nothing waits for the device to look at it.
+        """
         inputs = dict(inputs)
+        config = self.model.config
+        # Positions of padding need a place in the tables.
+        fits = inputs["input_ids"].shape[1] <= config.max_position_embeddings
+        if config.attention_variant != "bidirectional" and fits and not return_outputs:
+            inputs.pop("attention_mask", None)
         if self.fused_loss and not return_outputs:
             inputs["skip_logits"] = True
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -506,6 +518,16 @@ def _count_characters(dataset: Sized) -> int | None:
     if "num_characters" in (names or (dataset[0] if len(dataset) else ())):
         return sum(dataset["num_characters"] if names else [row["num_characters"] for row in dataset])
     return None
+
+
+def _numbered(dataset):
+    """A data set with the column `example_index`, by which evaluations draw orders, where it can be added."""
+    from datasets import Dataset
+    from datasets import IterableDataset as StreamedDataset
+
+    can_be_numbered = isinstance(dataset, (Dataset, StreamedDataset))
+    has_number = can_be_numbered and "example_index" in (dataset.column_names or ())
+    return with_example_index(dataset) if can_be_numbered and not has_number else dataset
 
 
 def _trainable(model) -> dict[str, torch.nn.Parameter]:

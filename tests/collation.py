@@ -36,14 +36,9 @@ def make_examples(count, seed=0, shortest=1, longest=12):
     ]
 
 
-def real_rows(batch):
-    """Which rows are not padding, bool `[batch, rows]`: all of them where there is no mask."""
-    return batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-
-
 def sentence_of(batch, row):
     """The sentence of an example, from its rows."""
-    rows = real_rows(batch)[row]
+    rows = batch["attention_mask"][row].bool()
     positions, tokens = batch["position_ids"][row][rows], batch["input_ids"][row][rows]
     assert positions.sort().values.tolist() == list(range(len(positions)))
     return tokens[positions.argsort()].tolist()
@@ -51,7 +46,7 @@ def sentence_of(batch, row):
 
 def given_of(batch, row):
     """The positions of an example's given rows, in generation order."""
-    rows = real_rows(batch)[row]
+    rows = batch["attention_mask"][row].bool()
     return batch["position_ids"][row][rows & (batch["labels"][row] == -100)].tolist()
 
 

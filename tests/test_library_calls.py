@@ -8,7 +8,7 @@ import pytest
 import torch
 from clean_process import run_clean_process
 from test_identity_order import as_variant, peer
-from transformers import DataCollatorWithFlattening, DynamicCache, GenerationConfig
+from transformers import DataCollatorWithFlattening, DynamicCache, GenerationConfig, StaticCache, TrainingArguments
 from variants import (
     ANY_ORDER,
     EVERY_VARIANT,
@@ -31,6 +31,7 @@ from modeling_aoarm import (
 from modeling_aoarm.evaluation import evaluate_order
 from modeling_aoarm.likelihoods import exact_order_nll
 from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.training import AnyOrderTrainer
 
 
 TEXT = torch.randint(0, 23, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -197,6 +198,70 @@ def test_alternatives_in_a_tree_predict_what_follows_them(variant, kind, impleme
         torch.testing.assert_close(logits[:, branch], model(tree[:, branch]).logits, atol=1e-5, rtol=0)
 
 
+def test_in_a_tree_the_next_place_is_that_of_the_child_wherever_it_is():
+    model = tiny_model("decoupled_rope")
+    parents, positions = [-1, 0, 1, 1, 2], torch.tensor([[0, 5, 2, 2, 7]])
+    sees = torch.eye(5, dtype=torch.bool)
+    for row, parent in enumerate(parents[1:], start=1):
+        sees[row] |= sees[parent]
+    tokens = torch.tensor([[3, 4, 5, 6, 7]])
+    given = {"position_ids": positions, "attention_mask": sees[None, None]}
+    expected = model(tokens, target_position_ids=torch.tensor([[5, 2, 7, 3, 8]]), **given).logits
+    torch.testing.assert_close(model(tokens, **given).logits, expected, atol=1e-6, rtol=0)
+    given["position_ids"] = torch.tensor([[0, 5, 2, 3, 7]])
+    with pytest.raises(ValueError, match="`target_position_ids` must be given where a prepared `attention_mask`"):
+        model(tokens, **given)
+    model(tokens, target_position_ids=torch.tensor([[5, 2, 7, 4, 8]]), **given)
+
+
+@any_order_variants
+def test_biases_in_a_prepared_mask_hide_nothing(variant):
+    model = tiny_model(variant)
+    rows = torch.arange(5)
+    mask = -0.1 * (rows[:, None] - rows).abs().float()
+    mask = mask.masked_fill(rows > rows[:, None], torch.finfo(torch.float32).min)[None, None]
+    order, tokens = torch.tensor([[0, 3, 1, 4, 2]]), torch.tensor([[3, 4, 5, 6, 7]])
+    given = {"position_ids": order, "attention_mask": mask}
+    expected = model(tokens, target_position_ids=torch.tensor([[3, 1, 4, 2, 3]]), **given).logits
+    torch.testing.assert_close(model(tokens, **given).logits, expected, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"A prepared `attention_mask` must have the shape"):
+        model(tokens, attention_mask=mask[..., :4])
+
+
+@all_variants
+def test_one_row_sees_what_there_is_of_a_static_cache(variant):
+    model = tiny_model(variant)
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    positions = torch.arange(6).expand(2, -1).contiguous()
+    parts = []
+    for part in (slice(5), slice(5, 6)):
+        given = {"position_ids": positions[:, part], "target_position_ids": positions[:, part] + 1}
+        parts.append(model(TEXT[:, part], **given, past_key_values=cache).logits)
+    torch.testing.assert_close(torch.cat(parts, 1), model(TEXT).logits, atol=1e-5, rtol=0)
+
+
+@any_order_variants
+def test_positions_that_are_no_text_are_checked_with_next_targets_too(variant):
+    model = tiny_model(variant)
+    for positions, message in (([0, 10**6, 5, 2], r"must lie in \[0"), ([0, 1, 1, 2], "twice")):
+        for batch in (1, 2):
+            given = torch.tensor([positions]).expand(batch, -1)
+            with pytest.raises(ValueError, match=message):
+                model(TEXT[:, :4], position_ids=given, target_position_ids=given + 1)
+
+
+@all_variants
+def test_positions_alone_may_be_compiled_with_a_cache(variant):
+    model = tiny_model(variant)
+    positions = torch.arange(6).expand(2, -1).contiguous()
+    expected = model(TEXT, position_ids=positions, use_cache=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")(TEXT, position_ids=positions, use_cache=True)
+    torch.testing.assert_close(compiled.logits, expected.logits, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="come back to 0 are packed sequences"):
+        model(TEXT, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]).expand(2, -1), use_cache=True)
+
+
 # Outputs
 
 
@@ -350,25 +415,30 @@ def test_models_that_are_offloaded_as_a_whole_work(tmp_path, variant):
     assert text == expected and numbers == pytest.approx(others, abs=1e-5)
 
 
-def collator_for(variant):
+def collator_for(variant, **options):
     tokenizer = character_tokenizer(["abcdefghijklmnopqr"])
     kind = DataCollatorForMaskedDiffusion if variant == "bidirectional" else DataCollatorForAnyOrderLM
-    return kind(tokenizer, order="left_to_right" if variant == "causal" else "uniform")
+    return kind(tokenizer, order="left_to_right" if variant == "causal" else "uniform", **options)
 
 
 @every_variant
-def test_a_training_step_never_waits_for_the_device(variant):
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_training_step_never_waits_for_the_device(variant, packing, tmp_path):
     """Meta tensors have no values, so that looking at one raises, as it would make a program wait for its device."""
+    if variant == "bidirectional" and not packing:
+        pytest.skip("the library looks at the mask of padding, as it does for its own bidirectional models")
     model = tiny_model(variant, mask_token_id=3).train()
-    features = [{"input_ids": [5, 6, 7, 8, 9], "example_index": index} for index in range(3)]
-    batch = collator_for(variant)(features)
-    assert model(**batch).loss.isfinite()
-    for changes in ({}, {"use_cache": False}):
-        loss = (
-            copy.deepcopy(model).to("meta")(**{name: value.to("meta") for name, value in batch.items()}, **changes).loss
-        )
-        loss.backward()
-        assert loss.device.type == "meta"
+    features = [{"input_ids": [5, 6, 7, 8, 9][:length], "example_index": length} for length in (5, 3, 4)]
+    batch = collator_for(variant, packing=packing)(features)
+    arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
+    trainer = AnyOrderTrainer(model, arguments, collator_for(variant, packing=packing))
+    expected = model(**batch).loss
+    torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
+    loss = trainer.compute_loss(
+        copy.deepcopy(model).to("meta"), {name: value.to("meta") for name, value in batch.items()}
+    )
+    loss.backward()
+    assert loss.device.type == "meta"
 
 
 @all_variants

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from collation import BOS, EOS, PAD, assert_equal_batches, make_examples, make_tokenizer, real_rows
+from collation import BOS, EOS, PAD, assert_equal_batches, make_examples, make_tokenizer
 from datasets import Dataset
 from scripts import run_script
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainingArguments
@@ -122,7 +122,7 @@ def test_context_and_own_orders():
 
 def test_pad_with_eos_makes_eos_part_of_what_is_modelled():
     batch = make_collator(max_length=12, pad_with_eos=True)(make_examples(20, longest=9))
-    assert "attention_mask" not in batch and (batch["labels"][:, -2:] == EOS).all()
+    assert (batch["attention_mask"] == 1).all() and (batch["labels"][:, -2:] == EOS).all()
     assert ((batch["input_ids"] == MASK) & (batch["labels"] == EOS)).any()
 
 
@@ -132,7 +132,7 @@ def test_packed_batches_hold_the_same_rows_and_have_the_same_loss(multiple):
     padded = make_collator()(examples)
     packed = make_collator(packing=True, pad_to_multiple_of=multiple)(examples)
     assert set(packed) == {"input_ids", "labels", "loss_weights", "segment_ids"}
-    real = real_rows(padded)
+    real = padded["attention_mask"].bool()
     total = int(real.sum())
     for name in ("input_ids", "labels", "loss_weights"):
         assert torch.equal(packed[name][0, :total], padded[name][real])
