@@ -281,11 +281,16 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """As in `Trainer`, with orders for evaluation."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
+        own = self.eval_dataset
         with self._evaluation_collator():
-            return super().get_eval_dataloader(_numbered(dataset))
+            if not isinstance(eval_dataset, str):
+                return super().get_eval_dataloader(_numbered(own if eval_dataset is None else eval_dataset))
+            # `Trainer` keeps a loader for each name.
+            self.eval_dataset = {**own, eval_dataset: _numbered(own[eval_dataset])}
+            try:
+                return super().get_eval_dataloader(eval_dataset)
+            finally:
+                self.eval_dataset = own
 
     def get_test_dataloader(self, test_dataset):
         """As in `Trainer`, with orders for evaluation."""

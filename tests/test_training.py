@@ -33,9 +33,9 @@ class Recorder(TrainerCallback):
 
     def record_batch(self, model, args, kwargs):
         if model.training:
-            self.batches.append(
-                {name: kwargs[name].clone() for name in ("input_ids", "position_ids", "attention_mask")}
-            )
+            # Only padding holds its token, whether there is a mask or not.
+            batch = {name: kwargs[name].clone() for name in ("input_ids", "position_ids")}
+            self.batches.append(batch | {"attention_mask": (batch["input_ids"] != TOKENIZER.pad_token_id).long()})
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
@@ -332,6 +332,19 @@ def test_evaluation_sets_in_a_dictionary_have_metrics_of_their_own(tmp_path):
     metrics = trainer.evaluate()
     assert (metrics["eval_a_rows"], metrics["eval_b_rows"]) == (12, 2)
     assert metrics["eval_b_loss"] == trainer.evaluate("b")["eval_loss"] != metrics["eval_a_loss"]
+
+
+def test_metrics_of_sets_without_numbers(tmp_path):
+    """Streamed or not: their rows are numbered for the orders of the evaluation."""
+    trainer, _ = make_trainer(tmp_path)
+    numbered = trainer.eval_dataset
+    trainer.compute_metrics = lambda prediction: {"rows": len(prediction.label_ids)}
+    trainer.args.dataloader_drop_last = False
+    bare = numbered.remove_columns("example_index")
+    for dataset in (bare, bare.to_iterable_dataset(), {"a": bare}):
+        trainer.eval_dataset = dataset
+        metrics = trainer.evaluate()
+        assert metrics["eval_a_rows" if isinstance(dataset, dict) else "eval_rows"] == len(numbered)
 
 
 def test_examples_with_the_same_number_are_refused(tmp_path):
