@@ -27,8 +27,10 @@ from .reading_aoarm import RowReader
 from .sampling_aoarm import TokenSampler, log_probs_of
 
 
-# How many places' logits are looked at together when the surest of all are sought.
-TARGETS_AT_ONCE = 64
+# How many logits are looked at together when the surest places are sought: what a processor's cache holds, or what is
+# little memory for an accelerator.
+LOGITS_AT_ONCE = {"cpu": 2**19}
+LOGITS_AT_ONCE_ELSEWHERE = 2**25
 
 
 @dataclass
@@ -91,14 +93,14 @@ def certainty(logits: torch.Tensor, rule: str) -> torch.Tensor:
     """
     largest, likeliest = logits.max(dim=-1, keepdim=True)
     logits = logits - largest
-    # The share of all other tokens, relative to that of the likeliest, without the cancellation of 1 - p.
-    others = logits.exp().scatter(-1, likeliest, 0.0)
+    # What the other tokens weigh, that of the likeliest being 1: in single precision 1 - p would lose their sum.
+    others = (logits.exp() if rule == "entropy" else logits.exp_()).scatter_(-1, likeliest, 0.0)
     rest = others.sum(-1)
     if rule == "confidence":
         sure = -rest.log()
     elif rule == "entropy":
         # Forbidden tokens have weight 0 and logit -inf, whose product would be NaN.
-        spread = -(others * logits.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)
+        spread = -(others * logits.clamp_(min=torch.finfo(logits.dtype).min)).sum(-1)
         sure = -(rest.log1p() + spread / (1 + rest)).log()
     else:
         sure = -((rest + others.amax(-1)) / (1 + rest)).log()
@@ -281,7 +283,9 @@ class CanvasFilling:
         columns = self.next_columns(answers.shape[1])
         sure = []
         # In parts: float32 copies of the logits about all blanks of all examples would be the largest tensors by far.
-        for part, places in zip(answers.split(TARGETS_AT_ONCE, 1), columns.split(TARGETS_AT_ONCE, 1), strict=True):
+        at_once = LOGITS_AT_ONCE.get(answers.device.type, LOGITS_AT_ONCE_ELSEWHERE)
+        size = max(1, at_once // (len(answers) * answers.shape[2]))
+        for part, places in zip(answers.split(size, 1), columns.split(size, 1), strict=True):
             allowed = self.restrict(part.float(), places, self.rightmost[:, None])
             sure.append(certainty(allowed, self.plan.adaptive))
         sure = torch.cat(sure, dim=1).masked_fill(columns < 0, -torch.inf)
