@@ -272,8 +272,7 @@ class AOARMModel(AOARMPreTrainedModel):
                 the targets that they were computed with; in `two_stream` they do not depend on targets.
             inputs_embeds: `[batch, rows, hidden]`.
             use_cache: whether to return a cache. Default: `config.use_cache`, but not in a call that gives positions
-                without targets, because its last row's target is a guess that the cache would keep; nor where layers
-                are computed again for their gradients (activation checkpointing).
+                without targets, because its last row's target is a guess that the cache would keep; nor in training.
 
         Raises:
             ValueError: for a wrong shape or dtype, positions outside the table (left-to-right text may be longer, as in
@@ -326,15 +325,15 @@ class AOARMModel(AOARMPreTrainedModel):
         elif kwargs.get("is_causal") is False:
             raise ValueError("`is_causal` must not be False: rows would see the tokens that they are to predict.")
         is_given = position_ids is not None or target_position_ids is not None
-        recomputes = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        if recomputes and (past_key_values is not None or use_cache):
+        is_trained = self.training and torch.is_grad_enabled()
+        if is_trained and self.gradient_checkpointing and (past_key_values is not None or use_cache):
             raise ValueError(
                 "A cache cannot be used in training with activation checkpointing, which computes layers again: call "
                 "the model with use_cache=False, in `eval` mode, or under `torch.no_grad()`. Got "
                 f"use_cache={use_cache} and {type(past_key_values).__name__}."
             )
         if use_cache is None:
-            use_cache = self.config.use_cache and not recomputes and (target_position_ids is not None or not is_given)
+            use_cache = self.config.use_cache and not is_trained and (target_position_ids is not None or not is_given)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 

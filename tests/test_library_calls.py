@@ -64,7 +64,8 @@ def test_a_cache_that_would_be_lost_is_refused(variant):
         model(TEXT, mems=cache)
     with pytest.raises(ValueError, match="must be a transformers `Cache`, got tuple"):
         model(TEXT, past_key_values=((TEXT, TEXT),))
-    checkpoint_activations(model.train())
+    assert model(TEXT).past_key_values is not None and model.train()(TEXT).past_key_values is None
+    checkpoint_activations(model)
     with pytest.raises(ValueError, match="activation checkpointing"):
         model(TEXT, past_key_values=cache)
     with pytest.raises(ValueError, match="activation checkpointing"):
