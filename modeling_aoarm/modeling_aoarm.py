@@ -28,7 +28,6 @@ Initialisation (by [`PreTrainedModel`]): the weights of linear layers and embedd
 are normal with standard deviation `initializer_range`; biases are zero; norms are one.
 """
 
-import copy
 import functools
 from dataclasses import dataclass
 from json import JSONDecodeError
@@ -157,9 +156,9 @@ class AOARMPreTrainedModel(PreTrainedModel):
         if type(self) is own_class:
             super().save_pretrained(*args, **kwargs)
             return
-        # The library saves the code of an object's class, which is torch's here. The copy shares the weights.
-        plain = copy.copy(self)
-        plain.__class__ = own_class
+        # The library saves the code of an object's class, which is torch's here. This one shares all that it has.
+        plain = own_class.__new__(own_class)
+        plain.__dict__ = self.__dict__
         plain.save_pretrained(*args, **kwargs)
 
     def _get_name(self) -> str:

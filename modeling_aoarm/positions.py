@@ -113,7 +113,8 @@ class RowPositions:
         else:
             content = counted if segment_ids is None else places
         if is_prepared:
-            among = sees.gather(2, counted[:, None].expand(-1, rows, -1))
+            # Rows of padding may see others, and come next to none.
+            among = sees.gather(2, counted[:, None].expand(-1, rows, -1)) & real[..., None]
             targets, continued, is_clear = cls.next_rows(among, places, content)
         if target_position_ids is not None:
             targets = as_indices("target_position_ids", target_position_ids, (2, 3), shape)

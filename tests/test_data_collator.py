@@ -54,7 +54,8 @@ def test_rows_hold_each_sentence_in_its_order_with_labels_on_what_is_predicted(o
         predicted = slice(first_predicted, rows)
         assert torch.equal(batch["labels"][row, predicted], batch["input_ids"][row, predicted])
         assert (batch["input_ids"][row, rows:] == PAD).all()
-        assert (batch["position_ids"][row, rows:] == 0).all()
+        # Padding goes on counting, so that no position comes twice.
+        assert batch["position_ids"][row, rows:].tolist() == list(range(rows, longest))
         assert (batch["labels"][row, rows:] == -100).all()
 
 

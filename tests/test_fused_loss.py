@@ -100,6 +100,7 @@ def test_the_trainer_drops_logits_that_nobody_wants(fused, tmp_path):
     trainer = AnyOrderTrainer(model, arguments, make_collator(), fused_loss=fused)
     batch = batch_of("two_stream")
     del batch["target_position_ids"]
+    batch["position_ids"][:, 9:] = torch.arange(20, 23)
     expected = model.model(**batch, use_cache=False).loss
     loss = trainer.compute_loss(model, batch)
     torch.testing.assert_close(loss, expected)

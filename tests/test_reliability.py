@@ -516,7 +516,7 @@ def test_a_full_disk_leaves_nothing_of_a_conversion(tmp_path, capsys):
     TOKENIZER.save_pretrained(tmp_path / "source")
     capsys.readouterr()
     # More than any file of code has.
-    with largest_file(33_000):
+    with largest_file(36_000):
         assert main(["convert", str(tmp_path / "source"), str(tmp_path / "new")]) == 2
     assert capsys.readouterr().err.startswith(
         f"python -m modeling_aoarm convert: error: {tmp_path}/new could not be written"
