@@ -152,9 +152,10 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
     In several processes each scores its share. Results do not depend on the number of processes or on the batch size.
     A streamed evaluation dataset is read into memory in each evaluation, by every process.
 
-    With `compute_metrics`, `evaluate()` makes one more pass as `Trainer` does and adds its metrics. That pass needs the
-    column `example_index`. Its orders are drawn once (uniform ones; left to right for `causal`), also in `predict()`:
-    rows are in generation order, and the logits of row r predict the label of row r + 1 (of row r for `bidirectional`).
+    With `compute_metrics`, `evaluate()` makes one more pass as `Trainer` does and adds its metrics. Rows of a data set
+    without `example_index` are numbered for it. Its orders are drawn once (uniform ones; left to right for `causal`),
+    also in `predict()`: rows are in generation order, and the logits of row r predict the label of row r + 1 (of row r
+    for `bidirectional`).
     Lower likelihood figures are better, so `greater_is_better` is set to False where `metric_for_best_model` ends in
     `_nll` or `_bpc`.
 
