@@ -2,8 +2,8 @@
 """Canvases: sentences with blanks, in sentence order, and the rows in generation order that they turn into.
 
 A canvas is `[batch, columns]`. Which columns are blank is a boolean mask, never a token id, so a prompt may hold any
-token, the mask token included. Rows are named by the columns that they come from: given columns first, in sentence
-order unless the caller says otherwise, then the blanks in decoding order.
+token, the mask token included. Rows are named by the columns that they come from: given columns first, from left to
+right or in another context order, then the blanks in decoding order.
 """
 
 import functools
@@ -93,6 +93,7 @@ def _some(values: torch.Tensor, most: int = 8) -> str:
 
 
 ADAPTIVE_ORDERS = ("confidence", "entropy", "margin")
+CONTEXT_ORDERS = ("left_to_right", "suffix_first")
 
 
 def is_named(order: Any, *names: str) -> bool:
@@ -111,9 +112,9 @@ def resolve_order(
 
     Args:
         name: the argument that `order` comes from, for messages.
-        order: `"left_to_right"`, `"random"` (uniform over orders, drawn for each example), an adaptive order's name
-            (whose columns, ordered later, are returned from left to right), or int64 `[batch, marked]`: each example's
-            marked columns, each once, filled with -1 on the right.
+        order: `"left_to_right"`, `"random"` (uniform over orders, drawn for each example), another name of `names`
+            (an adaptive order's columns, ordered later, are returned from left to right), or int64 `[batch, marked]`:
+            each example's marked columns, each once, filled with -1 on the right.
         mask: bool `[batch, columns]`, True for the columns to be ordered.
         generator: random numbers for `"random"`: the global ones, one generator for the batch, or one for each example
             (of which each example's order is then a function, whatever its neighbours and its padding are).
@@ -136,9 +137,8 @@ def resolve_order(
         if order == "random":
             keys = _random_keys(mask, generator)
         else:
-            keys = torch.arange(mask.shape[1], device=device).float().expand_as(mask)
-        columns = keys.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)[:, :width]
-        return columns.masked_fill(torch.arange(width, device=device) >= counts[:, None], -1)
+            keys = torch.arange(mask.shape[1], device=device).expand_as(mask)
+        return _columns_by(keys, mask)
 
     batch, columns = mask.shape
     if not isinstance(order, torch.Tensor) or order.dtype != torch.int64:
@@ -166,6 +166,35 @@ def resolve_order(
             f"other columns are not allowed); got {_some(order)}."
         )
     return order[:, :width]
+
+
+def resolve_context_order(
+    order: str | torch.Tensor, given: torch.Tensor, blanks: torch.Tensor, real: torch.Tensor
+) -> torch.Tensor:
+    """The given columns in context order, int64 `[batch, most given]`, filled with -1 on the right.
+
+    Args:
+        order: `"left_to_right"`; `"suffix_first"`, which is the sentence's first token, then what is right of the first
+            blank, then what is left of it, each from left to right; or int64 `[batch, given]`, as in [`resolve_order`].
+        given, blanks, real: bool `[batch, columns]`: the context, the blanks, and what is not padding.
+
+    Raises:
+        ValueError: see [`resolve_order`].
+    """
+    if not is_named(order, "suffix_first"):
+        return resolve_order("context_order", order, given, names=CONTEXT_ORDERS)
+    columns = torch.arange(given.shape[1], device=given.device)
+    # Where there is no blank, or nothing left of it, this is from left to right.
+    is_left = (columns < blanks.long().argmax(1, keepdim=True)) & (columns > real.long().argmax(1, keepdim=True))
+    return _columns_by(columns + len(columns) * is_left, given)
+
+
+def _columns_by(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The columns of a mask by rising keys, both `[batch, columns]`: int64 `[batch, most marked]`, -1 on the right."""
+    counts = mask.sum(1)
+    width = int(counts.max()) if counts.numel() else 0
+    columns = keys.double().masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)[:, :width]
+    return columns.masked_fill(torch.arange(width, device=mask.device) >= counts[:, None], -1)
 
 
 def _random_keys(mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> torch.Tensor:
@@ -255,17 +284,43 @@ class CanvasRows:
     Args:
         columns: int64 `[batch, rows]`, where each row's token stands in its canvas; -1 for padding, on the right.
         places: int64 `[batch, columns]`, the content position of each column: padded columns are not counted.
+        left: int64 `[batch, columns]`, the column left of each one that is not padding, -1 for none.
         given: int64 `[batch]`, how many of an example's rows, the first ones, are context.
     """
 
     columns: torch.Tensor
     places: torch.Tensor
+    left: torch.Tensor
     given: torch.Tensor
 
     @functools.cached_property
     def row_places(self) -> torch.Tensor:
         """The content position of each row, int64 `[batch, rows]`; anything for padding."""
         return self.places.gather(1, self.columns.clamp(min=0))
+
+    @functools.cached_property
+    def numbers(self) -> torch.Tensor:
+        """The row of each column, int64 `[batch, columns + 1]`; one above all rows where there is none."""
+        batch, rows = self.columns.shape
+        nowhere = self.left.shape[1]
+        numbers = torch.full((batch, nowhere + 1), rows, device=self.columns.device)
+        rows_in_order = torch.arange(rows, device=self.columns.device).expand_as(self.columns)
+        numbers.scatter_(1, self.columns.where(self.columns >= 0, nowhere), rows_in_order)
+        numbers[:, nowhere] = rows
+        return numbers
+
+    def left_tokens(self, canvas: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The tokens left of columns, as far as rows know them: int64 `[batch, questions]`, -1 for "not known".
+
+        Args:
+            canvas: int64 `[batch, columns]`.
+            columns: int64 `[batch, questions]`, columns that have a row.
+            rows: int64 `[batch, questions]`, the last rows whose tokens are known.
+        """
+        left = self.left.gather(1, columns)
+        # -1 is the entry of no column.
+        is_known = self.numbers.gather(1, left.where(left >= 0, self.left.shape[1])) <= rows
+        return canvas.gather(1, left.clamp(min=0)).where(is_known, -1)
 
     @classmethod
     def lay_out(cls, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor) -> "CanvasRows":
@@ -278,7 +333,9 @@ class CanvasRows:
         """
         columns = torch.cat([context, order], dim=1)
         columns = columns.gather(1, (columns < 0).long().argsort(dim=1, stable=True))
-        return cls(columns, real.long().cumsum(1) - 1, (context >= 0).sum(1))
+        numbers = torch.arange(real.shape[1], device=real.device).where(real, -1)
+        left = torch.nn.functional.pad(numbers[:, :-1], (1, 0), value=-1).cummax(1).values
+        return cls(columns, real.long().cumsum(1) - 1, left, (context >= 0).sum(1))
 
     def check_order(self, attention_variant: str) -> None:
         """Raises a ValueError for `causal` unless each row stands right behind the row before it."""
@@ -303,6 +360,8 @@ class RowBlock:
         position_ids: int64 `[batch, rows]`.
         target_position_ids: int64 `[batch, rows, targets]`, the places of the rows that come next; own position + 1
             where there are none.
+        query_input_ids: int64 `[batch, rows, targets]`, the tokens left of the targets, -1 where no row up to the own
+            one holds them; `None` where they are not wanted.
     """
 
     numbers: torch.Tensor
@@ -310,17 +369,22 @@ class RowBlock:
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     target_position_ids: torch.Tensor
+    query_input_ids: torch.Tensor | None
 
     @classmethod
-    def same(cls, canvas: torch.Tensor, rows: CanvasRows, number: int) -> "RowBlock":
+    def same(cls, canvas: torch.Tensor, rows: CanvasRows, number: int, wants_left: bool) -> "RowBlock":
         """Row `number` of every example, none of which is padding or the last; as `cut`, with less work."""
         columns, places = rows.columns[:, number : number + 1], rows.row_places
+        numbers, query_input_ids = torch.full_like(columns, number), None
+        if wants_left:
+            query_input_ids = rows.left_tokens(canvas, rows.columns[:, number + 1 : number + 2], numbers)[..., None]
         return cls(
-            torch.full_like(columns, number),
+            numbers,
             torch.ones_like(columns, dtype=torch.bool),
             canvas.gather(1, columns),
             places[:, number : number + 1],
             places[:, number + 1 : number + 2, None],
+            query_input_ids,
         )
 
     @classmethod
@@ -333,6 +397,7 @@ class RowBlock:
         end: torch.Tensor,
         width: int,
         targets: int = 1,
+        wants_left: bool = False,
     ) -> "RowBlock":
         """Cuts the `width` rows before row `end` out of each example.
 
@@ -343,6 +408,7 @@ class RowBlock:
             end: int64 `[batch]`.
             width: how many rows.
             targets: how many of the rows after it each row asks for.
+            wants_left: whether the tokens left of the targets are wanted.
         """
         numbers = end[:, None] + torch.arange(-width, 0, device=end.device)
         real = (numbers >= first[:, None]) & (numbers < stop[:, None])
@@ -351,10 +417,15 @@ class RowBlock:
         position_ids = rows.row_places.gather(1, read)
         following = read[..., None] + torch.arange(1, targets + 1, device=end.device)
         asked = following.clamp(max=rows.columns.shape[1] - 1).flatten(1)
-        known = (rows.columns.gather(1, asked) >= 0) & (following.flatten(1) < rows.columns.shape[1])
+        asked_columns = rows.columns.gather(1, asked)
+        known = ((asked_columns >= 0) & (following.flatten(1) < rows.columns.shape[1])).view(following.shape)
         asked_places = rows.row_places.gather(1, asked).view(following.shape)
-        target_position_ids = asked_places.where(known.view(following.shape), position_ids[..., None] + 1)
-        return cls(numbers, real, canvas.gather(1, columns), position_ids, target_position_ids)
+        input_ids, query_input_ids = canvas.gather(1, columns), None
+        if wants_left:
+            left = rows.left_tokens(canvas, asked_columns.clamp(min=0), read.repeat_interleave(targets, 1))
+            query_input_ids = left.view(following.shape).where(known, input_ids[..., None])
+        target_position_ids = asked_places.where(known, position_ids[..., None] + 1)
+        return cls(numbers, real, input_ids, position_ids, target_position_ids, query_input_ids)
 
 
 def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -367,6 +438,7 @@ def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tens
 
 __all__ = [
     "ADAPTIVE_ORDERS",
+    "CONTEXT_ORDERS",
     "CanvasRows",
     "RowBlock",
     "check_canvas",
@@ -375,5 +447,6 @@ __all__ = [
     "check_token_sets",
     "is_named",
     "padded_rows",
+    "resolve_context_order",
     "resolve_order",
 ]

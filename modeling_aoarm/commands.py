@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from .command_line import DTYPES, add_command, add_loading_arguments, check_is_there, find_device, keep_quiet
 from .configuration_aoarm import head_auto_class
-from .conversion import VARIANTS, convert_causal_lm
+from .conversion import QUERY_STREAM_INITS, VARIANTS, convert_causal_lm
 from .gguf_files import require_gguf
 from .infilling import Infilling, infill
 from .lm_eval_command import add_lm_eval_command
@@ -177,8 +177,14 @@ def add_convert_command(subparsers) -> None:
     parser.add_argument(
         "--attention-variant",
         choices=VARIANTS,
-        default="decoupled_rope",
+        default="two_stream",
         help="what the model becomes (%(default)s)",
+    )
+    parser.add_argument(
+        "--query-stream-init",
+        choices=QUERY_STREAM_INITS,
+        default="neighbor",
+        help="where the query stream of two_stream starts (%(default)s)",
     )
     parser.add_argument(
         "--dtype",
@@ -223,6 +229,7 @@ def run_convert(arguments: argparse.Namespace) -> None:
         model = convert_causal_lm(
             arguments.source,
             arguments.attention_variant,
+            query_stream_init=arguments.query_stream_init,
             dtype=arguments.dtype,
             mask_token_id=tokenizer.mask_token_id,
             ignored_fields=arguments.ignore_field,

@@ -48,9 +48,11 @@ class AOARMConfig(PreTrainedConfig):
             - `"bidirectional"`: rows in sentence order, blanks hold the mask token, and all rows see each other: masked
               diffusion (MDLM, arXiv:2406.07524; ARDM, arXiv:2110.02037), the baseline without a cache. Its head is
               [`AOARMForMaskedLM`].
-        query_stream_init (`"learned"` or `"content"`, defaults to `"learned"`):
-            Where the query stream of `two_stream` starts: from one learned vector (XLNet), or from the row's own
-            token embedding, which makes the identity order equal to Llama. The other variants ignore it.
+        query_stream_init (`"learned"`, `"content"` or `"neighbor"`, defaults to `"learned"`):
+            Where the query stream of `two_stream` starts: from one learned vector (XLNet); from the row's own token
+            embedding; or from the embedding of the token left of the target, where a row up to the own one holds it,
+            and else from a learned vector. The last two make the identity order equal to Llama, and with the last a
+            converted decoder fills blanks without training. The other variants ignore it.
         double_position_mode (`"concatenated"` or `"summed"`, defaults to `"concatenated"`):
             One table of half the width for both positions, side by side (the released σ-GPT), or the sum of two tables
             of the full width. The other variants ignore it.
@@ -95,7 +97,7 @@ class AOARMConfig(PreTrainedConfig):
     attention_variant: Literal[
         "two_stream", "decoupled_rope", "double_position", "adaptive_norm", "causal", "bidirectional"
     ] = "two_stream"
-    query_stream_init: Literal["learned", "content"] = "learned"
+    query_stream_init: Literal["learned", "content", "neighbor"] = "learned"
     double_position_mode: Literal["concatenated", "summed"] = "concatenated"
     target_embedding_size: int = 128
     qk_norm: bool = False
@@ -131,6 +133,11 @@ class AOARMConfig(PreTrainedConfig):
         if getattr(self, "auto_map", None) is None:
             head = head_auto_class(self.attention_variant)
             self.auto_map = AUTO_MAP | {head: HEADS[head]}
+
+    @property
+    def starts_from_neighbors(self) -> bool:
+        """Whether query streams start from the tokens left of their targets."""
+        return self.attention_variant == "two_stream" and self.query_stream_init == "neighbor"
 
     def validate_sizes(self):
         """Sizes are positive, and heads share out evenly."""

@@ -39,8 +39,9 @@ from .gguf_files import check_gguf, read_gguf, require_gguf
 from .modeling_aoarm import AOARMForCausalLM
 
 
-# Those with rotations.
-VARIANTS = ("decoupled_rope", "two_stream", "causal")
+# Those with rotations, and the starts of `two_stream` that are the source exactly in the identity order.
+VARIANTS = ("two_stream", "decoupled_rope", "causal")
+QUERY_STREAM_INITS = ("neighbor", "content")
 
 # Fields that all families share with us, in name and meaning.
 COPIED = (
@@ -194,8 +195,9 @@ FAMILIES = {
 
 def convert_causal_lm(
     model_or_path: PreTrainedModel | str | os.PathLike,
-    attention_variant: str = "decoupled_rope",
+    attention_variant: str = "two_stream",
     *,
+    query_stream_init: str = "neighbor",
     dtype: torch.dtype | str = "auto",
     mask_token_id: int | None = None,
     ignored_fields: Sequence[str] = (),
@@ -204,14 +206,17 @@ def convert_causal_lm(
     """Makes an any-order model of a left-to-right one.
 
     Exact in the identity order: called without positions, or left to right, the result gives the source's logits (up to
-    rounding) and the source's generated text. Nothing is promised for other orders: the weights have never seen a
-    target that is not the next position, so fillings in other orders need training first.
+    rounding) and the source's generated text. The default, `two_stream` with the neighbor start, fills blanks from both
+    sides without training: it goes on from the token left of a blank, as the source would, and sees what is right of it
+    too. `docs/conversion.md` has measurements. For targets whose left neighbor is not known (other orders), and for the
+    other variants, the weights have seen nothing like it, and need training first.
 
     Args:
         model_or_path: a model of the library, or a folder or Hub name of its checkpoint. A model is not changed, and no
             memory is shared with it: its weights are copied. A checkpoint is held in memory once.
-        attention_variant: `"decoupled_rope"`, `"two_stream"` (with `query_stream_init="content"`, the exact one) or
-            `"causal"`.
+        attention_variant: `"two_stream"`, `"decoupled_rope"` or `"causal"`.
+        query_stream_init: where the query stream of `"two_stream"` starts: `"neighbor"`, whose learned vector begins as
+            the mean of the token embeddings, or `"content"`. The other variants ignore it.
         dtype: of the weights. `"auto"` leaves those of a model as they are, and loads a checkpoint in its own.
         mask_token_id: goes into the config, for tokenizers that have a mask token. The vocabulary stays as it is.
         ignored_fields: config fields (of a GGUF file: metadata entries and tensors too) unknown here that the caller
@@ -235,17 +240,16 @@ def convert_causal_lm(
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"`dtype` must be 'auto' or a floating-point dtype of torch, got {dtype!r}.")
+    variant = {"attention_variant": attention_variant, "query_stream_init": query_stream_init}
     if isinstance(model_or_path, PreTrainedModel):
         if kwargs:
             raise ValueError(f"Arguments for loading need a folder or a Hub name, got a model and {sorted(kwargs)}.")
         source, is_owned = model_or_path, False
         name = str(source.config.name_or_path or "")
     else:
-        source, is_owned = _load(os.fspath(model_or_path), attention_variant, dtype, ignored_fields, kwargs), True
+        source, is_owned = _load(os.fspath(model_or_path), variant, dtype, ignored_fields, kwargs), True
         name = os.fspath(model_or_path)
-    config = convert_config(
-        source.config, attention_variant, mask_token_id=mask_token_id, ignored_fields=ignored_fields
-    )
+    config = convert_config(source.config, **variant, mask_token_id=mask_token_id, ignored_fields=ignored_fields)
     expected = FAMILIES[source.config.model_type].model_class
     if type(source) is not expected:
         raise ValueError(f"`model_or_path` must be a {expected.__name__} itself, got {type(source).__name__}.")
@@ -270,6 +274,9 @@ def convert_causal_lm(
             weights[key] = weights["model.embed_tokens.weight"]
         else:
             weights[key] = tensor if is_owned else tensor.to(tensor.dtype if dtype == "auto" else dtype, copy=True)
+    if config.starts_from_neighbors:
+        table = weights["model.embed_tokens.weight"]
+        weights["model.query_embedding.weight"] = table.float().mean(0, keepdim=True).to(table.dtype)
     with torch.device("meta"):
         model = AOARMForCausalLM(config)
     try:
@@ -280,13 +287,18 @@ def convert_causal_lm(
     # The only tensors that are not among the weights.
     model.model.rotary_emb = _same_rotary_embedding(config, source)
     model.generation_config = _generation_config(source, config)
+    if config.attention_variant != "causal" and not config.starts_from_neighbors:
+        # A state that starts from the row's own token goes on from that one, so that the last should stand left of the
+        # first blank (docs/conversion.md has measurements).
+        model.generation_config.context_order = "suffix_first"
     return model.eval()
 
 
 def convert_config(
     source: PreTrainedConfig,
-    attention_variant: str = "decoupled_rope",
+    attention_variant: str = "two_stream",
     *,
+    query_stream_init: str = "neighbor",
     mask_token_id: int | None = None,
     ignored_fields: Sequence[str] = (),
 ) -> AOARMConfig:
@@ -299,6 +311,11 @@ def convert_config(
         raise ValueError(
             f"`attention_variant` must be one that a left-to-right model can become, {', '.join(VARIANTS)}, got "
             f"{attention_variant!r}."
+        )
+    if query_stream_init not in QUERY_STREAM_INITS:
+        raise ValueError(
+            "`query_stream_init` must be one with which the identity order is the source's, "
+            f"{', '.join(QUERY_STREAM_INITS)}, got {query_stream_init!r}."
         )
     family = FAMILIES.get(source.model_type)
     if family is None or type(source) is not family.model_class.config_class:
@@ -330,7 +347,7 @@ def convert_config(
     try:
         return AOARMConfig(
             attention_variant=attention_variant,
-            query_stream_init="content" if attention_variant == "two_stream" else "learned",
+            **({"query_stream_init": query_stream_init} if attention_variant == "two_stream" else {}),
             mask_token_id=mask_token_id,
             attn_implementation=source._attn_implementation,
             **fields,
@@ -341,7 +358,7 @@ def convert_config(
 
 
 def _load(
-    name: str, attention_variant: str, dtype: torch.dtype | str, ignored_fields: Sequence[str], kwargs: dict
+    name: str, variant: dict[str, str], dtype: torch.dtype | str, ignored_fields: Sequence[str], kwargs: dict
 ) -> PreTrainedModel:
     """The checkpoint as a model of the library, whole and with nothing left over."""
     if Path(name).is_file():
@@ -359,7 +376,7 @@ def _load(
     try:
         source_config = AutoConfig.from_pretrained(name, **kwargs)
         # What cannot be converted is refused before its weights are read, or fetched.
-        convert_config(source_config, attention_variant, ignored_fields=ignored_fields)
+        convert_config(source_config, **variant, ignored_fields=ignored_fields)
         model_class = FAMILIES[source_config.model_type].model_class
         if gguf_file is not None:
             check_gguf(reader, model_class, source_config, ignored_fields)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .canvas import CONTEXT_ORDERS
 from .orders import OrderCurriculum, OrderMixture, OrderSpec, as_integer, parse_order
 
 
@@ -296,7 +297,33 @@ class DataCollatorForAnyOrderLM(DataCollatorWithOrders):
     `position_ids`, `target_position_ids` and `labels`, each int64 `[batch, rows]`. The beginning-of-sentence token is
     always row 0. Labels are -100 for given tokens, the beginning-of-sentence token and padding; the model's loss shifts
     them. Padding is on the right and goes on counting positions, so that a causal model needs no mask for it.
+
+    Args:
+        context_order: how given tokens come, as in `generate`: `"left_to_right"` or `"suffix_first"`. An `order` of the
+            example's own stays as it is.
+
+    Raises:
+        ValueError: for another `context_order`.
     """
+
+    context_order: str = "left_to_right"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.context_order not in CONTEXT_ORDERS:
+            names = ", ".join(map(repr, CONTEXT_ORDERS))
+            raise ValueError(f"`context_order` must be {names}, got {self.context_order!r}.")
+
+    def _order(
+        self, feature: Mapping[str, Any], name: str, mixture: OrderMixture, is_context: np.ndarray, min_context: int
+    ) -> tuple[np.ndarray, int]:
+        columns, num_context = super()._order(feature, name, mixture, is_context, min_context)
+        if self.context_order == "left_to_right" or feature.get("order") is not None:
+            return columns, num_context
+        given, blanks = columns[:num_context], columns[num_context:]
+        # Without a beginning-of-sentence token, the first token of the sentence is column 0.
+        is_left = (given < blanks.min(initial=len(columns))) & (given >= min_context)
+        return np.concatenate([given[np.argsort(is_left, kind="stable")], blanks]), num_context
 
     def _rows(
         self,

@@ -132,7 +132,7 @@ class CanvasFilling:
 
     # What is about one example each, and which of it is wanted in the end.
     STATE = (
-        *("examples", "canvas", "columns", "places", "given", "sizes", "logprobs", "steps"),
+        *("examples", "canvas", "columns", "places", "left_columns", "given", "sizes", "logprobs", "steps"),
         *("decided", "total", "cached", "rightmost", "drafted", "column_sets"),
     )
     RESULTS = ("canvas", "columns", "logprobs", "steps", "decided", "cached", "drafted")
@@ -160,7 +160,8 @@ class CanvasFilling:
         self.columns = torch.nn.functional.pad(rows.columns, (0, 1), value=-1)
         self.logprobs = torch.zeros(batch, width + 1, dtype=torch.float32, device=device)
         self.steps = torch.full((batch, width + 1), -1, device=device)
-        self.places, self.given, self.sizes = rows.places, rows.given, plan.sizes_by_round(device)
+        self.places, self.left_columns, self.given = rows.places, rows.left, rows.given
+        self.sizes = plan.sizes_by_round(device)
         self.known_rows: CanvasRows | None = None
         self.examples = torch.arange(batch, device=device)
         self.decided, self.cached = rows.given.clone(), cached
@@ -197,7 +198,7 @@ class CanvasFilling:
     def rows(self) -> CanvasRows:
         """The rows as they are; the same object as long as they stay as they are."""
         if self.known_rows is None or self.known_rows.columns is not self.columns:
-            self.known_rows = CanvasRows(self.columns, self.places, self.given)
+            self.known_rows = CanvasRows(self.columns, self.places, self.left_columns, self.given)
         return self.known_rows
 
     @property

@@ -19,6 +19,7 @@ from .canvas import (
     check_generators,
     check_token_sets,
     is_named,
+    resolve_context_order,
     resolve_order,
 )
 from .compat_aoarm import (
@@ -130,7 +131,7 @@ class AOARMGenerationMixin:
         decoding_order: str | torch.Tensor | None = None,
         tokens_per_step: int | str | None = None,
         draft_length: int | None = None,
-        context_order: str | torch.Tensor = "left_to_right",
+        context_order: str | torch.Tensor | None = None,
         token_sets: torch.Tensor | None = None,
         column_sets: torch.Tensor | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -168,8 +169,10 @@ class AOARMGenerationMixin:
             draft_length: how many drafts one pass verifies in any-subset speculative decoding (2504.20456), for orders
                 that are known before. The samples follow the one-by-one distribution of that order exactly. Of these
                 three, what the call says wins over the generation config, also where one excludes the other.
-            context_order: the order of the given tokens, which are the rows before all blanks: `"left_to_right"`, or
-                int64 `[batch, given]`, columns, -1 on the right. Results depend on it.
+            context_order: the order of the given tokens, which are the rows before all blanks: `"left_to_right"`;
+                `"suffix_first"`, which is the first token, then what is right of the first blank, then what is left of
+                it; or int64 `[batch, given]`, columns, -1 on the right. Results depend on it. Default: the generation
+                config's, else from left to right.
             token_sets: bool `[sets, vocab]`, sets of tokens that blanks may be restricted to.
             column_sets: int64 `[batch, columns]`, the set that each blank's token comes from, -1 for any token.
             generator: the source of all random numbers: one generator, or one for each sequence, which is then a
@@ -223,7 +226,7 @@ class AOARMGenerationMixin:
         if generation_mask is None and is_plain and not holds_canvases:
             for name, is_given in (
                 ("generator", generator is not None),
-                ("context_order", not is_named(context_order, "left_to_right")),
+                ("context_order", not (context_order is None or is_named(context_order, "left_to_right"))),
                 ("token_sets", token_sets is not None),
                 ("column_sets", column_sets is not None),
                 ("progress_bar", progress_bar),
@@ -277,7 +280,10 @@ class AOARMGenerationMixin:
         if restriction is not None:
             restriction = restriction[0], restriction[1].repeat_interleave(copies, 0)
         positions = real.long().cumsum(1) - 1
-        context = self._context(context_order, canvas, positions, real & ~generation_mask, cache)
+        if context_order is None and cache is None:
+            named = (getattr(config, "context_order", None) for config in configs)
+            context_order = next((each for each in named if each is not None), "left_to_right")
+        context = self._context(context_order, canvas, positions, generation_mask, real, cache)
         canvas, generation_mask, real, context = (
             each.repeat_interleave(copies, 0) for each in (canvas, generation_mask, real, context)
         )
@@ -390,21 +396,23 @@ class AOARMGenerationMixin:
 
     def _context(
         self,
-        context_order: str | torch.Tensor,
+        context_order: str | torch.Tensor | None,
         canvas: torch.Tensor,
         positions: torch.Tensor,
-        given: torch.Tensor,
+        blanks: torch.Tensor,
+        real: torch.Tensor,
         cache: CanvasCache | None,
     ) -> torch.Tensor:
         """The given columns in the order of their rows, int64 `[batch, given]`: those that the cache knows first."""
+        given = real & ~blanks
         if cache is None:
-            return resolve_order("context_order", context_order, given, names=("left_to_right",))
+            return resolve_context_order(context_order, given, blanks, real)
         if not getattr(cache, "holds_canvases", False) or cache.columns is None:
             raise ValueError(
                 "`past_key_values` must be what `generate` returned for canvases together with `generation_mask`, got "
                 f"{type(cache).__name__}."
             )
-        if not is_named(context_order, "left_to_right"):
+        if context_order is not None and not is_named(context_order, "left_to_right"):
             raise ValueError("`context_order` cannot be given together with `past_key_values`, which has an order.")
         mine = self.config.attention_variant, self.config.num_hidden_layers
         if (cache.attention_variant, len(cache.layers)) != mine:

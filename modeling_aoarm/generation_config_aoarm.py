@@ -6,7 +6,7 @@ import re
 
 from transformers.generation import GenerationConfig
 
-from .canvas import ADAPTIVE_ORDERS, check_count, is_named
+from .canvas import ADAPTIVE_ORDERS, CONTEXT_ORDERS, check_count, is_named
 from .compat_aoarm import generation_config_values
 
 
@@ -25,6 +25,8 @@ class AOARMGenerationConfig(GenerationConfig):
             `"cosine(n)"`, which fill each canvas in n passes, with equally many blanks or with few at first (MaskGIT,
             2202.04200); a sentence end that cuts a pass short can make it more.
         draft_length: how many drafts one forward pass verifies in speculative decoding; `None` for none.
+        context_order: the order of the given tokens, also in `score`: `"left_to_right"` (used when `None`) or
+            `"suffix_first"`, see `generate`.
         **kwargs: the library's own.
 
     Raises:
@@ -37,17 +39,22 @@ class AOARMGenerationConfig(GenerationConfig):
         decoding_order: str | None = None,
         tokens_per_step: int | str | None = None,
         draft_length: int | None = None,
+        context_order: str | None = None,
         **kwargs,
     ):
         self.decoding_order = decoding_order
         self.tokens_per_step = tokens_per_step
         self.draft_length = draft_length
+        self.context_order = context_order
         super().__init__(**kwargs)
 
     def validate(self, *args, **kwargs) -> None:
         if self.decoding_order is not None and self.decoding_order not in DECODING_ORDERS:
             names = ", ".join(map(repr, DECODING_ORDERS))
             raise ValueError(f"`decoding_order` must be {names} or None, got {self.decoding_order!r}.")
+        if self.context_order is not None and self.context_order not in CONTEXT_ORDERS:
+            names = ", ".join(map(repr, CONTEXT_ORDERS))
+            raise ValueError(f"`context_order` must be {names} or None, got {self.context_order!r}.")
         check_steps(self.decoding_order, self.tokens_per_step, self.draft_length)
         super().validate(*args, **kwargs)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .canvas import CanvasRows, check_count, check_generators, is_named, resolve_order
+from .canvas import CanvasRows, check_count, check_generators, is_named
 from .masked_reading_aoarm import COLUMNS_PER_PASS, MaskedReader
 from .scoring_aoarm import AOARMScoreOutput, AOARMScoringMixin
 
@@ -26,7 +26,7 @@ class MaskedScoringMixin(AOARMScoringMixin):
         decoding_order: str | torch.Tensor = "random",
         num_orders: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        context_order: str | torch.Tensor = "left_to_right",
+        context_order: str | torch.Tensor | None = None,
         method: str = "exact",
         num_samples: int | None = None,
     ) -> AOARMScoreOutput:
@@ -76,7 +76,7 @@ class MaskedScoringMixin(AOARMScoringMixin):
             input_ids, generation_mask, observed_mask, attention_mask
         )
         check_generators(generator, len(canvas))
-        context = resolve_order("context_order", context_order, given, names=("left_to_right",))
+        context = self._context_to_score(context_order, given, generation_mask, real)
         orders = self._orders("random", generation_mask, samples, generator)
         masked = stratified_counts(generation_mask.sum(1), samples, generator)
         per_call = max(1, COLUMNS_PER_PASS // canvas.numel())

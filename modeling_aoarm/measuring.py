@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .reporting import save_figure, versions, write_json
 
@@ -197,6 +203,22 @@ def verdict(entry: Mapping[str, Any]) -> str:
     if entry["target"] is None:
         return figure(entry["value"])
     return f"{figure(entry['value'])} ({entry['target']}: {'met' if entry['met'] else 'missed'})"
+
+
+def load_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A left-to-right checkpoint in float32, and its tokenizer.
+
+    Args:
+        name: a folder, a GGUF file or a name on the Hub.
+    """
+    folder, options = name, {}
+    if name.endswith(".gguf"):
+        folder, options = Path(name).parent, {"gguf_file": Path(name).name}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    if options and hasattr(model.config, "quantization_config"):
+        # The weights were made float32 while they were loaded.
+        del model.config.quantization_config
+    return model, AutoTokenizer.from_pretrained(folder, **options)
 
 
 def git_commit(folder: str | os.PathLike) -> str | None:

@@ -19,7 +19,8 @@ rotations: what they know of positions is added to the tokens, and in `adaptive_
 
 All streams see rows <= r, so they share one causal attention call, in which they are further query heads over the same
 keys and values. Target - 1 is the slot from which a left-to-right decoder predicts the target: in the identity order
-`decoupled_rope` is Llama exactly, and so is `two_stream` when its query stream starts from the content.
+`decoupled_rope` is Llama exactly, and so is `two_stream` when its query stream starts from the content, or from the
+token at target - 1.
 
 In `bidirectional` rows are in sentence order, blanks hold the mask token, all rows see each other, and each predicts
 its own token; see [`AOARMForMaskedLM`].
@@ -173,7 +174,7 @@ class AOARMModel(AOARMPreTrainedModel):
         super().__init__(config)
         # No padding row: with pad == eos it would never be trained.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.attention_variant == "two_stream" and config.query_stream_init == "learned":
+        if config.attention_variant == "two_stream" and config.query_stream_init != "content":
             self.query_embedding = nn.Embedding(1, config.hidden_size)
         places = config.max_position_embeddings + 1
         layer_class = AOARMDecoderLayer
@@ -194,7 +195,11 @@ class AOARMModel(AOARMPreTrainedModel):
         self.post_init()
 
     def initial_streams(
-        self, content: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor, several_targets: bool
+        self,
+        content: torch.Tensor,
+        position_ids: torch.Tensor,
+        targets: torch.Tensor,
+        start: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The predicting and the content stream before the first layer, see [`~layers_aoarm.join_streams`].
 
@@ -202,7 +207,7 @@ class AOARMModel(AOARMPreTrainedModel):
             content: the rows' tokens, `[batch, rows, hidden]`.
             position_ids: int64 `[batch, rows]`.
             targets: int64 `[batch, rows, targets]`.
-            several_targets: whether there is a stream for each target.
+            start: of `two_stream`, see [`query_start`].
         """
         if self.config.attention_variant == "double_position":
             content = content + self.position_embedding(position_ids, targets[..., 0])
@@ -210,12 +215,33 @@ class AOARMModel(AOARMPreTrainedModel):
             content = content + self.position_embedding(position_ids)
         if self.config.attention_variant != "two_stream":
             return content, None
-        start = content
-        if self.config.query_stream_init == "learned":
+        return start, content
+
+    def query_start(
+        self, content: torch.Tensor, targets: torch.Tensor, neighbors: torch.Tensor | None, ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Where the query streams of `two_stream` start, `[batch, rows, hidden]` or `[batch, rows, targets, hidden]`.
+
+        Args:
+            content: the rows' tokens, `[batch, rows, hidden]`.
+            targets: int64 `[batch, rows]` or `[batch, rows, targets]`.
+            neighbors: the rows that hold the tokens left of the targets, in the shape of `targets`, -1 for none; for
+                the neighbor start, unless the tokens are given:
+            ids: int64, the tokens left of the targets, in the shape of `targets`, -1 for none.
+        """
+        several_targets = targets.ndim == 3
+        if self.config.query_stream_init != "content":
             # By a call, not by its weight: hooks of offloading and adapters act on calls.
-            start = self.query_embedding(torch.zeros((), dtype=torch.int64, device=content.device))
-            start = start.expand_as(content)
-        return start[:, :, None].expand(-1, -1, targets.shape[-1], -1) if several_targets else start, content
+            vector = self.query_embedding(torch.zeros((), dtype=torch.int64, device=content.device))
+        if self.config.query_stream_init != "neighbor":
+            start = content if self.config.query_stream_init == "content" else vector.expand_as(content)
+            return start[:, :, None].expand(-1, -1, targets.shape[-1], -1) if several_targets else start
+        if ids is not None:
+            return torch.where(ids[..., None] >= 0, self.embed_tokens(ids.clamp(min=0)), vector)
+        batch, rows, hidden = content.shape
+        first_rows = torch.arange(0, batch * rows, rows, device=content.device).view(-1, *[1] * (targets.ndim - 1))
+        tokens = content.flatten(0, 1).index_select(0, (first_rows + neighbors.clamp(min=0)).flatten())
+        return torch.where(neighbors[..., None] >= 0, tokens.view(*targets.shape, hidden), vector)
 
     def rotations(
         self, hidden_states: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor
@@ -251,6 +277,7 @@ class AOARMModel(AOARMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        query_input_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMModelOutputWithPast:
@@ -272,11 +299,15 @@ class AOARMModel(AOARMPreTrainedModel):
             inputs_embeds: `[batch, rows, hidden]`.
             use_cache: whether to return a cache. Default: `config.use_cache`, but not in a call that gives positions
                 without targets, because its last row's target is a guess that the cache would keep; nor in training.
+            query_input_ids: int64, in the shape of the targets: the tokens at target - 1, from which query streams with
+                `query_stream_init="neighbor"` start; -1 where no row up to the own one, of the same example, holds that
+                position. Default: found among the rows of the call.
 
         Raises:
             ValueError: for a wrong shape or dtype, positions outside the table (left-to-right text may be longer, as in
                 Llama), a position that comes twice in an example, several targets in a single-stream variant,
-                positions for `causal` that are not the identity, cached rows whose targets cannot be known,
+                positions for `causal` that are not the identity, cached rows whose targets or `query_input_ids` cannot
+                be known, `query_input_ids` for a model that does not start from them,
                 `segment_ids` together with a cache, a cache that activation checkpointing would lose,
                 `is_causal=False`, with which rows would see their targets, and targets and caches for
                 `bidirectional`, which has none.
@@ -323,6 +354,12 @@ class AOARMModel(AOARMPreTrainedModel):
             kwargs["is_causal"] = use_cache = False
         elif kwargs.get("is_causal") is False:
             raise ValueError("`is_causal` must not be False: rows would see the tokens that they are to predict.")
+        starts_from_neighbors = self.config.starts_from_neighbors
+        if query_input_ids is not None and not starts_from_neighbors:
+            raise ValueError(
+                "`query_input_ids` needs query_stream_init='neighbor' and attention_variant='two_stream'; got "
+                f"{self.config.query_stream_init!r} and {self.config.attention_variant!r}."
+            )
         is_given = position_ids is not None or target_position_ids is not None
         is_trained = self.training and torch.is_grad_enabled()
         if is_trained and self.gradient_checkpointing and (past_key_values is not None or use_cache):
@@ -358,12 +395,21 @@ class AOARMModel(AOARMPreTrainedModel):
         if (is_given or has_tables) and not is_checked and not torch.compiler.is_compiling():
             positions.check(self.config, past_key_values, waits)
 
+        neighbors, start = None, None
+        if starts_from_neighbors and query_input_ids is None:
+            neighbors = positions.left_neighbors()
+            if not is_checked:
+                positions.check_neighbors(neighbors, past_key_values, waits and not torch.compiler.is_compiling())
+        elif starts_from_neighbors and not is_canvas:
+            query_input_ids = self.checked_query_input_ids(query_input_ids, positions.targets, waits)
+        if self.config.attention_variant == "two_stream":
+            start = self.query_start(inputs_embeds, positions.targets, neighbors, query_input_ids)
         targets = positions.targets if several_targets else positions.targets[..., None]
         content = positions.content
         if has_tables and positions.real is not None:
             # Padding may stand anywhere, also where a table has no entry.
             content, targets = content.where(positions.real, 0), targets.where(positions.real[..., None], 0)
-        predicting, content_stream = self.initial_streams(inputs_embeds, content, targets, several_targets)
+        predicting, content_stream = self.initial_streams(inputs_embeds, content, targets, start)
         query_rotation, key_rotation = self.rotations(predicting, content, targets)
         condition = None
         if self.config.attention_variant == "adaptive_norm":
@@ -402,6 +448,25 @@ class AOARMModel(AOARMPreTrainedModel):
         if outputs.content_hidden_states is not None:
             outputs["content_hidden_states"] = (content_stream, *outputs.content_hidden_states)
         return outputs
+
+    def checked_query_input_ids(
+        self, query_input_ids: torch.Tensor, targets: torch.Tensor, waits: bool
+    ) -> torch.Tensor:
+        """`query_input_ids` as int64 in the shape of `targets`; a ValueError for anything else."""
+        ids = as_indices("query_input_ids", query_input_ids, (targets.ndim,), tuple(targets.shape[:2]))
+        if ids.shape != targets.shape:
+            raise ValueError(
+                f"`query_input_ids` must have the shape of the targets, {list(targets.shape)}; got {list(ids.shape)}."
+            )
+        if not torch.compiler.is_compiling():
+            vocab_size = self.config.vocab_size
+            require(
+                ((ids >= -1) & (ids < vocab_size)).all(),
+                f"`query_input_ids` must hold ids in [0, vocab_size={vocab_size}), or -1 for a token that is not known; "
+                "got others.",
+                waits,
+            )
+        return ids
 
     @capture_outputs
     def run_layers(
@@ -488,6 +553,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         scored_ids: torch.LongTensor | None = None,
+        query_input_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMCausalLMOutputWithPast:
@@ -528,6 +594,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            query_input_ids=query_input_ids,
             **kwargs,
         )
         if labels is not None:

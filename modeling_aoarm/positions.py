@@ -34,7 +34,8 @@ class RowPositions:
             included: the content positions of left-to-right text.
         starts: bool `[batch, rows]`, the first rows of packed segments (and of runs of padding); `None` if not packed.
         targets_given: whether the targets are the caller's own.
-        is_prepared: whether the caller has prepared the mask, with which rows may be alternatives to each other.
+        sees: bool `[batch, rows, rows]`, which of this call's rows each row sees, where the caller has prepared the
+            mask, with which rows may be alternatives to each other.
     """
 
     content: torch.Tensor
@@ -44,7 +45,7 @@ class RowPositions:
     places: torch.Tensor | None = None
     starts: torch.Tensor | None = None
     targets_given: bool = False
-    is_prepared: bool = False
+    sees: torch.Tensor | None = None
 
     @classmethod
     def resolve(
@@ -81,7 +82,7 @@ class RowPositions:
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         # Static caches count in a tensor, which is not read here: that would wait for the device.
         counted = (torch.arange(rows, device=device) + past).expand(batch, rows)
-        real, places, starts = torch.ones_like(counted, dtype=torch.bool), counted, None
+        real, places, starts, among = torch.ones_like(counted, dtype=torch.bool), counted, None, None
         is_prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             if isinstance(past, int) and attention_mask.shape != (batch, past + rows):
@@ -118,7 +119,7 @@ class RowPositions:
             targets, continued, is_clear = cls.next_rows(among, places, content)
         if target_position_ids is not None:
             targets = as_indices("target_position_ids", target_position_ids, (2, 3), shape)
-            return cls(content, targets, real, continued, places, starts, True, is_prepared)
+            return cls(content, targets, real, continued, places, starts, True, among)
         if not is_prepared:
             following = torch.where(continued, content[:, 1:], content[:, :-1] + 1)
             targets = torch.cat([following, content[:, -1:] + 1], dim=1)
@@ -128,7 +129,7 @@ class RowPositions:
                 "one and their `position_ids` differ. Got `target_position_ids=None`."
             )
             require(is_clear, message, waits=device.type == "cpu")
-        return cls(content, targets, real, continued, places, starts, False, is_prepared)
+        return cls(content, targets, real, continued, places, starts, False, among)
 
     @staticmethod
     def next_rows(
@@ -152,6 +153,58 @@ class RowPositions:
         last = positions.masked_fill(~is_next, -1).amax(-1)
         has_next = is_next.any(-1)
         return first.where(has_next, content + 1), is_next.diagonal(1, 1, 2), (~has_next | (first == last)).all()
+
+    def segments(self) -> torch.Tensor:
+        """The number of each row's packed segment, int64 `[batch, rows]`; 0 where nothing is packed."""
+        return torch.zeros_like(self.content) if self.starts is None else self.starts.cumsum(1)
+
+    def distinct_positions(self) -> torch.Tensor:
+        """Content positions that tell segments apart, int64 `[batch, rows]`; padding has negative ones of its own."""
+        positions = (self.segments() << 32) + self.content
+        if self.real is None:
+            return positions
+        # No target's left neighbor is at -2 or before.
+        numbers = torch.arange(positions.shape[1], device=positions.device)
+        return positions.where(self.real, -2 - numbers)
+
+    def left_neighbors(self) -> torch.Tensor:
+        """The rows of this call that hold the tokens left of the targets, in the shape of the targets; -1 for none.
+
+        Row r with target t looks for content position t - 1 among the rows that it sees: the real rows of its example
+        up to r. In left-to-right text that is row r itself.
+        """
+        own = torch.arange(self.content.shape[1], device=self.content.device)[:, None]
+        targets = self.targets if self.targets.ndim == 3 else self.targets[..., None]
+        wanted = targets - 1
+        if len(own) == 1:
+            neighbors = torch.full_like(wanted, -1)
+        elif self.sees is not None:
+            is_there = (self.content[:, None, None] == wanted[..., None]) & self.sees[:, :, None]
+            neighbors = own[:, 0].where(is_there, -1).amax(-1)
+        else:
+            positions, by_position = self.distinct_positions().sort(dim=1)
+            asked = ((self.segments() << 32)[..., None] + wanted).flatten(1)
+            found = torch.searchsorted(positions, asked).clamp(max=len(own) - 1)
+            neighbors = by_position.gather(1, found).where(positions.gather(1, found) == asked, -1).view_as(wanted)
+            neighbors = neighbors.where((neighbors <= own) & (wanted >= 0), -1)
+        # In text that goes on behind padding a position may come twice; the own row is the one that is meant.
+        return own.where(wanted == self.content[..., None], neighbors).view_as(self.targets)
+
+    def check_neighbors(self, neighbors: torch.Tensor, past_key_values: Cache | None, waits: bool) -> None:
+        """Raises a ValueError where the token left of a target may be in the cache, which does not say where."""
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if isinstance(past, int) and past == 0:
+            return
+        is_known = neighbors >= 0
+        if self.real is not None:
+            is_known |= ~self.real if is_known.ndim == 2 else ~self.real[..., None]
+        require(
+            (is_known | torch.as_tensor(past == 0, device=neighbors.device)).all(),
+            "`query_input_ids` must be given where a cache is used and the token left of a target (at "
+            "`target_position_ids` - 1) is not among the rows of the call: it may be in the cache. Give it, or -1 where "
+            "no row up to the own one holds it. Got `query_input_ids=None`.",
+            waits,
+        )
 
     def check(self, config: PreTrainedConfig, past_key_values: Cache | None, waits: bool = True) -> None:
         """Refuses positions that the model cannot take, or whose targets cannot be what is meant.
@@ -177,11 +230,8 @@ class RowPositions:
         counted = past + torch.arange(self.content.shape[1], device=self.content.device)
         # Positions of left-to-right text may count padding or not: both are used.
         numbered = ((self.content == self.places) | padding).all() | ((self.content == counted) | padding).all()
-        # The segments' numbers go in front, and padding gets numbers of its own.
-        segments = torch.zeros_like(self.content) if self.starts is None else self.starts.cumsum(1)
         in_order = ((self.content.diff(dim=1) == 1) | ~self.continued).all() & (numbered | (past == 0))
-        distinct = torch.where(padding, -1 - counted, (segments << 32) + self.content)
-        repeated = (distinct.sort(dim=1).values.diff(dim=1) == 0).any()
+        repeated = (self.distinct_positions().sort(dim=1).values.diff(dim=1) == 0).any()
         beyond_next = ((targets[..., 0] != self.content + 1) & self.real).any()
         # Each row predicts the place behind its own, wherever that is: text from left to right, as Llama reads it.
         is_text = ~beyond_next & self.targets_given
@@ -193,7 +243,7 @@ class RowPositions:
         rules = {
             "content": outside.any() & ~plain,
             "targets": outside_targets.any() & ~plain,
-            "repeated": repeated & ~(is_text & has_gap) & (not self.is_prepared),
+            "repeated": repeated & ~(is_text & has_gap) & (self.sees is None),
             "causal": (~in_order | beyond_next) & causal,
             "unknown": ~in_order & (not causal and past_key_values is not None and not self.targets_given),
         }

@@ -33,6 +33,7 @@ class RowReader:
     def __init__(self, model: Any, cache: CanvasCache | None, is_read: bool):
         self.model, self.cache, self.is_read = model, cache, is_read
         self.is_two_stream = model.config.attention_variant == "two_stream"
+        self.wants_left = model.config.starts_from_neighbors
         self.compiled_call = None
         # Whether a pass needs all processes, of which others may make more than this one.
         self.is_synced = False
@@ -76,21 +77,26 @@ class RowReader:
             log-probabilities, float32 `[batch, asking]`, and whether they are the likeliest.
         """
         if is_in_step and width == targets == 1:
-            block = RowBlock.same(canvas, rows, longest - 1)
+            block = RowBlock.same(canvas, rows, longest - 1, self.wants_left)
         else:
-            block = RowBlock.cut(canvas, rows, first, stop, end, width, targets)
-        input_ids, position_ids, target_position_ids = block.input_ids, block.position_ids, block.target_position_ids
+            block = RowBlock.cut(canvas, rows, first, stop, end, width, targets, self.wants_left)
+        input_ids, position_ids = block.input_ids, block.position_ids
+        of_targets = {"target_position_ids": block.target_position_ids}
+        if self.wants_left:
+            of_targets["query_input_ids"] = block.query_input_ids
         by_streams = self.is_two_stream and asking == width and targets > 1
         copies = 0 if by_streams else asking * (targets - 1)
-        if not by_streams:
-            target_position_ids = target_position_ids[..., 0]
         if copies:
             input_ids, position_ids = (
                 torch.cat([each, each[:, -asking:].repeat_interleave(targets - 1, 1)], dim=1)
                 for each in (input_ids, position_ids)
             )
-            further = block.target_position_ids[:, -asking:, 1:].flatten(1)
-            target_position_ids = torch.cat([target_position_ids, further], dim=1)
+        if not by_streams:
+            # Each copy has one of the further targets.
+            of_targets = {
+                name: torch.cat([each[..., 0], each[:, -asking:, 1:].flatten(1)], dim=1) if copies else each[..., 0]
+                for name, each in of_targets.items()
+            }
         if self.is_synced:
             self.anyone_asks(True)
         compiles = self.compiled_call is not None and self.is_read
@@ -99,7 +105,7 @@ class RowReader:
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            target_position_ids=target_position_ids,
+            **of_targets,
             past_key_values=self.cache,
             use_cache=self.cache is not None,
             logits_to_keep=asking + copies,

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
-from .canvas import CanvasRows, check_canvas, check_count, check_generators, is_named, resolve_order
+from .canvas import (
+    CanvasRows,
+    check_canvas,
+    check_count,
+    check_generators,
+    is_named,
+    resolve_context_order,
+    resolve_order,
+)
 from .reading_aoarm import RowReader
 
 
@@ -51,7 +59,7 @@ class AOARMScoringMixin:
         decoding_order: str | torch.Tensor = "random",
         num_orders: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        context_order: str | torch.Tensor = "left_to_right",
+        context_order: str | torch.Tensor | None = None,
     ) -> AOARMScoreOutput:
         """log p(blanks | rest) of filled canvases, exact in each order, by one forward pass for each order.
 
@@ -66,8 +74,9 @@ class AOARMScoringMixin:
                 blank columns, -1 on the right. The context comes before all blanks.
             num_orders: how many orders to draw; of given orders there are as many as there are.
             generator: random numbers for `"random"`: one generator, one for each example, or the global ones.
-            context_order: the order of the context's rows, on which the result depends: `"left_to_right"`, or int64
-                `[batch, given]`, observed columns that are not blank, -1 on the right.
+            context_order: the order of the context's rows, on which the result depends: `"left_to_right"`,
+                `"suffix_first"` (see `generate`), or int64 `[batch, given]`, observed columns that are not blank, -1 on
+                the right. Default: that of the model's generation config, else from left to right.
 
         Raises:
             ValueError: for malformed canvases, masks and orders, a `num_orders` below 1 or above 1 for an order that is
@@ -77,7 +86,7 @@ class AOARMScoringMixin:
             input_ids, generation_mask, observed_mask, attention_mask
         )
         check_generators(generator, len(canvas))
-        context = resolve_order("context_order", context_order, given, names=("left_to_right",))
+        context = self._context_to_score(context_order, given, generation_mask, real)
         orders = self._orders(decoding_order, generation_mask, num_orders, generator)
         scored = [self._score_order(canvas, real, context, order) for order in orders]
         token_log_probs, token_is_likeliest = map(torch.stack, zip(*scored, strict=True))
@@ -129,6 +138,14 @@ class AOARMScoringMixin:
                     "`observed_mask` must leave at least one given token in each example, got none in some."
                 )
         return input_ids.long(), generation_mask, real, given
+
+    def _context_to_score(
+        self, context_order: str | torch.Tensor | None, given: torch.Tensor, blanks: torch.Tensor, real: torch.Tensor
+    ) -> torch.Tensor:
+        """The given columns in the order of their rows, int64 `[batch, given]`."""
+        if context_order is None:
+            context_order = getattr(self.generation_config, "context_order", None) or "left_to_right"
+        return resolve_context_order(context_order, given, blanks, real)
 
     @staticmethod
     def _orders(

@@ -95,6 +95,13 @@ class Reference:
             f"{layer}.mlp.down_proj", gate * self._linear(f"{layer}.mlp.up_proj", normed)
         )
 
+    def _neighbor(self, content, positions, wanted, visible) -> torch.Tensor:
+        """The token at position `wanted` where a row holds it that is visible, else the learned vector: `[hidden]`."""
+        for row in range(len(content)):
+            if visible[row] and positions[row] == wanted:
+                return content[row]
+        return self.parameters["model.query_embedding.weight"][0]
+
     def _example(self, input_ids, positions, targets, visible) -> torch.Tensor:
         content = self.parameters["model.embed_tokens.weight"][input_ids]
         variant = self.config.attention_variant
@@ -102,6 +109,10 @@ class Reference:
             query = content
             if self.config.query_stream_init == "learned":
                 query = self.parameters["model.query_embedding.weight"].expand_as(content)
+            elif self.config.query_stream_init == "neighbor":
+                query = torch.stack(
+                    [self._neighbor(content, positions, targets[row] - 1, visible[row]) for row in range(len(content))]
+                )
             for index in range(self.config.num_hidden_layers):
                 # The query stream reads the content stream as it was before this layer, like the content stream itself.
                 query, content = (

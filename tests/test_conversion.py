@@ -89,6 +89,8 @@ SCALINGS = {
     },
 }
 VARIANTS = ["decoupled_rope", "two_stream", "causal"]
+# What the default adds to the source's weights.
+QUERY_VECTOR = "model.query_embedding.weight"
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -144,7 +146,71 @@ def test_a_model_and_its_checkpoints_convert_exactly(kind, tied, variant, tmp_pa
     assert_computes_the_same(loaded, source)
     for model in (converted, from_shards, loaded):
         assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-    assert loaded.num_parameters() == source.num_parameters()
+    vector = SIZES["hidden_size"] if variant == "two_stream" else 0
+    assert loaded.num_parameters() == source.num_parameters() + vector
+
+
+def test_the_start_of_the_query_stream_is_a_choice():
+    source = source_model("llama")
+    neighbor = convert_causal_lm(source)
+    assert (neighbor.config.attention_variant, neighbor.config.query_stream_init) == ("two_stream", "neighbor")
+    mean = source.model.embed_tokens.weight.mean(0, keepdim=True)
+    torch.testing.assert_close(neighbor.state_dict()[QUERY_VECTOR], mean)
+    content = convert_causal_lm(source, query_stream_init="content")
+    assert content.config.query_stream_init == "content" and QUERY_VECTOR not in content.state_dict()
+    assert_computes_the_same(content, source)
+    with pytest.raises(ValueError, match="query_stream_init.*neighbor, content.*'learned'"):
+        convert_causal_lm(source, query_stream_init="learned")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({}, None),
+        ({"query_stream_init": "content"}, "suffix_first"),
+        ({"attention_variant": "decoupled_rope"}, "suffix_first"),
+        ({"attention_variant": "causal"}, None),
+    ],
+)
+def test_states_that_start_from_their_rows_token_get_the_left_side_last(how, expected, tmp_path):
+    converted = convert_causal_lm(source_model("llama"), **how)
+    converted.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert converted.generation_config.context_order == loaded.generation_config.context_order == expected
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_jump_goes_on_from_the_left_neighbor_with_the_suffix_in_view(tied):
+    """The neighbor start is the source itself, which reads the token left of the blank once more.
+
+    Its rows: prefix, suffix, and the left neighbor again, at its own position, seeing the rows before it and not itself.
+    """
+    source = source_model("llama", tie_word_embeddings=tied)
+    converted = convert_causal_lm(source)
+    input_ids = tokens(rows=12, batch=2)
+    for start, stop in ((3, 5), (1, 8), (6, 11)):
+        positions = torch.tensor([*range(start), *range(stop, 12)])
+        given = input_ids[:, positions]
+        # From the last row the order jumps back to the blank's first position.
+        with torch.no_grad():
+            actual = converted(
+                given,
+                position_ids=positions[None],
+                target_position_ids=torch.cat([positions[1:], torch.tensor([start])])[None],
+            ).logits[:, -1]
+        rows = len(positions)
+        sees = torch.ones(rows + 1, rows + 1, dtype=torch.bool).tril()
+        sees[-1, -1] = False
+        mask = torch.zeros(rows + 1, rows + 1).masked_fill(~sees, torch.finfo(torch.float32).min)
+        with torch.no_grad():
+            expected = source(
+                torch.cat([given, input_ids[:, start - 1 : start]], dim=1),
+                attention_mask=mask.expand(2, 1, -1, -1),
+                position_ids=torch.cat([positions, torch.tensor([start - 1])])[None],
+            ).logits[:, -1]
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+        alone = logits_of(source, input_ids[:, :start])[:, -1]
+        assert (actual - alone).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
@@ -199,7 +265,7 @@ def test_mixed_dtypes_are_kept_and_rounded_rotations_are_not():
     source = source_model("llama").to(torch.bfloat16)
     source.lm_head.float()
     converted = convert_causal_lm(source)
-    expected = {name: tensor.dtype for name, tensor in source.state_dict().items()}
+    expected = {name: tensor.dtype for name, tensor in source.state_dict().items()} | {QUERY_VECTOR: torch.bfloat16}
     assert {name: tensor.dtype for name, tensor in converted.state_dict().items()} == expected
     assert len(set(expected.values())) == 2
     assert source.model.rotary_emb.inv_freq.dtype == torch.bfloat16
@@ -383,7 +449,7 @@ def test_what_cannot_be_exact_is_refused_by_name(kind, changes, message, tmp_pat
 
 @pytest.mark.parametrize("name", ["attn_logit_softcapping", "novel_trick", "sliding_window", "num_local_experts"])
 def test_a_field_without_a_value_says_nothing(name):
-    assert convert_config(source_config("llama", **{name: None})).attention_variant == "decoupled_rope"
+    assert convert_config(source_config("llama", **{name: None})).attention_variant == "two_stream"
 
 
 # Each was seen in a published config or belongs to the kinds that `UNREAD` names.

@@ -47,9 +47,8 @@ def test_the_command_writes_a_model_that_loads_everywhere(checkpoint, variant, t
     )
     assert process.returncode == 0 and process.stderr == "", process.stderr
     source = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32")
-    assert process.stdout == (
-        f"{destination}: {variant} of {checkpoint}, {source.num_parameters():,} parameters in float32\n"
-    )
+    parameters = source.num_parameters() + (source.config.hidden_size if variant == "two_stream" else 0)
+    assert process.stdout == f"{destination}: {variant} of {checkpoint}, {parameters:,} parameters in float32\n"
     assert os.listdir(tmp_path / "new") == ["converted"]
     assert not (destination / "conversion.py").exists() and (destination / "modeling_aoarm.py").exists()
     model = AutoModelForCausalLM.from_pretrained(destination)
@@ -80,7 +79,8 @@ def test_the_command_keeps_the_dtype_and_fills_an_empty_folder(checkpoint, tmp_p
     assert main(["convert", str(checkpoint), str(tmp_path / "empty")]) == 0
     assert capsys.readouterr().out.endswith("parameters in bfloat16\n")
     config = json.loads((tmp_path / "empty" / "config.json").read_text())
-    assert (config["dtype"], config["attention_variant"]) == ("bfloat16", "decoupled_rope")
+    assert (config["dtype"], config["attention_variant"]) == ("bfloat16", "two_stream")
+    assert config["query_stream_init"] == "neighbor"
     assert main(["infill", str(tmp_path / "empty"), "the <blank:3> sat", "--device", "cpu"]) == 0
 
 
@@ -112,7 +112,9 @@ def test_wrong_input_is_one_line_status_2_and_leaves_nothing(checkpoint, tmp_pat
         assert captured.err.startswith("python -m modeling_aoarm convert: error: ")
         assert re.search(message, captured.err)
         assert sorted(tmp_path.rglob("*")) == before
-    assert main(["convert", str(broken), str(tmp_path / "new"), "--ignore-field", "novel_trick"]) == 0
+    content = ["--ignore-field", "novel_trick", "--query-stream-init", "content"]
+    assert main(["convert", str(broken), str(tmp_path / "new"), *content]) == 0
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["query_stream_init"] == "content"
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path):

@@ -14,7 +14,7 @@ from transformers import (
 from variants import SIZES, tiny_model
 
 
-IDENTICAL = ["two_stream_content", "decoupled_rope", "causal"]
+IDENTICAL = ["two_stream_content", "two_stream_neighbor", "decoupled_rope", "causal"]
 identical_variants = pytest.mark.parametrize("variant", IDENTICAL)
 
 SCALED_ROPE = {
@@ -53,7 +53,11 @@ def peer(kind, **changes):
 
 def as_variant(variant, model, ours):
     copy = tiny_model(variant, **ours)
-    copy.load_state_dict(model.state_dict(), strict=True)
+    weights = model.state_dict()
+    if variant == "two_stream_neighbor":
+        # Large, so that it would be seen: in the identity order no query stream starts from it.
+        weights["model.query_embedding.weight"] = torch.full((1, copy.config.hidden_size), 5.0)
+    copy.load_state_dict(weights, strict=True)
     return copy
 
 

@@ -14,6 +14,7 @@ from variants import (
     any_order_variants,
     chain_log_probs,
     checkpoint_activations,
+    left_tokens,
     pad_rows,
     random_rows,
     stack_rows,
@@ -105,6 +106,14 @@ def test_causal_probabilities_of_all_strings_sum_to_one():
     torch.testing.assert_close(total, torch.ones((), dtype=torch.float64), atol=1e-5, rtol=0)
 
 
+def left_of(variant, sentences, target, seen):
+    """`query_input_ids` `[batch, 1]` of a row that predicts column `target`, when the columns `seen` have been read."""
+    if variant != "two_stream_neighbor":
+        return {}
+    tokens = sentences[:, [target - 1]]
+    return {"query_input_ids": tokens if target - 1 in seen else torch.full_like(tokens, -1)}
+
+
 @any_order_variants
 def test_sequential_conditionals_multiply_to_the_joint(variant):
     """One row at a time on a cache, each conditional asked for by itself, against the one-pass joint."""
@@ -115,12 +124,14 @@ def test_sequential_conditionals_multiply_to_the_joint(variant):
         columns = (0, *order)
         cache, log_prob = DynamicCache(config=model.config), torch.zeros(len(strings), dtype=torch.float64)
         for own, target in zip(columns[:-1], columns[1:], strict=True):
+            seen = columns[: columns.index(own) + 1]
             logits = logits_of(
                 model,
                 input_ids=sentences[:, [own]],
                 position_ids=torch.tensor([[own]]),
                 target_position_ids=torch.tensor([[target]]),
                 past_key_values=cache,
+                **left_of(variant, sentences, target, seen),
             )[:, -1]
             log_prob += logits.double().log_softmax(-1).gather(1, sentences[:, [target]])[:, 0]
         joint = chain_log_probs(model, sentences, torch.tensor(order))
@@ -146,6 +157,7 @@ def test_cached_chunks_equal_one_uncached_pass(variant, padding, kind, chunks):
     rows = random_rows(variant, 3, 9) if padding is None else padded_batch(variant, padding)
     mask = rows.pop("attention_mask", None)
     whole = logits_of(model, **rows, attention_mask=mask, use_cache=False)
+    rows |= left_tokens(variant, **rows, attention_mask=mask)
     config = model.config
     cache = DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=12)
     pieces, start = [], 0
@@ -187,7 +199,10 @@ def test_many_targets_are_scored_against_one_cache(variant, kind):
     logits_of(model, **{name: value[:, :5] for name, value in rows.items()}, past_key_values=cache)
     targets = torch.arange(8).expand(2, 1, 8)
     last = {name: value[:, 5:] for name, value in rows.items()}
-    scored = logits_of(model, **{**last, "target_position_ids": targets}, past_key_values=cache)
+    last["target_position_ids"] = targets
+    left = left_tokens(variant, **{**rows, "target_position_ids": torch.arange(8).expand(2, 6, 8)})
+    last |= {name: value[:, 5:] for name, value in left.items()}
+    scored = logits_of(model, **last, past_key_values=cache)
     for k in range(8):
         changed = rows["target_position_ids"].clone()
         changed[:, 5] = k

@@ -168,9 +168,12 @@ def test_other_methods_need_none_either(variant, config, options):
     assert trained and all(weight.grad is not None for weight in trained.values())
 
 
+WITH_QUERY_VECTOR = ("two_stream", "two_stream_neighbor")
+
+
 def test_the_query_vector_is_trained_where_there_is_one_and_the_callers_modules_are_kept():
     for variant in VARIANTS:
-        expected = ["query_embedding"] if variant == "two_stream" else None
+        expected = ["query_embedding"] if variant in WITH_QUERY_VECTOR else None
         assert lora_config(tiny_model(variant)).modules_to_save == expected
         assert lora_config(tiny_model(variant), ["lm_head"]).modules_to_save == ["lm_head", *(expected or [])]
     config = lora_config(tiny_model("causal"), r=3, task_type="FEATURE_EXTRACTION")
@@ -184,12 +187,13 @@ def test_training_changes_the_adapter_and_the_query_vector_and_nothing_else(vari
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     # The first step changes B only, because B is zero; the second changes A as well.
     trainer_of(model, tmp_path, "left_to_right" if variant == "causal" else "uniform").train()
+    has_vector = variant in WITH_QUERY_VECTOR
     changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     expected = {name for name in before if ".lora_A." in name or ".lora_B." in name}
-    if variant == "two_stream":
+    if has_vector:
         expected.add("base_model.model.model.query_embedding.modules_to_save.default.weight")
     linear = sum(isinstance(module, torch.nn.Linear) for module in tiny_model(variant).modules()) - 1
-    assert len(expected) == 2 * linear + (variant == "two_stream")
+    assert len(expected) == 2 * linear + has_vector
     assert changed == expected
 
 

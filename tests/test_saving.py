@@ -19,7 +19,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from variants import SIZES, all_variants, any_order_variants, random_rows, tiny_config, tiny_model
+from variants import SIZES, all_variants, any_order_variants, left_tokens, random_rows, tiny_config, tiny_model
 
 from modeling_aoarm import AOARMForCausalLM, AOARMModel
 
@@ -121,6 +121,7 @@ def test_parameter_names_are_llamas(variant):
     further = {re.sub(r"layers\.\d+", "layers.N", name) for name in ours if name not in theirs}
     assert further == {
         "two_stream": {"model.query_embedding.weight"},
+        "two_stream_neighbor": {"model.query_embedding.weight"},
         "double_position": {"model.position_embedding.own.weight"},
         "double_position_summed": {"model.position_embedding.own.weight", "model.position_embedding.target.weight"},
         "adaptive_norm": {
@@ -185,6 +186,7 @@ def test_one_compiled_step_serves_all_positions(variant):
     cache = StaticCache(config=config, max_cache_len=8)
     with torch.no_grad():
         expected = model(**rows).logits
+        rows |= left_tokens(variant, **rows)
         pieces = [model(**{name: value[:, :3] for name, value in rows.items()}, past_key_values=cache).logits]
         step = torch.compile(model, fullgraph=True, dynamic=False)
         for r in range(3, 8):

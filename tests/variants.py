@@ -16,6 +16,7 @@ from modeling_aoarm import AOARMConfig, AOARMForCausalLM, AOARMForMaskedLM, gene
 VARIANTS = {
     "two_stream": {"attention_variant": "two_stream", "query_stream_init": "learned"},
     "two_stream_content": {"attention_variant": "two_stream", "query_stream_init": "content"},
+    "two_stream_neighbor": {"attention_variant": "two_stream", "query_stream_init": "neighbor"},
     "decoupled_rope": {"attention_variant": "decoupled_rope"},
     "double_position": {"attention_variant": "double_position", "double_position_mode": "concatenated"},
     "double_position_summed": {"attention_variant": "double_position", "double_position_mode": "summed"},
@@ -64,6 +65,28 @@ def random_rows(variant: str, batch: int, rows: int, seed: int = 0, vocab_size: 
     if variant == "causal":
         order = torch.arange(rows + 1).expand(batch, -1)
     return {"input_ids": input_ids, "position_ids": order[:, :-1].clone(), "target_position_ids": order[:, 1:].clone()}
+
+
+def left_tokens(
+    variant: str,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    target_position_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    **kwargs,
+) -> dict:
+    """`query_input_ids` of whole examples, which a call on a cache of their first rows needs; nothing for others."""
+    if EVERY_VARIANT[variant].get("query_stream_init") != "neighbor":
+        return {}
+    is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    tokens = torch.full_like(target_position_ids, -1)
+    for index in itertools.product(*map(range, target_position_ids.shape)):
+        example, row = index[:2]
+        for earlier in range(row + 1):
+            is_left = position_ids[example, earlier] == target_position_ids[index] - 1
+            if is_left and (is_real[example, earlier] or earlier == row):
+                tokens[index] = input_ids[example, earlier]
+    return {"query_input_ids": tokens}
 
 
 def pad_rows(example: dict, rows: int, side: str, filler: int = 7) -> dict:

@@ -24,12 +24,11 @@ Greedy, on the CPU, two minutes for 135 million weights. Writes `benchmark_blank
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import mean
 
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_aoarm import convert_causal_lm, infill
 from modeling_aoarm.blanks import TextTemplate
@@ -38,6 +37,7 @@ from modeling_aoarm.measuring import (
     Report,
     Target,
     judged,
+    load_checkpoint,
     parse_arguments,
     print_table,
     print_verdicts,
@@ -89,18 +89,6 @@ class BorderArguments(BenchmarkArguments):
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown or not self.variants:
             raise ValueError(f"--variants must be of {VARIANTS}, got {self.variants}.")
-
-
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint in float32, and its tokenizer."""
-    folder, options = name, {}
-    if name.endswith(".gguf"):
-        folder, options = Path(name).parent, {"gguf_file": Path(name).name}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
-    if options and hasattr(model.config, "quantization_config"):
-        # The weights were made float32 while they were loaded.
-        del model.config.quantization_config
-    return model, AutoTokenizer.from_pretrained(folder, **options)
 
 
 @dataclass
@@ -241,7 +229,7 @@ def draw(entries: dict[str, list[dict]]) -> Figure:
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(BorderArguments, argv, {"sentences": 2}, __doc__)
     report = Report(__file__, argv, arguments.seed)
-    source, tokenizer = load(arguments.model)
+    source, tokenizer = load_checkpoint(arguments.model)
     entries = {}
     for variant in arguments.variants:
         # GGUF files name an unknown token, which no logit depends on.

@@ -1,0 +1,300 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""
+Measure what a converted decoder knows of blanks before any training, by variant, start and order of the given text.
+
+    python examples/benchmarks/zero_shot.py --model MODEL                                # the text that ships with Python
+    python examples/benchmarks/zero_shot.py --model MODEL --train_file articles.jsonl    # a text of your own
+
+MODEL is a left-to-right checkpoint that `convert_causal_lm` takes: a folder, a GGUF file or a name on the Hub. Each
+window of text is a canvas. What is measured, in nats per blank token, exactly:
+
+| task | blanks, filled from left to right |
+| --- | --- |
+| middle | one span of 2 to 16 tokens, at least 8 given tokens on either side |
+| spans | one to three spans of 1 to 6 tokens, at least 2 given tokens between and 8 on either side |
+
+| task | all tokens but the first, which is given |
+| --- | --- |
+| uniform | in a random order of each window |
+| local(8) | in a random order near the one from left to right |
+| left_to_right | as the decoder reads |
+
+Given tokens come from left to right, `suffix_first` (see `generate`), or `segments_reversed`: the first token, then the
+pieces between blanks from the last to the first. The decoder itself sees what is left of each token, other blanks'
+tokens included, as the converted models do.
+
+The windows are drawn from the text's validation part, `--validation_fraction` of it: nothing is trained. On the CPU, in
+float32; 10 minutes for 135 million weights on two cores. Writes `benchmark_zero_shot.json` (every number, those of each
+window too) and `benchmark_zero_shot.png` to `--output_dir`.
+"""
+
+import hashlib
+import random
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_aoarm import AOARMForCausalLM, convert_causal_lm, sample_orders
+from modeling_aoarm.estimates import ratio
+from modeling_aoarm.measuring import (
+    BenchmarkArguments,
+    Report,
+    Target,
+    judged,
+    load_checkpoint,
+    parse_arguments,
+    print_table,
+    print_verdicts,
+)
+from modeling_aoarm.text_data import TextArguments
+
+
+DECODER = "decoder, left side only"
+WAYS = {
+    "two_stream, neighbor start": {"attention_variant": "two_stream", "query_stream_init": "neighbor"},
+    "two_stream, content start": {"attention_variant": "two_stream", "query_stream_init": "content"},
+    "decoupled_rope": {"attention_variant": "decoupled_rope"},
+}
+CONTEXT_ORDERS = ("left_to_right", "suffix_first", "segments_reversed")
+ORDERS = ("uniform", "local(8)", "left_to_right")
+COLOURS = {DECODER: "0.35", **dict(zip(WAYS, ("#1f5fa8", "#7fb0e0", "#c8501e"), strict=True))}
+# Given tokens at either end, and between spans.
+MARGIN, GAP = 8, 2
+QUICK = dict(windows=4, window=40)
+
+
+@dataclass
+class ZeroShotArguments(TextArguments, BenchmarkArguments):
+    """What is measured, and on which text."""
+
+    model: str = field(default="", metadata={"help": "A left-to-right checkpoint: folder, GGUF file or Hub name."})
+    windows: int = field(default=128, metadata={"help": "How many windows of text."})
+    window: int = field(default=64, metadata={"help": "Tokens of a window."})
+    ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Of {'; '.join(WAYS)}."})
+    validation_fraction: float = field(default=0.9, metadata={"help": "Share of the text that windows come from."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(1, "windows")
+        # Three spans of six tokens, and what is given around them.
+        self.check_at_least(2 * MARGIN + 2 * GAP + 3 * 6, "window")
+        if not self.model:
+            raise ValueError("--model must be a checkpoint's folder, a GGUF file or a name on the Hub, got none.")
+        unknown = [name for name in self.ways if name not in WAYS]
+        if unknown or not self.ways:
+            raise ValueError(f"--ways must be of {list(WAYS)}, got {self.ways}.")
+
+
+def draw_windows(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, count: int, width: int, seed: int
+) -> torch.Tensor:
+    """One window from each of the first texts that are long enough, at a place drawn for it: int64 `[count, width]`.
+
+    Raises:
+        ValueError: there are too few such texts.
+    """
+    rng, windows = random.Random(seed), []
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        if len(ids) >= width:
+            start = rng.randrange(len(ids) - width + 1)
+            windows.append(ids[start : start + width])
+        if len(windows) == count:
+            return torch.tensor(windows)
+    raise ValueError(f"--windows must be at most the texts of {width} tokens or more, {len(windows)}; got {count}.")
+
+
+def draw_blanks(windows: torch.Tensor, most_spans: int, lengths: tuple[int, int], seed: int) -> torch.Tensor:
+    """Blank spans of each window, bool `[windows, columns]`.
+
+    Args:
+        windows: int64 `[windows, columns]`.
+        most_spans: a window has from 1 to so many, all numbers equally likely.
+        lengths: the shortest and the longest span, all lengths equally likely.
+        seed: of the draws.
+    """
+    rng, blanks = random.Random(seed), torch.zeros_like(windows, dtype=torch.bool)
+    for row in blanks:
+        spans = [rng.randint(*lengths) for _ in range(rng.randint(1, most_spans))]
+        room = len(row) - 2 * MARGIN - GAP * (len(spans) - 1) - sum(spans)
+        # Given tokens before each span, beyond those that there are anyway.
+        before = sorted(rng.randint(0, room) for _ in spans)
+        start = MARGIN
+        for span, moved in zip(spans, before, strict=True):
+            row[start + moved : start + moved + span] = True
+            start += span + GAP
+    return blanks
+
+
+def context_columns(blanks: torch.Tensor) -> torch.Tensor:
+    """The context order `segments_reversed`, int64 `[windows, given]`, -1 on the right."""
+    columns = torch.arange(blanks.shape[1])
+    # The number of the piece that a given column lies in; the first token stays in front.
+    piece = torch.nn.functional.pad((blanks[:, 1:] & ~blanks[:, :-1]).long(), (1, 0)).cumsum(1)
+    piece[:, 0] = len(columns)
+    keys = (columns - len(columns) * piece).masked_fill(blanks, len(columns))
+    order = keys.argsort(dim=1, stable=True)[:, : int((~blanks).sum(1).max())]
+    return order.masked_fill(blanks.gather(1, order), -1)
+
+
+@torch.no_grad()
+def decoder_log_probs(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
+    """The checkpoint's own log-probabilities of each token given those left of it: nats `[windows, columns]`."""
+    logits = model(windows).logits[:, :-1].float()
+    log_probs = logits.log_softmax(-1).gather(-1, windows[:, 1:, None])[..., 0]
+    return torch.nn.functional.pad(log_probs, (1, 0))
+
+
+def entry(model: str, task: str, context_order: str | None, log_probs: torch.Tensor, counts: torch.Tensor) -> dict:
+    """What one way gives one task, from nats `[windows]` and how many tokens they are of."""
+    value, error = ratio(-log_probs.double().numpy(), counts.numpy())
+    return {
+        "model": model,
+        "task": task,
+        "context_order": context_order,
+        "nats_per_token": value,
+        "standard_error": error,
+        "window_nats": (-log_probs).tolist(),
+        "window_tokens": counts.tolist(),
+    }
+
+
+def measure_way(
+    name: str, model: AOARMForCausalLM, windows: torch.Tensor, tasks: dict[str, torch.Tensor], seed: int
+) -> list[dict]:
+    """The entries of a converted model."""
+    entries = []
+    for task, blanks in tqdm(tasks.items(), desc=name):
+        for order in CONTEXT_ORDERS:
+            context = context_columns(blanks) if order == "segments_reversed" else order
+            scored = model.score(windows, blanks, decoding_order="left_to_right", context_order=context)
+            entries.append(entry(name, task, order, scored.log_likelihood[0], blanks.sum(1)))
+    for order in tqdm(ORDERS, desc=name):
+        count = windows.shape[1] - 1
+        lengths, indices = [count] * len(windows), range(len(windows))
+        columns = sample_orders(order, lengths, example_indices=indices, seed=seed).columns + 1
+        scored = model.score(windows, decoding_order=columns)
+        entries.append(entry(name, order, None, scored.log_likelihood[0], torch.full((len(windows),), count)))
+    return entries
+
+
+def measure(
+    source: PreTrainedModel, windows: torch.Tensor, ways: Iterable[str], seed: int
+) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """The blanks of each task, bool `[windows, columns]`, and an entry for each model, task and context order."""
+    tasks = {
+        "middle": draw_blanks(windows, 1, (2, 16), seed),
+        "spans": draw_blanks(windows, 3, (1, 6), seed),
+    }
+    log_probs = decoder_log_probs(source, windows)
+    everything = torch.ones_like(windows, dtype=torch.bool)
+    everything[:, 0] = False
+    entries = [
+        entry(DECODER, task, None, (log_probs * blanks).sum(1), blanks.sum(1))
+        for task, blanks in {**tasks, "left_to_right": everything}.items()
+    ]
+    for name in ways:
+        # GGUF files name an unknown token, which no logit depends on.
+        model = convert_causal_lm(source, **WAYS[name], ignored_fields=("unk_token_id",))
+        entries += measure_way(name, model, windows, tasks, seed)
+    return tasks, entries
+
+
+def find(entries: list[dict], model: str, task: str, context_order: str | None = None) -> dict:
+    """The one entry of a model, a task and a context order."""
+    wanted = {"model": model, "task": task, "context_order": context_order}
+    (found,) = (each for each in entries if all(each[name] == value for name, value in wanted.items()))
+    return found
+
+
+def difference(entry: dict, other: dict) -> tuple[float, float | None]:
+    """Nats per token of one entry less those of another, on the same windows, and its standard error."""
+    nats = [mine - theirs for mine, theirs in zip(entry["window_nats"], other["window_nats"], strict=True)]
+    return ratio(nats, entry["window_tokens"])
+
+
+def judge(entries: list[dict]) -> list[dict]:
+    """What both sides are worth, and what the order of the given text is."""
+    verdicts = []
+    for name in [name for name in WAYS if any(each["model"] == name for each in entries)]:
+        for task in ("middle", "spans"):
+            plain = find(entries, name, task, "left_to_right")
+            pairs = [(plain, find(entries, DECODER, task), DECODER)]
+            pairs += [(find(entries, name, task, order), plain, "left_to_right") for order in CONTEXT_ORDERS[1:]]
+            for one, other, against in pairs:
+                value, error = difference(one, other)
+                is_claim = name.endswith("neighbor start") and against == DECODER
+                what = f"{name}, {task}, {one['context_order']}: nats per token"
+                target = Target("<=", 0) if is_claim else None
+                verdicts.append(judged(what, against, value, target, standard_error=error))
+    return verdicts
+
+
+def rows_of(entries: list[dict]) -> list[tuple[str, ...]]:
+    """The table's rows: nats per token and standard errors, by model and context order."""
+    rows = []
+    for name in (DECODER, *WAYS):
+        for order in (None,) if name == DECODER else CONTEXT_ORDERS:
+            own = [each for each in entries if each["model"] == name and each["context_order"] == order]
+            # Orders of whole windows have one given token, and stand in a model's first row.
+            if order in (None, "left_to_right"):
+                own += [each for each in entries if each["model"] == name and each["context_order"] is None]
+            cells = {each["task"]: f"{each['nats_per_token']:.3f} ({each['standard_error'] or 0:.3f})" for each in own}
+            if cells:
+                rows.append((name, order or "-", *(cells.get(task, "-") for task in ("middle", "spans", *ORDERS))))
+    return rows
+
+
+def draw(entries: list[dict]) -> Figure:
+    """Nats per token of blanks, by task; bars of one colour are one model's context orders."""
+    drawn = Figure(figsize=(10, 4.4), layout="constrained")
+    for axes, task in zip(drawn.subplots(1, 2, sharey=True), ("middle", "spans"), strict=True):
+        own = [each for each in entries if each["task"] == task]
+        labels = [
+            each["model"] if each["context_order"] is None else f"{each['model']}\n{each['context_order']}"
+            for each in own
+        ]
+        values, errors = ([each[name] or 0 for each in own] for name in ("nats_per_token", "standard_error"))
+        bars = axes.barh(range(len(own)), values, xerr=errors, color=[COLOURS[each["model"]] for each in own])
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=4, fontsize=8)
+        axes.set_yticks(range(len(own)), labels, fontsize=8)
+        axes.axvline(own[0]["nats_per_token"], color="0.35", linewidth=1, linestyle=":")
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        title = {"middle": "one blank of 2 to 16 tokens", "spans": "one to three blanks of 1 to 6 tokens"}[task]
+        axes.set_title(f"{title}, nothing trained", fontsize="medium")
+        axes.set_xlabel("nats per blank token (and standard error)")
+    return drawn
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse_arguments(ZeroShotArguments, argv, QUICK, __doc__)
+    report = Report(__file__, argv, arguments.seed)
+    source, tokenizer = load_checkpoint(arguments.model)
+    texts = arguments.load()["validation"]["text"]
+    windows = draw_windows(texts, tokenizer, arguments.windows, arguments.window, arguments.seed)
+    tasks, entries = measure(source, windows, arguments.ways, arguments.seed)
+    columns = ("model", "given text", "middle", "spans", *ORDERS)
+    print_table("nats per blank token (standard error)", columns, rows_of(entries), left=2)
+    verdicts = judge(entries)
+    print_verdicts(verdicts)
+    results = {
+        "model": {"parameters": source.num_parameters(), "layers": source.config.num_hidden_layers},
+        "text": {
+            "source": arguments.text_source,
+            "windows": hashlib.sha256(str(windows.tolist()).encode()).hexdigest(),
+        },
+        "blanks": {task: [row.nonzero()[:, 0].tolist() for row in blanks] for task, blanks in tasks.items()},
+        "entries": entries,
+        "targets": verdicts,
+    }
+    report.write(arguments.output_dir, results, draw(entries))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
