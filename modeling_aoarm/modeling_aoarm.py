@@ -462,8 +462,8 @@ class AOARMModel(AOARMPreTrainedModel):
             vocab_size = self.config.vocab_size
             require(
                 ((ids >= -1) & (ids < vocab_size)).all(),
-                f"`query_input_ids` must hold ids in [0, vocab_size={vocab_size}), or -1 for a token that is not known; "
-                "got others.",
+                f"`query_input_ids` must hold ids in [0, vocab_size={vocab_size}), or -1 for a token that is not "
+                "known; got others.",
                 waits,
             )
         return ids

@@ -201,8 +201,8 @@ class RowPositions:
         require(
             (is_known | torch.as_tensor(past == 0, device=neighbors.device)).all(),
             "`query_input_ids` must be given where a cache is used and the token left of a target (at "
-            "`target_position_ids` - 1) is not among the rows of the call: it may be in the cache. Give it, or -1 where "
-            "no row up to the own one holds it. Got `query_input_ids=None`.",
+            "`target_position_ids` - 1) is not among the rows of the call: it may be in the cache. Give it, or -1 "
+            "where no row up to the own one holds it. Got `query_input_ids=None`.",
             waits,
         )
 

@@ -183,7 +183,7 @@ def test_states_that_start_from_their_rows_token_get_the_left_side_last(how, exp
 def test_a_jump_goes_on_from_the_left_neighbor_with_the_suffix_in_view(tied):
     """The neighbor start is the source itself, which reads the token left of the blank once more.
 
-    Its rows: prefix, suffix, and the left neighbor again, at its own position, seeing the rows before it and not itself.
+    Its rows: prefix, suffix, and the left neighbor again, at its position, seeing the rows before it and not itself.
     """
     source = source_model("llama", tie_word_embeddings=tied)
     converted = convert_causal_lm(source)

@@ -2,8 +2,8 @@
 """
 Measure what a converted decoder knows of blanks before any training, by variant, start and order of the given text.
 
-    python examples/benchmarks/zero_shot.py --model MODEL                                # the text that ships with Python
-    python examples/benchmarks/zero_shot.py --model MODEL --train_file articles.jsonl    # a text of your own
+    python examples/benchmarks/zero_shot.py --model MODEL                              # text that ships with Python
+    python examples/benchmarks/zero_shot.py --model MODEL --train_file articles.jsonl  # a text of your own
 
 MODEL is a left-to-right checkpoint that `convert_causal_lm` takes: a folder, a GGUF file or a name on the Hub. Each
 window of text is a canvas. What is measured, in nats per blank token, exactly:
