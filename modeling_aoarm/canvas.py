@@ -284,7 +284,8 @@ class CanvasRows:
     Args:
         columns: int64 `[batch, rows]`, where each row's token stands in its canvas; -1 for padding, on the right.
         places: int64 `[batch, columns]`, the content position of each column: padded columns are not counted.
-        left: int64 `[batch, columns]`, the column left of each one that is not padding, -1 for none.
+        left: int64 `[batch, columns]`, the column left of each one, padding not counted; how many columns there are
+            stands for none.
         given: int64 `[batch]`, how many of an example's rows, the first ones, are context.
     """
 
@@ -300,14 +301,12 @@ class CanvasRows:
 
     @functools.cached_property
     def numbers(self) -> torch.Tensor:
-        """The row of each column, int64 `[batch, columns + 1]`; one above all rows where there is none."""
+        """The row of each column, int64 `[batch, columns + 1]`; where there is none, a number above all real rows."""
         batch, rows = self.columns.shape
-        nowhere = self.left.shape[1]
-        numbers = torch.full((batch, nowhere + 1), rows, device=self.columns.device)
-        rows_in_order = torch.arange(rows, device=self.columns.device).expand_as(self.columns)
-        numbers.scatter_(1, self.columns.where(self.columns >= 0, nowhere), rows_in_order)
-        numbers[:, nowhere] = rows
-        return numbers
+        entries = self.left.shape[1] + 1
+        in_order = torch.arange(rows, device=self.left.device).expand(batch, -1)
+        # Rows of padding, -1, write to the entry behind the last column.
+        return self.left.new_full((batch, entries), rows).scatter_(1, self.columns.remainder(entries), in_order)
 
     def left_tokens(self, canvas: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The tokens left of columns, as far as rows know them: int64 `[batch, questions]`, -1 for "not known".
@@ -318,9 +317,8 @@ class CanvasRows:
             rows: int64 `[batch, questions]`, the last rows whose tokens are known.
         """
         left = self.left.gather(1, columns)
-        # -1 is the entry of no column.
-        is_known = self.numbers.gather(1, left.where(left >= 0, self.left.shape[1])) <= rows
-        return canvas.gather(1, left.clamp(min=0)).where(is_known, -1)
+        is_unknown = self.numbers.gather(1, left) > rows
+        return canvas.gather(1, left.clamp(max=canvas.shape[1] - 1)).masked_fill(is_unknown, -1)
 
     @classmethod
     def lay_out(cls, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor) -> "CanvasRows":
@@ -333,8 +331,9 @@ class CanvasRows:
         """
         columns = torch.cat([context, order], dim=1)
         columns = columns.gather(1, (columns < 0).long().argsort(dim=1, stable=True))
-        numbers = torch.arange(real.shape[1], device=real.device).where(real, -1)
-        left = torch.nn.functional.pad(numbers[:, :-1], (1, 0), value=-1).cummax(1).values
+        width = real.shape[1]
+        numbers = torch.arange(width, device=real.device).where(real, -1)
+        left = torch.nn.functional.pad(numbers[:, :-1], (1, 0), value=-1).cummax(1).values.remainder(width + 1)
         return cls(columns, real.long().cumsum(1) - 1, left, (context >= 0).sum(1))
 
     def check_order(self, attention_variant: str) -> None:
@@ -422,7 +421,8 @@ class RowBlock:
         asked_places = rows.row_places.gather(1, asked).view(following.shape)
         input_ids, query_input_ids = canvas.gather(1, columns), None
         if wants_left:
-            left = rows.left_tokens(canvas, asked_columns.clamp(min=0), read.repeat_interleave(targets, 1))
+            own = read[..., None].expand(following.shape).flatten(1)
+            left = rows.left_tokens(canvas, asked_columns.clamp(min=0), own)
             query_input_ids = left.view(following.shape).where(known, input_ids[..., None])
         target_position_ids = asked_places.where(known, position_ids[..., None] + 1)
         return cls(numbers, real, input_ids, position_ids, target_position_ids, query_input_ids)
