@@ -65,16 +65,89 @@ def test_what_the_space_before_a_blank_is_worth(tmp_path):
             assert before + filling + after == f"<s>{text}"
             assert (before[-1] == " ") == (entry["way"] == script.OWN_TOKEN)
             start, end = entry["sentence"].split("<blank>")
-            for order in ("neighbour_last", "left_to_right"):
-                figures = entry[order]
-                assert figures["space_and_word"] <= figures["word"] + 1e-4 < 1e-4
-                assert entry["way"] == script.OWN_TOKEN or figures["filled"].startswith(start)
-                assert entry["way"] == script.OWN_TOKEN or figures["filled"].endswith(end)
+            assert entry["space_and_word"] <= entry["word"] + 1e-4 < 1e-4
+            assert entry["way"] == script.OWN_TOKEN or entry["filled"].startswith(start)
+            assert entry["way"] == script.OWN_TOKEN or entry["filled"].endswith(end)
         gain = next(each for each in report["targets"] if each["what"].startswith(f"{variant}, text,"))
         texts = [entry["text"] for entry in entries]
         assert gain["value"] == pytest.approx(mean(texts[1::2]) - mean(texts[::2]), abs=1e-6)
     failed = run_script(f"{FOLDER}/blank_borders.py", "--quick")
     assert failed.returncode == 2 and "--model must be" in failed.stderr
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """An untrained Llama, and a tokenizer of a few subwords."""
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = train_bpe_tokenizer(reference_texts()[:40], 320)
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_what_a_converted_decoder_knows_before_training(llama, tmp_path):
+    report, printed = run("zero_shot", tmp_path, "--model", llama)
+    check_verdicts(report, printed)
+    script = load_script(f"{FOLDER}/zero_shot.py")
+    entries = report["entries"]
+    # Each of two tasks in three context orders, and three orders, by three ways; the decoder itself has no orders.
+    assert len(entries) == 3 * (2 * 3 + 3) + 3
+    blanks = report["blanks"]
+    for entry in entries:
+        totals = sum(entry["window_nats"]) / sum(entry["window_tokens"])
+        assert entry["nats_per_token"] == pytest.approx(totals)
+        expected = [len(row) for row in blanks[entry["task"]]] if entry["task"] in blanks else [39] * 4
+        assert entry["window_tokens"] == expected
+    for name in script.WAYS:
+        own = script.find(entries, name, "left_to_right")
+        assert own["window_nats"] == pytest.approx(script.find(entries, script.DECODER, "left_to_right")["window_nats"])
+        plain, turned = (script.find(entries, name, "middle", order) for order in script.CONTEXT_ORDERS[1:])
+        # With one blank the two are one.
+        assert plain["window_nats"] == pytest.approx(turned["window_nats"])
+    mine, theirs = (
+        script.find(entries, "decoupled_rope", "spans", "left_to_right"),
+        script.find(entries, script.DECODER, "spans"),
+    )
+    target = next(each for each in report["targets"] if each["what"].startswith("decoupled_rope, spans, left_to_right"))
+    assert target["value"] == pytest.approx(mine["nats_per_token"] - theirs["nats_per_token"])
+    failed = run_script(f"{FOLDER}/zero_shot.py", "--quick", "--model", llama, "--windows", 10**6)
+    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("--windows must be at most the texts")
+
+
+def test_blanks_of_windows_are_where_they_may_be():
+    script = load_script(f"{FOLDER}/zero_shot.py")
+    windows = torch.zeros(500, 40, dtype=torch.int64)
+    for most, (shortest, longest) in ((1, (2, 16)), (3, (1, 6))):
+        counts = set()
+        for row in script.draw_blanks(windows, most, (shortest, longest), seed=1):
+            runs = [(key, len(list(group))) for key, group in itertools.groupby(row.tolist())]
+            assert not runs[0][0] and not runs[-1][0] and min(runs[0][1], runs[-1][1]) >= script.MARGIN
+            spans, gaps = [size for key, size in runs if key], [size for key, size in runs[1:-1] if not key]
+            assert min(spans) >= shortest and max(spans) <= longest and min(gaps, default=9) >= script.GAP
+            counts.add(len(spans))
+        assert counts == set(range(1, most + 1))
+
+
+def test_pieces_between_blanks_are_reversed():
+    script = load_script(f"{FOLDER}/zero_shot.py")
+    blanks = torch.tensor([[0, 0, 0, 1, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0, 0, 0]]).bool()
+    expected = [[0, 8, 5, 6, 1, 2, -1, -1], [0, 3, 4, 5, 6, 7, 8, 1]]
+    assert script.context_columns(blanks).tolist() == expected
+
+
+def test_what_starts_cost(tmp_path):
+    report, printed = run("query_starts", tmp_path)
+    check_verdicts(report, printed)
+    found = {(entry["way"], entry["start"]): entry for entry in report["query_starts"]}
+    assert len(found) == 4 * 3
+    for (way, _), entry in found.items():
+        reference = found[way, "content"]["seconds"]
+        assert entry["seconds_to_content"] == pytest.approx(min(entry["seconds"]) / min(reference))
+    targets = {entry["what"]: entry["target"] for entry in report["targets"]}
+    assert targets["neighbor start, training step, time"] == "<= 1.02"
+    assert targets["learned start, training step, time"] is None
 
 
 # What all share

@@ -396,3 +396,46 @@ def test_data_that_cannot_be_indexed_is_refused_with_the_reason():
         with_example_index(with_example_index(dataset))
     with pytest.raises(ValueError, match="tokenise first; the example has the keys .*text"):
         list(with_example_index(dataset.to_iterable_dataset()))
+
+
+# The order of the context
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("order", ["block", "lattice", "uniform"])
+def test_the_suffix_comes_first_where_it_is_asked_for(order, bos):
+    """As in `generate`: the first token, what is right of the first blank, what is left of it; blanks as they were."""
+    examples = make_examples(60)
+    # Some have given tokens of their own.
+    for example in examples[::3]:
+        ids = example["input_ids"]
+        example["labels"] = [-100 if column % 4 == 1 else token for column, token in enumerate(ids)]
+    plain = make_collator(order, bos=bos)(examples)
+    batch = make_collator(order, bos=bos, context_order="suffix_first")(examples)
+    changed = 0
+    for row in range(len(examples)):
+        assert sentence_of(batch, row) == sentence_of(plain, row)
+        given, in_order = given_of(batch, row), given_of(plain, row)
+        assert in_order == sorted(in_order)
+        blanks = batch["position_ids"][row][batch["labels"][row] != -100]
+        assert torch.equal(blanks, plain["position_ids"][row][plain["labels"][row] != -100])
+        first = int(blanks.min()) if len(blanks) else len(examples[row]["input_ids"]) + bos
+        right = [position for position in given if position > first]
+        left = [position for position in given if 0 < position < first]
+        assert given == [position for position in given if position == 0] + right + left
+        assert right == sorted(right) and left == sorted(left)
+        changed += given != in_order
+        targets = batch["target_position_ids"][row, : len(given) + len(blanks)].tolist()
+        assert targets[:-1] == [*given, *blanks.tolist()][1:]
+    assert changed or order == "uniform"
+
+
+def test_orders_of_an_examples_own_keep_their_context():
+    example = {"input_ids": [5, 6, 7, 8], "order": [3, 0, 2, 1], "num_context": 2}
+    batch = make_collator(context_order="suffix_first")([example])
+    assert batch["position_ids"].tolist() == [[0, 4, 1, 3, 2]]
+
+
+def test_an_unknown_context_order_is_refused():
+    with pytest.raises(ValueError, match="context_order.*'left_to_right', 'suffix_first', got 'random'"):
+        make_collator(context_order="random")

@@ -111,7 +111,7 @@ def test_the_context_comes_in_the_order_that_is_asked_for(variant):
 @pytest.mark.parametrize(
     ("context_order", "message"),
     [
-        ("random", "context_order.*random"),
+        ("random", "context_order.*'left_to_right', 'suffix_first'.*'random'"),
         (torch.tensor([[0, 1, 3, 3]]), "context_order.*exactly once"),
         (torch.tensor([[0, 1, 3, 2]]), "context_order.*exactly once"),
         (torch.tensor([[0, 1, 3]]), r"context_order.*4 given columns.*\[1, 3\]"),
@@ -126,6 +126,82 @@ def test_context_orders_are_checked(context_order, message):
         model.generate(canvas, generation_mask=blanks, context_order=context_order)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         model.score(canvas, blanks, context_order=context_order)
+
+
+def suffix_first_columns(canvases):
+    """First token, then what is right of the first blank, then what is left of it: int64 `[batch, given]`."""
+    orders = []
+    for real, blank in zip(canvases["attention_mask"].bool(), canvases["generation_mask"], strict=True):
+        columns, blanks = real.nonzero().flatten().tolist(), blank.nonzero().flatten().tolist()
+        given = [column for column in columns if column not in blanks]
+        right = [column for column in given if blanks and column > blanks[0] and column != columns[0]]
+        orders.append([column for column in given if column == columns[0]] + right)
+        orders[-1] += [column for column in given if column not in orders[-1]]
+    width = max(map(len, orders))
+    return torch.tensor([order + [-1] * (width - len(order)) for order in orders])
+
+
+@any_order_variants
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_suffix_comes_first_where_it_is_asked_for(variant, side):
+    model, canvases = tiny_model(variant), ragged_canvases(side)
+    columns = suffix_first_columns(canvases)
+    assert (columns[0] != columns[0].sort().values).any()
+    ways = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    expected = model.generate(**canvases, context_order=columns, **ways)
+    named = model.generate(**canvases, context_order="suffix_first", **ways)
+    plain = model.generate(**canvases, **ways)
+    assert torch.equal(named.sequences, expected.sequences)
+    torch.testing.assert_close(named.logprobs, expected.logprobs)
+    assert not torch.equal(named.logprobs, plain.logprobs)
+    filled = {**canvases, "input_ids": named.sequences}
+    scores = model.score(**filled, decoding_order=named.decoding_order, context_order="suffix_first")
+    torch.testing.assert_close(scores.log_likelihood[0], named.logprobs.sum(1), atol=1e-4, rtol=0)
+
+
+@any_order_variants
+def test_the_context_order_is_a_default_of_the_model_that_a_call_may_change(variant, tmp_path):
+    model, canvases = tiny_model(variant), ragged_canvases()
+    results = {}
+    for order in ("left_to_right", "suffix_first"):
+        output = model.generate(**canvases, context_order=order, eos_token_id=None, return_dict_in_generate=True)
+        scores = model.score(
+            canvases["input_ids"], **without_ids(canvases), decoding_order="left_to_right", context_order=order
+        )
+        results[order] = output.logprobs, scores.log_likelihood
+    assert not any(map(torch.equal, *results.values()))
+    model.generation_config.context_order = "suffix_first"
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    config = AOARMGenerationConfig(context_order="left_to_right")
+    for call, expected in (
+        ({}, "suffix_first"),
+        ({"generation_config": config}, "left_to_right"),
+        ({"generation_config": config, "context_order": "suffix_first"}, "suffix_first"),
+    ):
+        output = loaded.generate(**canvases, **call, eos_token_id=None, return_dict_in_generate=True)
+        torch.testing.assert_close(output.logprobs, results[expected][0])
+    scores = loaded.score(canvases["input_ids"], **without_ids(canvases), decoding_order="left_to_right")
+    torch.testing.assert_close(scores.log_likelihood, results["suffix_first"][1])
+    # Text without blanks and canvases that continue a cache have no context to order.
+    text = canvases["input_ids"][:1, -4:]
+    assert torch.equal(loaded.generate(text, max_new_tokens=2), model.generate(text, max_new_tokens=2))
+    first = loaded.generate(**canvases, eos_token_id=None, return_dict_in_generate=True)
+    longer = {
+        **canvases,
+        "input_ids": first.sequences,
+        "generation_mask": torch.zeros_like(canvases["generation_mask"]),
+    }
+    loaded.generate(**longer, max_new_tokens=2, past_key_values=first.past_key_values)
+
+
+def without_ids(canvases):
+    return {name: value for name, value in canvases.items() if name != "input_ids"}
+
+
+def test_a_default_context_order_is_checked():
+    with pytest.raises(ValueError, match="context_order.*'left_to_right', 'suffix_first' or None.*'backwards'"):
+        AOARMGenerationConfig(context_order="backwards")
 
 
 # Streamers

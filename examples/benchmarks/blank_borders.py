@@ -14,9 +14,8 @@ checkpoint that `convert_causal_lm` takes: a folder, a GGUF file or a name on th
    left to right, where a converted model computes exactly what its checkpoint does.
 2. What the models fill in, `infill` beside a blank behind a lone space.
 
-A converted model that was not trained predicts what may follow its last row. So the given tokens come in an order that
-has the token left of the blank last (`neighbour_last`). With all of them from left to right, the full stop is the last
-row, and both ways fill in beginnings of sentences; the report has these figures too.
+Given tokens come in the models' own context order: from left to right in `two_stream`, whose query stream starts from
+the token left of the blank; what is left of the blank last in `decoupled_rope`, which goes on from its last row.
 
 Greedy, on the CPU, two minutes for 135 million weights. Writes `benchmark_blank_borders.json` (every number) and
 `benchmark_blank_borders.png` to `--output_dir`.
@@ -70,6 +69,7 @@ OWN_TOKEN, IN_BLANK = "space as its own token", "space in the blank"
 WAYS = (OWN_TOKEN, IN_BLANK)
 VARIANTS = ("two_stream", "decoupled_rope")
 GAIN = Target(">=", 0)
+FIGURES = ("word", "space_and_word", "text")
 PLAIN = {"add_special_tokens": False}
 
 
@@ -123,26 +123,13 @@ def segment(tokenizer: PreTrainedTokenizerBase, text: str, word: str, max_length
     }
 
 
-def context_orders(segmentation: Segmentation, first: int) -> dict[str, torch.Tensor]:
-    """Orders of the given tokens, int64 `[1, given]`.
-
-    Args:
-        segmentation: the sentence.
-        first: the first blank column; the blank reaches to the end of the filling.
-    """
-    stop = len(segmentation.before + segmentation.filling)
-    given = [column for column in range(len(segmentation.ids)) if not first <= column < stop]
-    neighbour_last = [column for column in given if column != first - 1] + [first - 1]
-    return {"neighbour_last": torch.tensor([neighbour_last]), "left_to_right": torch.tensor([given])}
-
-
 @torch.no_grad()
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[tuple[str, str]]) -> list[dict]:
     """What the model gives natural fillings, and what it fills in.
 
     Returns:
-        An entry for each sentence and way: the tokens, `text`, and for each context order `word`, `space_and_word` (all
-        log-probabilities in nats, see the head of the script) and `filled`, the text as the model fills it.
+        An entry for each sentence and way: the tokens, `text`, `word`, `space_and_word` (log-probabilities in nats, see
+        the head of the script) and `filled`, the text as the model fills it.
     """
     entries = []
     for text, word in sentences:
@@ -157,14 +144,11 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentence
                 "tokens": [tokenizer.convert_ids_to_tokens(part) for part in (own.before, own.filling, own.after)],
                 "text": model.score(ids, decoding_order="left_to_right").log_likelihood.item(),
             }
-            for order in context_orders(own, 0):
-                entry[order] = {}
-                for name, first in starts.items():
-                    blank = (columns >= first) & (columns < len(own.before + own.filling))
-                    context = context_orders(own, first)[order]
-                    scored = model.score(ids, blank[None], decoding_order="left_to_right", context_order=context)
-                    entry[order][name] = scored.log_likelihood.item()
-                entry[order]["filled"] = fill(model, tokenizer, text, way, own, order)
+            for name, first in starts.items():
+                blank = (columns >= first) & (columns < len(own.before + own.filling))
+                scored = model.score(ids, blank[None], decoding_order="left_to_right")
+                entry[name] = scored.log_likelihood.item()
+            entry["filled"] = fill(model, tokenizer, text, way, own)
             entries.append(entry)
     return entries
 
@@ -175,37 +159,26 @@ def fill(
     text: str,
     way: str,
     segmentation: Segmentation,
-    order: str,
 ) -> str:
     """The sentence with its blank, one token, filled."""
-    one = Segmentation(segmentation.before, [0], segmentation.after)
-    context = context_orders(one, len(one.before))[order]
     if way == IN_BLANK:
-        return infill(model, tokenizer, text, context_order=context)
+        return infill(model, tokenizer, text)
+    one = Segmentation(segmentation.before, [0], segmentation.after)
     ids = torch.tensor([one.ids])
     blank = torch.zeros_like(ids, dtype=torch.bool)
     blank[0, len(one.before)] = True
-    output = model.generate(ids, generation_mask=blank, context_order=context, attention_mask=torch.ones_like(ids))
+    output = model.generate(ids, generation_mask=blank, attention_mask=torch.ones_like(ids))
     return tokenizer.decode(output[0], skip_special_tokens=True)
-
-
-def log_probability(entry: dict, name: str) -> float:
-    """A figure of an entry, named as `"text"` or `"neighbour_last.word"`."""
-    for key in name.split("."):
-        entry = entry[key]
-    return entry
 
 
 def judge(entries: dict[str, list[dict]]) -> list[dict]:
     """Mean gains in nats, by variant."""
-    targets = {"neighbour_last.word": GAIN, "neighbour_last.space_and_word": GAIN, "text": GAIN}
     verdicts = []
     for variant, own in entries.items():
-        for name in (*targets, "left_to_right.word", "left_to_right.space_and_word"):
-            means = {way: mean(log_probability(entry, name) for entry in own if entry["way"] == way) for way in WAYS}
-            gain = means[IN_BLANK] - means[OWN_TOKEN]
+        for name in FIGURES:
+            means = {way: mean(entry[name] for entry in own if entry["way"] == way) for way in WAYS}
             what = f"{variant}, {name}, mean gain (nats)"
-            verdicts.append(judged(what, OWN_TOKEN, gain, targets.get(name), means=means))
+            verdicts.append(judged(what, OWN_TOKEN, means[IN_BLANK] - means[OWN_TOKEN], GAIN, means=means))
     return verdicts
 
 
@@ -213,9 +186,7 @@ def draw(entries: dict[str, list[dict]]) -> Figure:
     """Log-probabilities of natural fillings, both ways, a point for each sentence."""
     drawn = Figure(figsize=(4.4 * len(entries), 4.4), layout="constrained")
     for axes, (variant, own) in zip(drawn.subplots(1, len(entries), squeeze=False)[0], entries.items(), strict=True):
-        points = [
-            [log_probability(entry, "neighbour_last.word") for entry in own if entry["way"] == way] for way in WAYS
-        ]
+        points = [[entry["word"] for entry in own if entry["way"] == way] for way in WAYS]
         lowest = min(map(min, points)) - 1
         axes.plot([lowest, 0], [lowest, 0], color="0.6", linewidth=1)
         axes.plot(*points, "o", color="#1f5fa8", markersize=5)
@@ -236,16 +207,15 @@ def main(argv: list[str]) -> None:
         model = convert_causal_lm(source, variant, ignored_fields=("unk_token_id",))
         entries[variant] = measure(model, tokenizer, SENTENCES[: arguments.sentences])
     for variant, own in entries.items():
-        names = ("neighbour_last.word", "neighbour_last.space_and_word", "text")
         rows = [
             (before["sentence"], before["natural_filling"])
-            + tuple(f"{log_probability(before, name):.2f} -> {log_probability(after, name):.2f}" for name in names)
+            + tuple(f"{before[name]:.2f} -> {after[name]:.2f}" for name in FIGURES)
             for before, after in zip(own[::2], own[1::2], strict=True)
         ]
         title = f"{variant}: log p (nats), {OWN_TOKEN} -> {IN_BLANK}"
         print_table(title, ("sentence", "filling", "word", "space and word", "text"), rows, left=2)
         filled = [
-            tuple(entry["neighbour_last"]["filled"].replace("\n", "⏎") for entry in pair)
+            tuple(entry["filled"].replace("\n", "⏎") for entry in pair)
             for pair in zip(own[::2], own[1::2], strict=True)
         ]
         print_table(f"{variant}: filled in", WAYS, filled, left=2)

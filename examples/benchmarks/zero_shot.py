@@ -24,7 +24,7 @@ pieces between blanks from the last to the first. The decoder itself sees what i
 tokens included, as the converted models do.
 
 The windows are drawn from the text's validation part, `--validation_fraction` of it: nothing is trained. On the CPU, in
-float32; 10 minutes for 135 million weights on two cores. Writes `benchmark_zero_shot.json` (every number, those of each
+float32; 10 minutes for 135 million weights on 2 cores. Writes `benchmark_zero_shot.json` (every number, those of each
 window too) and `benchmark_zero_shot.png` to `--output_dir`.
 """
 
@@ -73,7 +73,7 @@ class ZeroShotArguments(TextArguments, BenchmarkArguments):
     """What is measured, and on which text."""
 
     model: str = field(default="", metadata={"help": "A left-to-right checkpoint: folder, GGUF file or Hub name."})
-    windows: int = field(default=128, metadata={"help": "How many windows of text."})
+    windows: int = field(default=64, metadata={"help": "How many windows of text."})
     window: int = field(default=64, metadata={"help": "Tokens of a window."})
     ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Of {'; '.join(WAYS)}."})
     validation_fraction: float = field(default=0.9, metadata={"help": "Share of the text that windows come from."})
@@ -277,7 +277,10 @@ def main(argv: list[str]) -> None:
     report = Report(__file__, argv, arguments.seed)
     source, tokenizer = load_checkpoint(arguments.model)
     texts = arguments.load()["validation"]["text"]
-    windows = draw_windows(texts, tokenizer, arguments.windows, arguments.window, arguments.seed)
+    try:
+        windows = draw_windows(texts, tokenizer, arguments.windows, arguments.window, arguments.seed)
+    except ValueError as error:
+        sys.exit(str(error))
     tasks, entries = measure(source, windows, arguments.ways, arguments.seed)
     columns = ("model", "given text", "middle", "spans", *ORDERS)
     print_table("nats per blank token (standard error)", columns, rows_of(entries), left=2)
