@@ -84,7 +84,7 @@ class AdaptationArguments(TextArguments):
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "A left-to-right checkpoint. Default: a small Llama is trained first."}
     )
-    attention_variant: str = field(default="decoupled_rope", metadata={"help": "decoupled_rope or two_stream."})
+    attention_variant: str = field(default="two_stream", metadata={"help": "two_stream or decoupled_rope."})
     methods: str = field(default=",".join(METHODS), metadata={"help": "Which ways are compared: some of the default."})
     order: str | None = field(
         default=None, metadata={"help": "Orders at the end. Default: local(w), w as large as --block_size."}
