@@ -291,7 +291,8 @@ def main(argv: list[str]) -> None:
     for name in settings.methods.split(","):
         if name.startswith("scratch"):
             set_seed(args.seed)
-            model = AOARMForCausalLM(AOARMConfig.from_pretrained(converted))
+            # New weights learn best from the learned start; only `two_stream` has one.
+            model = AOARMForCausalLM(AOARMConfig.from_pretrained(converted, query_stream_init="learned"))
         else:
             model = AutoModelForCausalLM.from_pretrained(converted)
         if name == "lora":
