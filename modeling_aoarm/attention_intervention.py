@@ -159,7 +159,8 @@ def hidden_row_losses(
     target or to r's own position (of two at the same distance the left one goes first), the most recent ones, or random
     ones. The first row that is seen (the beginning of the sentence) is never hidden, so that every row sees something;
     rows that see m further rows or fewer see the first one (and perhaps themselves) only, whatever the choice. All
-    choices so cut equally many edges of the same rows. What a hidden row says can still come in through other rows.
+    choices so cut equally many edges of the same rows. What a hidden row says can still come in through other rows, and
+    a query stream with the neighbor start still begins with its token.
 
     `bidirectional`: only the edges from blanks are cut, and only those to observed rows; nothing is recent there.
 

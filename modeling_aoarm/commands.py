@@ -47,7 +47,8 @@ Exit status: 0, or 2 with one line on stderr.
 CONVERT_DESCRIPTION = """\
 Make an any-order model of a left-to-right checkpoint: Llama, Mistral, Qwen2, Qwen3, SmolLM.
 
-From left to right the result computes what the checkpoint computes. In other orders it needs training first.
+From left to right the result computes what the checkpoint computes. By default (two_stream, whose query stream starts
+from the token left of a blank) it fills blanks from both sides without training; free orders need training first.
 What no variant equals exactly (sliding windows, dynamic RoPE, layers without RoPE, quantised weights) is refused.
 A GGUF file is unpacked to plain numbers and brings its tokenizer and chat template along.
 """
@@ -55,7 +56,7 @@ A GGUF file is unpacked to plain numbers and brings its tokenizer and chat templ
 CONVERT_EXAMPLES = """\
 examples:
   python -m modeling_aoarm convert Qwen/Qwen3-0.6B outputs/qwen3-any-order
-  python -m modeling_aoarm convert checkpoints/llama outputs/two-stream --attention-variant two_stream --dtype bfloat16
+  python -m modeling_aoarm convert checkpoints/llama outputs/one-stream --attention-variant decoupled_rope
   python -m modeling_aoarm convert checkpoints/smollm2 outputs/smollm2-any-order --gguf-file model.Q4_1.gguf
 
 Exit status: 0, or 2 with one line on stderr. DST appears when it is complete.

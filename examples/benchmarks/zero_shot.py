@@ -142,6 +142,11 @@ def context_columns(blanks: torch.Tensor) -> torch.Tensor:
     return order.masked_fill(blanks.gather(1, order), -1)
 
 
+def digest(windows: torch.Tensor) -> str:
+    """By which windows are known again."""
+    return hashlib.sha256(str(windows.tolist()).encode()).hexdigest()
+
+
 @torch.no_grad()
 def decoder_log_probs(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
     """The checkpoint's own log-probabilities of each token given those left of it: nats `[windows, columns]`."""
@@ -165,16 +170,22 @@ def entry(model: str, task: str, context_order: str | None, log_probs: torch.Ten
 
 
 def measure_way(
-    name: str, model: AOARMForCausalLM, windows: torch.Tensor, tasks: dict[str, torch.Tensor], seed: int
+    name: str,
+    model: AOARMForCausalLM,
+    windows: torch.Tensor,
+    tasks: dict[str, torch.Tensor],
+    seed: int,
+    context_orders: Iterable[str] = CONTEXT_ORDERS,
+    orders: Iterable[str] = ORDERS,
 ) -> list[dict]:
     """The entries of a converted model."""
     entries = []
     for task, blanks in tqdm(tasks.items(), desc=name):
-        for order in CONTEXT_ORDERS:
+        for order in context_orders:
             context = context_columns(blanks) if order == "segments_reversed" else order
             scored = model.score(windows, blanks, decoding_order="left_to_right", context_order=context)
             entries.append(entry(name, task, order, scored.log_likelihood[0], blanks.sum(1)))
-    for order in tqdm(ORDERS, desc=name):
+    for order in tqdm(orders, desc=name):
         count = windows.shape[1] - 1
         lengths, indices = [count] * len(windows), range(len(windows))
         columns = sample_orders(order, lengths, example_indices=indices, seed=seed).columns + 1
@@ -184,9 +195,17 @@ def measure_way(
 
 
 def measure(
-    source: PreTrainedModel, windows: torch.Tensor, ways: Iterable[str], seed: int
+    source: PreTrainedModel, windows: torch.Tensor, ways: Iterable[str], seed: int, **restriction: Iterable[str]
 ) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """The blanks of each task, bool `[windows, columns]`, and an entry for each model, task and context order."""
+    """The blanks of each task, bool `[windows, columns]`, and an entry for each model, task and context order.
+
+    Args:
+        source: the checkpoint.
+        windows: int64 `[windows, columns]`.
+        ways: which of `WAYS`.
+        seed: of blanks and orders.
+        **restriction: to some `context_orders` and `orders`, as in [`measure_way`].
+    """
     tasks = {
         "middle": draw_blanks(windows, 1, (2, 16), seed),
         "spans": draw_blanks(windows, 3, (1, 6), seed),
@@ -201,7 +220,7 @@ def measure(
     for name in ways:
         # GGUF files name an unknown token, which no logit depends on.
         model = convert_causal_lm(source, **WAYS[name], ignored_fields=("unk_token_id",))
-        entries += measure_way(name, model, windows, tasks, seed)
+        entries += measure_way(name, model, windows, tasks, seed, **restriction)
     return tasks, entries
 
 
@@ -290,7 +309,7 @@ def main(argv: list[str]) -> None:
         "model": {"parameters": source.num_parameters(), "layers": source.config.num_hidden_layers},
         "text": {
             "source": arguments.text_source,
-            "windows": hashlib.sha256(str(windows.tolist()).encode()).hexdigest(),
+            "windows": digest(windows),
         },
         "blanks": {task: [row.nonzero()[:, 0].tolist() for row in blanks] for task, blanks in tasks.items()},
         "entries": entries,

