@@ -277,19 +277,21 @@ class Evaluation:
         if not with_context_orders:
             return
         ensemble = context_ensemble(*inputs, blanks, num_orders=args.context_orders, **self.common)
-        in_sentence_order = result.nll().value
-        self.figures["context_orders"] = {"sentence_order_nll": in_sentence_order, "averages": ensemble.to_dict()}
+        own_order = getattr(self.model.generation_config, "context_order", None) or "left_to_right"
+        own = result.nll().value
+        figures = {"own_order": own_order, "own_order_nll": own, "averages": ensemble.to_dict()}
+        self.figures["context_orders"] = figures
         for size in ensemble.group_nll:
             examples[f"context_orders_{size}_nats"] = ensemble.example_nll(size).tolist()
         curve = {size: ensemble.nll(size) for size in ensemble.group_nll}
-        lines = {"given tokens in sentence order": in_sentence_order}
+        lines = {f"given tokens {own_order}": own}
         title = f"Context orders: {self.title}"
         plot_averages(folder / "context_orders.png", curve, lines, title, "nats per blank token")
         print_table(
             "The same blanks, averaged over random orders of the given tokens; standard errors are over orders",
             ("orders of the given tokens", "nats per token", "standard error"),
             [(str(size), shown(each.value), shown(each.standard_error)) for size, each in curve.items()]
-            + [("sentence order", shown(in_sentence_order), "-")],
+            + [(f"1, {own_order}", shown(own), "-")],
         )
 
     def sample(self, order: str, temperature: float) -> list[list[int]]:

@@ -181,8 +181,11 @@ def resolve_context_order(
     Raises:
         ValueError: see [`resolve_order`].
     """
+    if isinstance(order, str) and order not in CONTEXT_ORDERS:
+        names = ", ".join(map(repr, CONTEXT_ORDERS))
+        raise ValueError(f"`context_order` must be {names} or an int64 tensor of columns, got {order!r}.")
     if not is_named(order, "suffix_first"):
-        return resolve_order("context_order", order, given, names=CONTEXT_ORDERS)
+        return resolve_order("context_order", order, given)
     columns = torch.arange(given.shape[1], device=given.device)
     # Where there is no blank, or nothing left of it, this is from left to right.
     is_left = (columns < blanks.long().argmax(1, keepdim=True)) & (columns > real.long().argmax(1, keepdim=True))
@@ -193,7 +196,7 @@ def _columns_by(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The columns of a mask by rising keys, both `[batch, columns]`: int64 `[batch, most marked]`, -1 on the right."""
     counts = mask.sum(1)
     width = int(counts.max()) if counts.numel() else 0
-    columns = keys.double().masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)[:, :width]
+    columns = keys.float().masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)[:, :width]
     return columns.masked_fill(torch.arange(width, device=mask.device) >= counts[:, None], -1)
 
 
@@ -300,7 +303,7 @@ class CanvasRows:
         return self.places.gather(1, self.columns.clamp(min=0))
 
     @functools.cached_property
-    def numbers(self) -> torch.Tensor:
+    def row_of_column(self) -> torch.Tensor:
         """The row of each column, int64 `[batch, columns + 1]`; where there is none, a number above all real rows."""
         batch, rows = self.columns.shape
         entries = self.left.shape[1] + 1
@@ -317,7 +320,7 @@ class CanvasRows:
             rows: int64 `[batch, questions]`, the last rows whose tokens are known.
         """
         left = self.left.gather(1, columns)
-        is_unknown = self.numbers.gather(1, left) > rows
+        is_unknown = self.row_of_column.gather(1, left) > rows
         return canvas.gather(1, left.clamp(max=canvas.shape[1] - 1)).masked_fill(is_unknown, -1)
 
     @classmethod

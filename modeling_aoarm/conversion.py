@@ -276,7 +276,7 @@ def convert_causal_lm(
             weights[key] = tensor if is_owned else tensor.to(tensor.dtype if dtype == "auto" else dtype, copy=True)
     if config.starts_from_neighbors:
         table = weights["model.embed_tokens.weight"]
-        weights["model.query_embedding.weight"] = table.float().mean(0, keepdim=True).to(table.dtype)
+        weights["model.query_embedding.weight"] = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
     with torch.device("meta"):
         model = AOARMForCausalLM(config)
     try:

@@ -311,7 +311,7 @@ class DataCollatorForAnyOrderLM(DataCollatorWithOrders):
     def __post_init__(self):
         super().__post_init__()
         if self.context_order not in CONTEXT_ORDERS:
-            names = ", ".join(map(repr, CONTEXT_ORDERS))
+            names = " or ".join(map(repr, CONTEXT_ORDERS))
             raise ValueError(f"`context_order` must be {names}, got {self.context_order!r}.")
 
     def _order(

@@ -11,6 +11,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from .compat_aoarm import input_device
+from .data_collator import DataCollatorForAnyOrderLM
 from .masked_diffusion_collator import collator_class
 
 
@@ -145,6 +146,9 @@ def evaluate_order(
     process_index, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     precision = accelerator.autocast if accelerator else contextlib.nullcontext
     collator = collator_class(model.config)(tokenizer, order=order, seed=seed, max_length=max_length)
+    if isinstance(collator, DataCollatorForAnyOrderLM):
+        # As in `score`.
+        collator.context_order = getattr(model.generation_config, "context_order", None) or "left_to_right"
 
     nll = torch.zeros(draws, len(dataset), dtype=torch.float64)
     tokens = torch.zeros(draws, len(dataset), dtype=torch.int64)

@@ -152,6 +152,8 @@ def evaluate_infilling(
 ) -> InfillingResult:
     """Fills blanks of held-out text greedily, and scores what stood there.
 
+    Given tokens come in the context order of the model's generation config, else from left to right.
+
     Args:
         model: an `AOARMForMaskedLM`, or an `AOARMForCausalLM` of any variant but `causal`, which cannot see what is to
             the right of a blank.
@@ -214,7 +216,7 @@ def context_ensemble(
 
     Args:
         model, dataset, tokenizer, batch_size, progress: as in [`evaluate_infilling`].
-        blanks: such as its result's `blanks`; the NLL there is that of the given tokens in sentence order.
+        blanks: such as its result's `blanks`; the NLL there is in the model's own context order.
         num_orders: how many context orders are drawn; K is 1, 2, 4, ... and `num_orders`.
         seed: seed of the context orders.
 

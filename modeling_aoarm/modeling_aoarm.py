@@ -218,30 +218,24 @@ class AOARMModel(AOARMPreTrainedModel):
         return start, content
 
     def query_start(
-        self, content: torch.Tensor, targets: torch.Tensor, neighbors: torch.Tensor | None, ids: torch.Tensor | None
+        self, content: torch.Tensor, targets: torch.Tensor, left: tuple[torch.Tensor, torch.Tensor] | None
     ) -> torch.Tensor:
         """Where the query streams of `two_stream` start, `[batch, rows, hidden]` or `[batch, rows, targets, hidden]`.
 
         Args:
             content: the rows' tokens, `[batch, rows, hidden]`.
             targets: int64 `[batch, rows]` or `[batch, rows, targets]`.
-            neighbors: the rows that hold the tokens left of the targets, in the shape of `targets`, -1 for none; for
-                the neighbor start, unless the tokens are given:
-            ids: int64, the tokens left of the targets, in the shape of `targets`, -1 for none.
+            left: for the neighbor start, the tokens left of the targets, in the shape of `targets` and `hidden` more,
+                and whether they are known, bool in the shape of `targets`.
         """
-        several_targets = targets.ndim == 3
         if self.config.query_stream_init != "content":
             # By a call, not by its weight: hooks of offloading and adapters act on calls.
             vector = self.query_embedding(torch.zeros((), dtype=torch.int64, device=content.device))
-        if self.config.query_stream_init != "neighbor":
-            start = content if self.config.query_stream_init == "content" else vector.expand_as(content)
-            return start[:, :, None].expand(-1, -1, targets.shape[-1], -1) if several_targets else start
-        if ids is not None:
-            return torch.where(ids[..., None] >= 0, self.embed_tokens(ids.clamp(min=0)), vector)
-        batch, rows, hidden = content.shape
-        first_rows = torch.arange(0, batch * rows, rows, device=content.device).view(-1, *[1] * (targets.ndim - 1))
-        tokens = content.flatten(0, 1).index_select(0, (first_rows + neighbors.clamp(min=0)).flatten())
-        return torch.where(neighbors[..., None] >= 0, tokens.view(*targets.shape, hidden), vector)
+        if self.config.query_stream_init == "neighbor":
+            tokens, is_known = left
+            return torch.where(is_known[..., None], tokens, vector)
+        start = content if self.config.query_stream_init == "content" else vector.expand_as(content)
+        return start if targets.ndim == 2 else start[:, :, None].expand(-1, -1, targets.shape[-1], -1)
 
     def rotations(
         self, hidden_states: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor
@@ -317,7 +311,21 @@ class AOARMModel(AOARMPreTrainedModel):
         past_key_values = the_cache(past_key_values, cache, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-        if inputs_embeds is None:
+        starts_from_neighbors, left_embeds = self.config.starts_from_neighbors, None
+        # `generate` gives and has checked what is about its own cache's rows.
+        is_canvas = getattr(past_key_values, "holds_canvases", False) and position_ids is not None
+        if query_input_ids is not None:
+            batch, rows = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+            if not is_canvas:
+                query_input_ids = self.checked_query_input_ids(query_input_ids, (batch, rows))
+            tokens = query_input_ids.clamp(min=0).flatten(1)
+            if inputs_embeds is None:
+                # One call, as in a pass without: each one gathers a table that is shared out among processes.
+                embeds = self.embed_tokens(torch.cat([input_ids, tokens], dim=1))
+                inputs_embeds, left_embeds = embeds[:, :rows], embeds[:, rows:]
+            else:
+                left_embeds = self.embed_tokens(tokens)
+        elif inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         batch, rows = inputs_embeds.shape[:2]
         if segment_ids is None and not (use_cache and torch.compiler.is_compiling()):
@@ -354,12 +362,6 @@ class AOARMModel(AOARMPreTrainedModel):
             kwargs["is_causal"] = use_cache = False
         elif kwargs.get("is_causal") is False:
             raise ValueError("`is_causal` must not be False: rows would see the tokens that they are to predict.")
-        starts_from_neighbors = self.config.starts_from_neighbors
-        if query_input_ids is not None and not starts_from_neighbors:
-            raise ValueError(
-                "`query_input_ids` needs query_stream_init='neighbor' and attention_variant='two_stream'; got "
-                f"{self.config.query_stream_init!r} and {self.config.attention_variant!r}."
-            )
         is_given = position_ids is not None or target_position_ids is not None
         is_trained = self.training and torch.is_grad_enabled()
         if is_trained and self.gradient_checkpointing and (past_key_values is not None or use_cache):
@@ -376,8 +378,6 @@ class AOARMModel(AOARMPreTrainedModel):
         has_tables = self.config.attention_variant in TABLE_VARIANTS
         # Looking at values waits for the device, which training should not.
         waits = inputs_embeds.device.type == "cpu" or not self.training
-        # `generate` gives and has checked the positions of its own cache's rows.
-        is_canvas = getattr(past_key_values, "holds_canvases", False) and position_ids is not None
         is_checked = is_canvas
         if not is_canvas and waits and not has_tables and not torch.compiler.is_compiling():
             is_checked = is_step_of_text(position_ids, target_position_ids, batch)
@@ -395,15 +395,24 @@ class AOARMModel(AOARMPreTrainedModel):
         if (is_given or has_tables) and not is_checked and not torch.compiler.is_compiling():
             positions.check(self.config, past_key_values, waits)
 
-        neighbors, start = None, None
-        if starts_from_neighbors and query_input_ids is None:
-            neighbors = positions.left_neighbors()
-            if not is_checked:
-                positions.check_neighbors(neighbors, past_key_values, waits and not torch.compiler.is_compiling())
-        elif starts_from_neighbors and not is_canvas:
-            query_input_ids = self.checked_query_input_ids(query_input_ids, positions.targets, waits)
+        left, start = None, None
+        if query_input_ids is not None:
+            if query_input_ids.shape != positions.targets.shape:
+                raise ValueError(
+                    "`query_input_ids` must have the shape of the targets, "
+                    f"{list(positions.targets.shape)}; got {list(query_input_ids.shape)}."
+                )
+            left = left_embeds.view(*positions.targets.shape, -1), query_input_ids >= 0
+        elif starts_from_neighbors:
+            neighbors, is_settled = positions.left_neighbors()
+            if past_key_values is not None and not is_checked:
+                compiles = torch.compiler.is_compiling()
+                positions.check_neighbors(is_settled, past_key_values.get_seq_length(), waits and not compiles)
+            numbers = neighbors.clamp(min=0) + rows * torch.arange(batch, device=neighbors.device)[:, None, None]
+            found = inputs_embeds.flatten(0, 1).index_select(0, numbers.flatten())
+            left = found.view(*positions.targets.shape, -1), (neighbors >= 0).view_as(positions.targets)
         if self.config.attention_variant == "two_stream":
-            start = self.query_start(inputs_embeds, positions.targets, neighbors, query_input_ids)
+            start = self.query_start(inputs_embeds, positions.targets, left)
         targets = positions.targets if several_targets else positions.targets[..., None]
         content = positions.content
         if has_tables and positions.real is not None:
@@ -449,22 +458,22 @@ class AOARMModel(AOARMPreTrainedModel):
             outputs["content_hidden_states"] = (content_stream, *outputs.content_hidden_states)
         return outputs
 
-    def checked_query_input_ids(
-        self, query_input_ids: torch.Tensor, targets: torch.Tensor, waits: bool
-    ) -> torch.Tensor:
-        """`query_input_ids` as int64 in the shape of `targets`; a ValueError for anything else."""
-        ids = as_indices("query_input_ids", query_input_ids, (targets.ndim,), tuple(targets.shape[:2]))
-        if ids.shape != targets.shape:
+    def checked_query_input_ids(self, query_input_ids: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """`query_input_ids` as int64 `[batch, rows]` or `[batch, rows, targets]`; a ValueError for anything else."""
+        if not self.config.starts_from_neighbors:
             raise ValueError(
-                f"`query_input_ids` must have the shape of the targets, {list(targets.shape)}; got {list(ids.shape)}."
+                "`query_input_ids` needs query_stream_init='neighbor' and attention_variant='two_stream'; got "
+                f"{self.config.query_stream_init!r} and {self.config.attention_variant!r}."
             )
+        ids = as_indices("query_input_ids", query_input_ids, (2, 3), shape)
         if not torch.compiler.is_compiling():
             vocab_size = self.config.vocab_size
             require(
                 ((ids >= -1) & (ids < vocab_size)).all(),
                 f"`query_input_ids` must hold ids in [0, vocab_size={vocab_size}), or -1 for a token that is not "
                 "known; got others.",
-                waits,
+                # As for `input_ids`, no accelerator is waited for.
+                waits=ids.device.type == "cpu",
             )
         return ids
 

@@ -14,8 +14,8 @@ from .modeling_aoarm import generative_head
 DESCRIPTION = """\
 Count the parameters of models from their configs, without making their weights.
 
-The variants share one backbone. What they have besides: one vector (query_stream_init="learned" of two_stream), a table
-of positions (double_position), tables and the modulation of every layer (adaptive_norm, whose knobs are
+The variants share one backbone. What they have besides: one vector (two_stream, unless query_stream_init="content"), a
+table of positions (double_position), tables and the modulation of every layer (adaptive_norm, whose knobs are
 target_embedding_size and intermediate_size).
 """
 

@@ -82,7 +82,7 @@ class RowPositions:
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         # Static caches count in a tensor, which is not read here: that would wait for the device.
         counted = (torch.arange(rows, device=device) + past).expand(batch, rows)
-        real, places, starts, among = torch.ones_like(counted, dtype=torch.bool), counted, None, None
+        real, places, starts, sees = torch.ones_like(counted, dtype=torch.bool), counted, None, None
         is_prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             if isinstance(past, int) and attention_mask.shape != (batch, past + rows):
@@ -98,10 +98,10 @@ class RowPositions:
                     "A prepared `attention_mask` must have the shape [batch, 1, rows, past rows + rows], here "
                     f"[{batch}, 1, {rows}, {past + rows}] or with more keys; got {list(attention_mask.shape)}."
                 )
-            sees = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] > HIDDEN_BELOW
-            sees = sees.expand(batch, -1, -1)
-            real = sees.gather(2, counted[..., None])[..., 0]
-            places = sees.sum(-1) - 1
+            seen = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] > HIDDEN_BELOW
+            seen = seen.expand(batch, -1, -1)
+            real = seen.gather(2, counted[..., None])[..., 0]
+            places = seen.sum(-1) - 1
         if segment_ids is not None:
             starts = segment_starts(segment_ids, real)
             places = counted - torch.where(starts, counted, 0).cummax(dim=1).values
@@ -115,11 +115,11 @@ class RowPositions:
             content = counted if segment_ids is None else places
         if is_prepared:
             # Rows of padding may see others, and come next to none.
-            among = sees.gather(2, counted[:, None].expand(-1, rows, -1)) & real[..., None]
-            targets, continued, is_clear = cls.next_rows(among, places, content)
+            sees = seen.gather(2, counted[:, None].expand(-1, rows, -1)) & real[..., None]
+            targets, continued, is_clear = cls.next_rows(sees, places, content)
         if target_position_ids is not None:
             targets = as_indices("target_position_ids", target_position_ids, (2, 3), shape)
-            return cls(content, targets, real, continued, places, starts, True, among)
+            return cls(content, targets, real, continued, places, starts, True, sees)
         if not is_prepared:
             following = torch.where(continued, content[:, 1:], content[:, :-1] + 1)
             targets = torch.cat([following, content[:, -1:] + 1], dim=1)
@@ -129,7 +129,7 @@ class RowPositions:
                 "one and their `position_ids` differ. Got `target_position_ids=None`."
             )
             require(is_clear, message, waits=device.type == "cpu")
-        return cls(content, targets, real, continued, places, starts, False, among)
+        return cls(content, targets, real, continued, places, starts, False, sees)
 
     @staticmethod
     def next_rows(
@@ -160,46 +160,50 @@ class RowPositions:
 
     def distinct_positions(self) -> torch.Tensor:
         """Content positions that tell segments apart, int64 `[batch, rows]`; padding has negative ones of its own."""
-        positions = (self.segments() << 32) + self.content
-        if self.real is None:
-            return positions
         # No target's left neighbor is at -2 or before.
-        numbers = torch.arange(positions.shape[1], device=positions.device)
-        return positions.where(self.real, -2 - numbers)
+        padding = -2 - torch.arange(self.content.shape[1], device=self.content.device)
+        return torch.where(self.real, (self.segments() << 32) + self.content, padding)
 
-    def left_neighbors(self) -> torch.Tensor:
-        """The rows of this call that hold the tokens left of the targets, in the shape of the targets; -1 for none.
+    def left_neighbors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of this call that hold the tokens left of the targets, int64 `[batch, rows, targets]`; -1 for none.
 
         Row r with target t looks for content position t - 1 among the rows that it sees: the real rows of its example
         up to r. In left-to-right text that is row r itself.
+
+        Returns:
+            The rows; and, in the same shape, whether no other call can hold such a row: it is here, perhaps behind the
+            own one, or its position is none.
         """
         own = torch.arange(self.content.shape[1], device=self.content.device)[:, None]
-        targets = self.targets if self.targets.ndim == 3 else self.targets[..., None]
-        wanted = targets - 1
+        wanted = (self.targets if self.targets.ndim == 3 else self.targets[..., None]) - 1
+        # In text that goes on behind padding a position may come twice; the own row is the one that is meant.
+        is_own = wanted == self.content[..., None]
         if len(own) == 1:
-            neighbors = torch.full_like(wanted, -1)
-        elif self.sees is not None:
+            return torch.where(is_own, 0, -1), is_own | (wanted < 0)
+        if self.sees is not None:
             is_there = (self.content[:, None, None] == wanted[..., None]) & self.sees[:, :, None]
-            neighbors = own[:, 0].where(is_there, -1).amax(-1)
+            is_found, rows = is_there.any(-1), is_there.byte().argmax(-1)
         else:
             positions, by_position = self.distinct_positions().sort(dim=1)
             asked = ((self.segments() << 32)[..., None] + wanted).flatten(1)
-            found = torch.searchsorted(positions, asked).clamp(max=len(own) - 1)
-            neighbors = by_position.gather(1, found).where(positions.gather(1, found) == asked, -1).view_as(wanted)
-            neighbors = neighbors.where((neighbors <= own) & (wanted >= 0), -1)
-        # In text that goes on behind padding a position may come twice; the own row is the one that is meant.
-        return own.where(wanted == self.content[..., None], neighbors).view_as(self.targets)
+            places = torch.searchsorted(positions, asked).clamp(max=len(own) - 1)
+            is_found = (positions.gather(1, places) == asked).view_as(wanted) & (wanted >= 0)
+            rows = by_position.gather(1, places).view_as(wanted)
+        neighbors = own.where(is_own, rows.where(is_found & (rows <= own), -1))
+        return neighbors, is_own | is_found | (wanted < 0)
 
-    def check_neighbors(self, neighbors: torch.Tensor, past_key_values: Cache | None, waits: bool) -> None:
-        """Raises a ValueError where the token left of a target may be in the cache, which does not say where."""
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    def check_neighbors(self, is_settled: torch.Tensor, past: int | torch.Tensor, waits: bool) -> None:
+        """Raises a ValueError where the token left of a target may be in the cache, which does not say where.
+
+        Args:
+            is_settled: see [`left_neighbors`].
+            past: how many rows the cache has.
+            waits: as in [`check`].
+        """
         if isinstance(past, int) and past == 0:
             return
-        is_known = neighbors >= 0
-        if self.real is not None:
-            is_known |= ~self.real if is_known.ndim == 2 else ~self.real[..., None]
         require(
-            (is_known | torch.as_tensor(past == 0, device=neighbors.device)).all(),
+            (is_settled | ~self.real[..., None] | torch.as_tensor(past == 0, device=is_settled.device)).all(),
             "`query_input_ids` must be given where a cache is used and the token left of a target (at "
             "`target_position_ids` - 1) is not among the rows of the call: it may be in the cache. Give it, or -1 "
             "where no row up to the own one holds it. Got `query_input_ids=None`.",

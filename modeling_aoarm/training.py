@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
 from .compat import TrainerHooks
-from .data_collator import DataCollatorWithOrders, check_example_index, with_example_index
+from .data_collator import DataCollatorForAnyOrderLM, DataCollatorWithOrders, check_example_index, with_example_index
 from .evaluation import OrderNLL, evaluate_order
 from .masked_diffusion_collator import collator_class
 from .model_card import model_card, write_model_card
@@ -274,6 +274,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
             order="left_to_right" if config.attention_variant == "causal" else "uniform",
             seed=self.eval_order_seed,
             max_length=collator.max_length,
+            **({"context_order": collator.context_order} if isinstance(collator, DataCollatorForAnyOrderLM) else {}),
         )
         try:
             yield

@@ -112,8 +112,8 @@ def test_what_a_converted_decoder_knows_before_training(llama, tmp_path):
     )
     target = next(each for each in report["targets"] if each["what"].startswith("decoupled_rope, spans, left_to_right"))
     assert target["value"] == pytest.approx(mine["nats_per_token"] - theirs["nats_per_token"])
-    failed = run_script(f"{FOLDER}/zero_shot.py", "--quick", "--model", llama, "--windows", 10**6)
-    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("--windows must be at most the texts")
+    failed = run_script(f"{FOLDER}/zero_shot.py", "--quick", "--model", llama, "--window", 10**6)
+    assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("--window must be at most the length")
 
 
 def test_blanks_of_windows_are_where_they_may_be():

@@ -437,5 +437,5 @@ def test_orders_of_an_examples_own_keep_their_context():
 
 
 def test_an_unknown_context_order_is_refused():
-    with pytest.raises(ValueError, match="context_order.*'left_to_right', 'suffix_first', got 'random'"):
+    with pytest.raises(ValueError, match="context_order.*'left_to_right' or 'suffix_first', got 'random'"):
         make_collator(context_order="random")

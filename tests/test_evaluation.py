@@ -75,6 +75,23 @@ def test_context_tokens_are_not_counted(model, dataset):
     assert result.example_tokens[0].tolist() == [len(text) - c for text, c in zip(TEXTS, context.tolist(), strict=True)]
 
 
+@pytest.mark.parametrize("context_order", ["left_to_right", "suffix_first"])
+def test_given_tokens_come_in_the_models_context_order(dataset, context_order):
+    """As in `score`, and in training and evaluation by a trainer with such a collator."""
+    model = tiny_model("two_stream")
+    model.generation_config.context_order = context_order
+    orders = sample_orders("block", [len(text) for text in TEXTS], example_indices=range(len(TEXTS)))
+    result = evaluate_order(model, dataset, TOKENIZER, "block", draws=1, progress=False)
+    for index, (columns, given) in enumerate(zip(*orders, strict=True)):
+        ids = torch.tensor([[TOKENIZER.bos_token_id, *TOKENIZER(TEXTS[index]).input_ids]])
+        # The columns of a canvas count the beginning of the sentence.
+        order = columns[columns >= 0][given:] + 1
+        blanks = torch.zeros_like(ids, dtype=torch.bool)
+        blanks[0, order] = True
+        scored = model.score(ids, blanks, decoding_order=order[None]).log_likelihood[0, 0]
+        assert result.example_nll[0, index].item() == pytest.approx(-scored.item(), abs=1e-4)
+
+
 def test_errors_and_bits_follow_from_the_sums():
     nll = torch.tensor([[2.0, 4.0], [3.0, 7.0], [1.0, 1.0]], dtype=torch.float64)
     tokens = torch.tensor([[2, 3]] * 3)

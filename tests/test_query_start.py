@@ -1,6 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """`query_stream_init="neighbor"`: query streams start from the tokens left of their targets, where a row holds them."""
 
+import copy
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
@@ -130,7 +132,7 @@ def test_a_compiled_cached_call_does_not_guess_either():
     ("ids", "message"),
     [
         (torch.zeros(1, 3, dtype=torch.int64), r"query_input_ids.*rows=4.*\[1, 3\]"),
-        (torch.zeros(1, 4, 2, dtype=torch.int64), r"query_input_ids.*\[batch, rows\].*\[1, 4, 2\]"),
+        (torch.zeros(1, 4, 2, dtype=torch.int64), r"query_input_ids.*shape of the targets, \[1, 4\].*\[1, 4, 2\]"),
         (torch.zeros(1, 4), "query_input_ids.*integers.*float32"),
         (torch.full((1, 4), 23), r"query_input_ids.*\[0, vocab_size=23\), or -1"),
         (torch.full((1, 4), -2), r"query_input_ids.*\[0, vocab_size=23\), or -1"),
@@ -183,3 +185,36 @@ def test_a_candidates_start_changes_when_its_neighbor_is_filled():
         log_probs = logits_of(model, **arguments)[0, -1, number].log_softmax(-1)
         torch.testing.assert_close(log_probs[filled[column]], output.logprobs[0, number], atol=1e-5, rtol=0)
     assert changed
+
+
+def test_what_no_cache_can_hold_is_not_asked_for():
+    """Target 0 has nothing left of it, and a token that comes later in the call is in no cache."""
+    model = tiny_model(NEIGHBOR)
+    held = DynamicCache(config=model.config)
+    logits_of(
+        model,
+        input_ids=torch.tensor([[3]]),
+        position_ids=torch.tensor([[7]]),
+        target_position_ids=torch.tensor([[0]]),
+        past_key_values=held,
+    )
+    rows = {"input_ids": torch.tensor([[4, 5]]), "position_ids": torch.tensor([[0, 4]])}
+    targets = {"target_position_ids": torch.tensor([[5, 0]])}
+    unknown = torch.full((1, 2), -1)
+    expected = logits_of(model, **rows, **targets, query_input_ids=unknown, past_key_values=copy.deepcopy(held))
+    torch.testing.assert_close(logits_of(model, **rows, **targets, past_key_values=held), expected)
+
+
+def test_every_pass_looks_tokens_up_once():
+    """A table that is shared out among processes is gathered at each look; all of them must make equally many."""
+    model, calls = tiny_model(NEIGHBOR), []
+    model.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
+    rows = random_rows(NEIGHBOR, 2, 5)
+    logits_of(model, **rows)
+    logits_of(model, **rows, query_input_ids=rows["input_ids"])
+    assert len(calls) == 2
+    canvas, blanks = rows["input_ids"], torch.tensor([[False, True, False, True, True]] * 2)
+    for way in ({}, {"decoding_order": "confidence"}, {"draft_length": 2}, {"use_cache": False}):
+        calls.clear()
+        output = model.generate(canvas, generation_mask=blanks, **way, return_dict_in_generate=True)
+        assert len(calls) == output.forward_passes

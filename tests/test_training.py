@@ -242,6 +242,19 @@ def share_right(prediction):
     return {"right": (predicted == labels)[labels != -100].mean()}
 
 
+@pytest.mark.parametrize("context_order", ["left_to_right", "suffix_first"])
+def test_evaluation_reads_given_tokens_in_the_order_of_the_training(tmp_path, context_order):
+    trainer, _ = make_trainer(tmp_path, dataloader_drop_last=False)
+    trainer.data_collator = DataCollatorForAnyOrderLM(TOKENIZER, context_order=context_order)
+    ids, prompt = TOKENIZER("abcdefgh").input_ids, [0, 1, 5, 6]
+    labels = [-100 if column in prompt else token for column, token in enumerate(ids)]
+    rows = [{"input_ids": ids, "labels": labels, "example_index": 0}]
+    given = [0, 1, 2, 6, 7] if context_order == "left_to_right" else [0, 6, 7, 1, 2]
+    for loader in (trainer.get_eval_dataloader(Dataset.from_list(rows)), [trainer.data_collator(rows)]):
+        (batch,) = loader
+        assert batch["position_ids"][0, :5].tolist() == given
+
+
 @pytest.mark.parametrize("kind", ["datasets", "torch"])
 def test_a_streamed_evaluation_set_has_the_figures_of_its_rows(kind, tmp_path):
     class Stream(torch.utils.data.IterableDataset):

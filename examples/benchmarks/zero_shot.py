@@ -73,7 +73,7 @@ class ZeroShotArguments(TextArguments, BenchmarkArguments):
     """What is measured, and on which text."""
 
     model: str = field(default="", metadata={"help": "A left-to-right checkpoint: folder, GGUF file or Hub name."})
-    windows: int = field(default=64, metadata={"help": "How many windows of text."})
+    windows: int = field(default=128, metadata={"help": "At most so many windows, one from a text."})
     window: int = field(default=64, metadata={"help": "Tokens of a window."})
     ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Of {'; '.join(WAYS)}."})
     validation_fraction: float = field(default=0.9, metadata={"help": "Share of the text that windows come from."})
@@ -93,10 +93,12 @@ class ZeroShotArguments(TextArguments, BenchmarkArguments):
 def draw_windows(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, count: int, width: int, seed: int
 ) -> torch.Tensor:
-    """One window from each of the first texts that are long enough, at a place drawn for it: int64 `[count, width]`.
+    """One window from each of the first texts that are long enough, at a place drawn for it: int64 `[windows, width]`.
+
+    There are `count` windows, or as many as such texts.
 
     Raises:
-        ValueError: there are too few such texts.
+        ValueError: there are none.
     """
     rng, windows = random.Random(seed), []
     for text in texts:
@@ -105,8 +107,10 @@ def draw_windows(
             start = rng.randrange(len(ids) - width + 1)
             windows.append(ids[start : start + width])
         if len(windows) == count:
-            return torch.tensor(windows)
-    raise ValueError(f"--windows must be at most the texts of {width} tokens or more, {len(windows)}; got {count}.")
+            break
+    if not windows:
+        raise ValueError(f"--window must be at most the length of some text, got {width} tokens.")
+    return torch.tensor(windows)
 
 
 def draw_blanks(windows: torch.Tensor, most_spans: int, lengths: tuple[int, int], seed: int) -> torch.Tensor:
@@ -302,7 +306,7 @@ def main(argv: list[str]) -> None:
         sys.exit(str(error))
     tasks, entries = measure(source, windows, arguments.ways, arguments.seed)
     columns = ("model", "given text", "middle", "spans", *ORDERS)
-    print_table("nats per blank token (standard error)", columns, rows_of(entries), left=2)
+    print_table(f"nats per blank token (standard error), {len(windows)} windows", columns, rows_of(entries), left=2)
     verdicts = judge(entries)
     print_verdicts(verdicts)
     results = {
