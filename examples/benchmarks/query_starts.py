@@ -8,9 +8,9 @@ All models are `two_stream`, of 4 layers of width 256, 4 heads, 256 tokens, floa
 (forward and backward) have batches in random orders. Decoding is greedy, one token a pass on the cache: random and
 confidence orders, into canvases of one given token and otherwise blanks, and a random order at batch 8.
 
-All ways are measured in turn, over and over. A ratio is that of the shortest times of all rounds, which load on the
-machine changes least; the median over rounds stands beside it in the JSON. The first round is not counted. Runs on the
-CPU; about 4 minutes on 2 cores. Writes `benchmark_query_starts.json` and `benchmark_query_starts.png` to
+All ways are measured in turn, over and over, so that each way of every start follows the same other way. Ratios are
+medians over rounds of ratios within one round. The first round is not counted. Runs on the CPU; about 4 minutes on one
+core. Writes `benchmark_query_starts.json` and `benchmark_query_starts.png` to
 `--output_dir`.
 """
 
@@ -44,7 +44,7 @@ QUICK = dict(repetitions=2, length=12, train_length=16, train_batch=2)
 class StartArguments(TimingArguments):
     """What is trained and decoded."""
 
-    repetitions: int = field(default=15, metadata={"help": "Rounds that are measured, after one that is not."})
+    repetitions: int = field(default=25, metadata={"help": "Rounds that are measured, after one that is not."})
     length: int = field(default=128, metadata={"help": "Blanks of a canvas."})
     train_length: int = field(default=256, metadata={"help": "Tokens of a training example."})
     train_batch: int = field(default=8, metadata={"help": "Examples of a training batch."})
@@ -86,8 +86,8 @@ def measure(arguments: StartArguments) -> list[dict]:
     }
     ways = {
         (kind, start): functools.partial(run, model=model)
-        for kind, run in kinds.items()
         for start, model in models.items()
+        for kind, run in kinds.items()
     }
     measured = take_turns(ways, arguments.repetitions, "starts")
     entries = []
@@ -98,8 +98,7 @@ def measure(arguments: StartArguments) -> list[dict]:
                 "way": kind,
                 "start": start,
                 "seconds": seconds,
-                "seconds_to_content": min(seconds) / min(reference),
-                "seconds_to_content_median": median_ratio(seconds, reference),
+                "seconds_to_content": median_ratio(seconds, reference),
             }
         )
     return entries
@@ -134,7 +133,6 @@ def main(argv: list[str]) -> None:
             "content start",
             entry["seconds_to_content"],
             TARGET if entry["start"] == "neighbor" else None,
-            median=entry["seconds_to_content_median"],
         )
         for entry in entries
         if entry["start"] != "content"
