@@ -287,8 +287,8 @@ def draw(entries: list[dict]) -> Figure:
         axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=4, fontsize=8)
         axes.set_yticks(range(len(own)), labels, fontsize=8)
         axes.axvline(own[0]["nats_per_token"], color="0.35", linewidth=1, linestyle=":")
-        axes.margins(x=0.12)
-        axes.invert_yaxis()
+        axes.set_ylim(len(own) - 0.4, -0.6)
+        axes.set_xlim(0, 1.12 * max(values))
         title = {"middle": "one blank of 2 to 16 tokens", "spans": "one to three blanks of 1 to 6 tokens"}[task]
         axes.set_title(f"{title}, nothing trained", fontsize="medium")
         axes.set_xlabel("nats per blank token (and standard error)")
