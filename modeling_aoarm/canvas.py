@@ -363,7 +363,7 @@ class RowBlock:
         target_position_ids: int64 `[batch, rows, targets]`, the places of the rows that come next; own position + 1
             where there are none.
         query_input_ids: int64 `[batch, rows, targets]`, the tokens left of the targets, -1 where no row up to the own
-            one holds them; `None` where they are not wanted.
+            one holds them, anything where no row comes next; `None` where they are not wanted.
     """
 
     numbers: torch.Tensor
@@ -422,13 +422,12 @@ class RowBlock:
         asked_columns = rows.columns.gather(1, asked)
         known = ((asked_columns >= 0) & (following.flatten(1) < rows.columns.shape[1])).view(following.shape)
         asked_places = rows.row_places.gather(1, asked).view(following.shape)
-        input_ids, query_input_ids = canvas.gather(1, columns), None
+        query_input_ids = None
         if wants_left:
             own = read[..., None].expand(following.shape).flatten(1)
-            left = rows.left_tokens(canvas, asked_columns.clamp(min=0), own)
-            query_input_ids = left.view(following.shape).where(known, input_ids[..., None])
+            query_input_ids = rows.left_tokens(canvas, asked_columns.clamp(min=0), own).view(following.shape)
         target_position_ids = asked_places.where(known, position_ids[..., None] + 1)
-        return cls(numbers, real, input_ids, position_ids, target_position_ids, query_input_ids)
+        return cls(numbers, real, canvas.gather(1, columns), position_ids, target_position_ids, query_input_ids)
 
 
 def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

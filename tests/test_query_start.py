@@ -228,3 +228,21 @@ def test_text_that_goes_on_behind_padding_starts_from_its_own_rows():
     starts = starts_of(model, **rows, attention_mask=mask)
     real = mask.bool()
     torch.testing.assert_close(starts[real], expected_starts(model, rows["input_ids"])[real])
+
+
+def test_in_a_canvas_the_column_left_of_a_blank_is_the_last_one_that_is_no_padding():
+    """Padding may stand in the middle too; what is not observed is not known."""
+    model = tiny_model(NEIGHBOR)
+    canvas, mask = torch.tensor([[4, 9, 0, 7, 11, 5]]), torch.tensor([[1, 1, 0, 1, 1, 1]])
+    blanks = torch.tensor([[False, False, False, True, False, False]])
+    for observed, left in ((None, 9), (torch.tensor([[True, False, True, True, True, True]]), -1)):
+        scored = model.score(canvas, blanks, observed, mask, decoding_order="left_to_right")
+        # Rows are the given tokens; the last one predicts position 2, left of which is position 1.
+        rows = [0, 1, 4, 5] if observed is None else [0, 4, 5]
+        positions = torch.tensor([[{0: 0, 1: 1, 4: 3, 5: 4}[column] for column in rows]])
+        targets = torch.cat([positions[:, 1:], torch.tensor([[2]])], dim=1)
+        arguments = {"input_ids": canvas[:, rows], "position_ids": positions, "target_position_ids": targets}
+        ids = left_tokens(NEIGHBOR, **arguments)["query_input_ids"]
+        assert ids[0, -1] == left
+        log_probs = logits_of(model, **arguments, query_input_ids=ids)[0, -1].log_softmax(-1)
+        torch.testing.assert_close(scored.log_likelihood[0, 0], log_probs[7], atol=1e-5, rtol=0)
