@@ -46,6 +46,7 @@ from modeling_aoarm.command_line import check_is_there
 from modeling_aoarm.commands import load
 from modeling_aoarm.estimates import Estimate
 from modeling_aoarm.evaluation_pictures import plot_averages, plot_infilling, plot_samples
+from modeling_aoarm.generation_config_aoarm import default_context_order
 from modeling_aoarm.infilling_evaluation import context_ensemble, evaluate_infilling
 from modeling_aoarm.likelihoods import estimate_elbo, exact_order_nll, example_generator, multi_order_bound
 from modeling_aoarm.measuring import print_table
@@ -277,7 +278,7 @@ class Evaluation:
         if not with_context_orders:
             return
         ensemble = context_ensemble(*inputs, blanks, num_orders=args.context_orders, **self.common)
-        own_order = getattr(self.model.generation_config, "context_order", None) or "left_to_right"
+        own_order = default_context_order(self.model.generation_config)
         own = result.nll().value
         figures = {"own_order": own_order, "own_order_nll": own, "averages": ensemble.to_dict()}
         self.figures["context_orders"] = figures

@@ -127,9 +127,6 @@ def resolve_order(
         ValueError: for an unknown name, a wrong shape or dtype, and an order that is not a permutation of an example's
             marked columns (repeated, missing or other columns).
     """
-    counts = mask.sum(1)
-    width = int(counts.max()) if counts.numel() else 0
-    device = mask.device
     if isinstance(order, str):
         if order not in names:
             listed = ", ".join(repr(each) for each in names)
@@ -137,9 +134,12 @@ def resolve_order(
         if order == "random":
             keys = _random_keys(mask, generator)
         else:
-            keys = torch.arange(mask.shape[1], device=device).expand_as(mask)
+            keys = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         return _columns_by(keys, mask)
 
+    counts = mask.sum(1)
+    width = int(counts.max()) if counts.numel() else 0
+    device = mask.device
     batch, columns = mask.shape
     if not isinstance(order, torch.Tensor) or order.dtype != torch.int64:
         got = getattr(order, "dtype", type(order).__name__)

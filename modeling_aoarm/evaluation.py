@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from .compat_aoarm import input_device
 from .data_collator import DataCollatorForAnyOrderLM
+from .generation_config_aoarm import default_context_order
 from .masked_diffusion_collator import collator_class
 
 
@@ -148,7 +149,7 @@ def evaluate_order(
     collator = collator_class(model.config)(tokenizer, order=order, seed=seed, max_length=max_length)
     if isinstance(collator, DataCollatorForAnyOrderLM):
         # As in `score`.
-        collator.context_order = getattr(model.generation_config, "context_order", None) or "left_to_right"
+        collator.context_order = default_context_order(model.generation_config)
 
     nll = torch.zeros(draws, len(dataset), dtype=torch.float64)
     tokens = torch.zeros(draws, len(dataset), dtype=torch.int64)

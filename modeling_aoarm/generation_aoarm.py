@@ -34,7 +34,7 @@ from .compat_aoarm import (
     the_cache,
 )
 from .decoding_aoarm import CanvasFilling, DecodingPlan
-from .generation_config_aoarm import DECODING_ORDERS, check_steps, choose_ways, step_sizes
+from .generation_config_aoarm import DECODING_ORDERS, check_steps, choose_ways, default_context_order, step_sizes
 from .reading_aoarm import RowReader, check_backend
 from .sampling_aoarm import TokenSampler, check_order_free
 
@@ -281,8 +281,7 @@ class AOARMGenerationMixin:
             restriction = restriction[0], restriction[1].repeat_interleave(copies, 0)
         positions = real.long().cumsum(1) - 1
         if context_order is None and cache is None:
-            named = (getattr(config, "context_order", None) for config in configs)
-            context_order = next((each for each in named if each is not None), "left_to_right")
+            context_order = default_context_order(*configs)
         context = self._context(context_order, canvas, positions, generation_mask, real, cache)
         canvas, generation_mask, real, context = (
             each.repeat_interleave(copies, 0) for each in (canvas, generation_mask, real, context)

@@ -64,6 +64,12 @@ class AOARMGenerationConfig(GenerationConfig):
         return cls.from_dict(generation_config_values(GenerationConfig.from_model_config(model_config)))
 
 
+def default_context_order(*configs: GenerationConfig | None) -> str:
+    """The context order that generation configs give, the first one that has some; else from left to right."""
+    named = (getattr(config, "context_order", None) for config in configs)
+    return next((each for each in named if each is not None), "left_to_right")
+
+
 def check_steps(decoding_order: object, tokens_per_step: int | str | None, draft_length: int | None) -> None:
     """Checks how many blanks a pass fills, and that drafts come in an order that is known before.
 

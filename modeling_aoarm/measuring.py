@@ -85,6 +85,18 @@ class TimingArguments(BenchmarkArguments):
         self.check_at_least(1, "repetitions")
 
 
+@dataclass
+class CheckpointArguments(BenchmarkArguments):
+    """What benchmarks of a left-to-right checkpoint take."""
+
+    model: str = field(default="", metadata={"help": "A left-to-right checkpoint: folder, GGUF file or Hub name."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.model:
+            raise ValueError("--model must be a checkpoint's folder, a GGUF file or a name on the Hub, got none.")
+
+
 Arguments = TypeVar("Arguments", bound=BenchmarkArguments)
 
 

@@ -17,6 +17,7 @@ from .canvas import (
     resolve_context_order,
     resolve_order,
 )
+from .generation_config_aoarm import default_context_order
 from .reading_aoarm import RowReader
 
 
@@ -144,7 +145,7 @@ class AOARMScoringMixin:
     ) -> torch.Tensor:
         """The given columns in the order of their rows, int64 `[batch, given]`."""
         if context_order is None:
-            context_order = getattr(self.generation_config, "context_order", None) or "left_to_right"
+            context_order = default_context_order(self.generation_config)
         return resolve_context_order(context_order, given, blanks, real)
 
     @staticmethod

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_aoarm import convert_causal_lm, infill
 from modeling_aoarm.blanks import TextTemplate
 from modeling_aoarm.measuring import (
-    BenchmarkArguments,
+    CheckpointArguments,
     Report,
     Target,
     judged,
@@ -74,18 +74,15 @@ PLAIN = {"add_special_tokens": False}
 
 
 @dataclass
-class BorderArguments(BenchmarkArguments):
+class BorderArguments(CheckpointArguments):
     """What is measured."""
 
-    model: str = field(default="", metadata={"help": "A left-to-right checkpoint: folder, GGUF file or Hub name."})
     variants: list[str] = field(default_factory=lambda: list(VARIANTS), metadata={"help": f"Of {', '.join(VARIANTS)}."})
     sentences: int = field(default=len(SENTENCES), metadata={"help": "How many of the sentences."})
 
     def __post_init__(self):
         super().__post_init__()
         self.check_at_least(1, "sentences")
-        if not self.model:
-            raise ValueError("--model must be a checkpoint's folder, a GGUF file or a name on the Hub, got none.")
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown or not self.variants:
             raise ValueError(f"--variants must be of {VARIANTS}, got {self.variants}.")

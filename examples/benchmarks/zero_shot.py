@@ -42,7 +42,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_aoarm import AOARMForCausalLM, convert_causal_lm, sample_orders
 from modeling_aoarm.estimates import ratio
 from modeling_aoarm.measuring import (
-    BenchmarkArguments,
+    CheckpointArguments,
     Report,
     Target,
     judged,
@@ -69,10 +69,9 @@ QUICK = dict(windows=4, window=40)
 
 
 @dataclass
-class ZeroShotArguments(TextArguments, BenchmarkArguments):
+class ZeroShotArguments(TextArguments, CheckpointArguments):
     """What is measured, and on which text."""
 
-    model: str = field(default="", metadata={"help": "A left-to-right checkpoint: folder, GGUF file or Hub name."})
     windows: int = field(default=128, metadata={"help": "At most so many windows, one from a text."})
     window: int = field(default=64, metadata={"help": "Tokens of a window."})
     ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Of {'; '.join(WAYS)}."})
@@ -83,8 +82,6 @@ class ZeroShotArguments(TextArguments, BenchmarkArguments):
         self.check_at_least(1, "windows")
         # Three spans of six tokens, and what is given around them.
         self.check_at_least(2 * MARGIN + 2 * GAP + 3 * 6, "window")
-        if not self.model:
-            raise ValueError("--model must be a checkpoint's folder, a GGUF file or a name on the Hub, got none.")
         unknown = [name for name in self.ways if name not in WAYS]
         if unknown or not self.ways:
             raise ValueError(f"--ways must be of {list(WAYS)}, got {self.ways}.")
