@@ -199,7 +199,8 @@ class AOARMModel(AOARMPreTrainedModel):
         content: torch.Tensor,
         position_ids: torch.Tensor,
         targets: torch.Tensor,
-        start: torch.Tensor | None,
+        several_targets: bool,
+        left: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The predicting and the content stream before the first layer, see [`~layers_aoarm.join_streams`].
 
@@ -207,7 +208,9 @@ class AOARMModel(AOARMPreTrainedModel):
             content: the rows' tokens, `[batch, rows, hidden]`.
             position_ids: int64 `[batch, rows]`.
             targets: int64 `[batch, rows, targets]`.
-            start: of `two_stream`, see [`query_start`].
+            several_targets: whether there is a stream for each target.
+            left: for the neighbor start, the tokens left of the targets, `[batch, rows, targets, hidden]`, and whether
+                they are known, bool `[batch, rows, targets]`.
         """
         if self.config.attention_variant == "double_position":
             content = content + self.position_embedding(position_ids, targets[..., 0])
@@ -215,19 +218,13 @@ class AOARMModel(AOARMPreTrainedModel):
             content = content + self.position_embedding(position_ids)
         if self.config.attention_variant != "two_stream":
             return content, None
-        return start, content
+        start = self.query_start(content, targets.shape[-1], left)
+        return start if several_targets else start[:, :, 0], content
 
     def query_start(
-        self, content: torch.Tensor, targets: torch.Tensor, left: tuple[torch.Tensor, torch.Tensor] | None
+        self, content: torch.Tensor, targets: int, left: tuple[torch.Tensor, torch.Tensor] | None
     ) -> torch.Tensor:
-        """Where the query streams of `two_stream` start, `[batch, rows, hidden]` or `[batch, rows, targets, hidden]`.
-
-        Args:
-            content: the rows' tokens, `[batch, rows, hidden]`.
-            targets: int64 `[batch, rows]` or `[batch, rows, targets]`.
-            left: for the neighbor start, the tokens left of the targets, in the shape of `targets` and `hidden` more,
-                and whether they are known, bool in the shape of `targets`.
-        """
+        """Where the query streams of `two_stream` start, `[batch, rows, targets, hidden]`; see [`initial_streams`]."""
         if self.config.query_stream_init != "content":
             # By a call, not by its weight: hooks of offloading and adapters act on calls.
             vector = self.query_embedding(torch.zeros((), dtype=torch.int64, device=content.device))
@@ -235,7 +232,7 @@ class AOARMModel(AOARMPreTrainedModel):
             tokens, is_known = left
             return torch.where(is_known[..., None], tokens, vector)
         start = content if self.config.query_stream_init == "content" else vector.expand_as(content)
-        return start if targets.ndim == 2 else start[:, :, None].expand(-1, -1, targets.shape[-1], -1)
+        return start[:, :, None].expand(-1, -1, targets, -1)
 
     def rotations(
         self, hidden_states: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor
@@ -395,14 +392,15 @@ class AOARMModel(AOARMPreTrainedModel):
         if (is_given or has_tables) and not is_checked and not torch.compiler.is_compiling():
             positions.check(self.config, past_key_values, waits)
 
-        left, start = None, None
+        targets = positions.targets if several_targets else positions.targets[..., None]
+        left = None
         if query_input_ids is not None:
             if query_input_ids.shape != positions.targets.shape:
                 raise ValueError(
                     "`query_input_ids` must have the shape of the targets, "
                     f"{list(positions.targets.shape)}; got {list(query_input_ids.shape)}."
                 )
-            left = left_embeds.view(*positions.targets.shape, -1), query_input_ids >= 0
+            left = left_embeds.view(*targets.shape, -1), query_input_ids.view_as(targets) >= 0
         elif starts_from_neighbors:
             neighbors, is_settled = positions.left_neighbors()
             if past_key_values is not None and not is_checked:
@@ -410,15 +408,12 @@ class AOARMModel(AOARMPreTrainedModel):
                 positions.check_neighbors(is_settled, past_key_values.get_seq_length(), waits and not compiles)
             numbers = neighbors.clamp(min=0) + rows * torch.arange(batch, device=neighbors.device)[:, None, None]
             found = inputs_embeds.flatten(0, 1).index_select(0, numbers.flatten())
-            left = found.view(*positions.targets.shape, -1), (neighbors >= 0).view_as(positions.targets)
-        if self.config.attention_variant == "two_stream":
-            start = self.query_start(inputs_embeds, positions.targets, left)
-        targets = positions.targets if several_targets else positions.targets[..., None]
+            left = found.view(*targets.shape, -1), neighbors >= 0
         content = positions.content
         if has_tables and positions.real is not None:
             # Padding may stand anywhere, also where a table has no entry.
             content, targets = content.where(positions.real, 0), targets.where(positions.real[..., None], 0)
-        predicting, content_stream = self.initial_streams(inputs_embeds, content, targets, start)
+        predicting, content_stream = self.initial_streams(inputs_embeds, content, targets, several_targets, left)
         query_rotation, key_rotation = self.rotations(predicting, content, targets)
         condition = None
         if self.config.attention_variant == "adaptive_norm":
