@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedConfig, PreTrainedTokenizerBase
 
-from modeling_aoarm import generative_head
-from modeling_aoarm.attention_intervention import HiddenRowLosses, hidden_row_losses
-from modeling_aoarm.attention_mass import AttentionMass, attention_mass
-from modeling_aoarm.attention_pictures import plot_attention_curves, plot_attention_mass, plot_hidden_rows
-from modeling_aoarm.command_line import find_device
-from modeling_aoarm.masked_diffusion_collator import collator_class
-from modeling_aoarm.text_data import TextArguments, cut_into_blocks
+from modeling_aoarm import model_class_for
+from modeling_aoarm.analysis.attention import AttentionMass, attention_mass
+from modeling_aoarm.analysis.interventions import HiddenRowLosses, hidden_row_losses
+from modeling_aoarm.analysis.plots import plot_attention_curves, plot_attention_mass, plot_hidden_rows
+from modeling_aoarm.cli.common import find_device
+from modeling_aoarm.data.masked_diffusion import collator_class
+from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 
 
 @dataclass
@@ -66,7 +66,7 @@ def held_out_batches(
     args: AnalysisArguments, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 ) -> list[dict[str, torch.Tensor]]:
     """Batches of held-out rows of text of one length, in the orders asked for."""
-    blocks = cut_into_blocks(args.load()["validation"], tokenizer, args.block_size)
+    blocks = tokenize_and_chunk(args.load()["validation"], tokenizer, args.block_size)
     whole = [row for row in blocks if len(row["input_ids"]) == args.block_size]
     if not whole:
         raise ValueError(f"--block_size must leave whole rows of the held-out text, got {args.block_size}.")
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
         if getattr(args, name) < 1:
             sys.exit(f"--{name} must be at least 1, got {getattr(args, name)}.")
     config = AutoConfig.from_pretrained(args.model)
-    model = generative_head(config).from_pretrained(args.model).to(find_device(args.device))
+    model = model_class_for(config).from_pretrained(args.model).to(find_device(args.device))
     batches = held_out_batches(args, AutoTokenizer.from_pretrained(args.model), config)
 
     mass = attention_mass(model, batches, near=args.near, own_row=args.own_row)

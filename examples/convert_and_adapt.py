@@ -59,11 +59,11 @@ from modeling_aoarm import (
     infill,
     lora_config,
 )
-from modeling_aoarm.checkpoints import resolve_checkpoint
-from modeling_aoarm.reporting import replacing_folder, save_figure, versions, write_json
-from modeling_aoarm.text_data import TextArguments, cut_into_blocks, sample_texts, unigram_bits
-from modeling_aoarm.tokenization import character_tokenizer
-from modeling_aoarm.training import AnyOrderTrainer
+from modeling_aoarm.data.text import TextArguments, sample_texts, tokenize_and_chunk, unigram_bits
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.io import replacing_folder, save_figure, versions, write_json
+from modeling_aoarm.training.checkpoints import resolve_checkpoint
+from modeling_aoarm.training.trainer import AnyOrderTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -276,7 +276,7 @@ def main(argv: list[str]) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    blocks = {name: cut_into_blocks(split, tokenizer, settings.block_size) for name, split in texts.items()}
+    blocks = {name: tokenize_and_chunk(split, tokenizer, settings.block_size) for name, split in texts.items()}
     if is_missing:
         logger.info("training a left-to-right Llama: %s steps", settings.source_steps)
         train_source(settings, args, tokenizer, blocks["train"], source)

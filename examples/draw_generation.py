@@ -17,9 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import modeling_aoarm  # noqa: F401  (registers the models)
-from modeling_aoarm.blanks import TextTemplate
-from modeling_aoarm.infilling import restriction_of
-from modeling_aoarm.pictures import animate_generation, plot_decoding_order
+from modeling_aoarm.infilling_aoarm import TextTemplate, restriction_of
+from modeling_aoarm.plots import animate_generation, plot_decoding_order
 from modeling_aoarm.streaming import CanvasStreamer
 
 

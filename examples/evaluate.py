@@ -40,19 +40,17 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from timing import print_table
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_aoarm.command_line import check_is_there
-from modeling_aoarm.commands import load
-from modeling_aoarm.estimates import Estimate
-from modeling_aoarm.evaluation_pictures import plot_averages, plot_infilling, plot_samples
-from modeling_aoarm.generation_config_aoarm import default_context_order
-from modeling_aoarm.infilling_evaluation import context_ensemble, evaluate_infilling
-from modeling_aoarm.likelihoods import estimate_elbo, exact_order_nll, example_generator, multi_order_bound
-from modeling_aoarm.measuring import print_table
-from modeling_aoarm.reporting import finite, replacing, versions, write_json
-from modeling_aoarm.text_data import TextArguments, cut_into_blocks
-from modeling_aoarm.text_metrics import (
+from modeling_aoarm.cli.commands import load
+from modeling_aoarm.cli.common import check_is_there
+from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
+from modeling_aoarm.evaluation.infilling import context_ensemble, evaluate_infilling
+from modeling_aoarm.evaluation.likelihoods import estimate_elbo, exact_order_nll, example_generator, multi_order_bound
+from modeling_aoarm.evaluation.plots import plot_averages, plot_infilling, plot_samples
+from modeling_aoarm.evaluation.stats import Estimate
+from modeling_aoarm.evaluation.text_metrics import (
     coherence,
     coherent_words,
     diversity,
@@ -61,6 +59,8 @@ from modeling_aoarm.text_metrics import (
     vocabulary_of,
     words,
 )
+from modeling_aoarm.generation_aoarm import default_context_order
+from modeling_aoarm.io import finite, replacing, versions, write_json
 
 
 MEASURES = ("any_order", "left_to_right", "elbo", "bound", "infilling", "context_orders", "samples")
@@ -149,7 +149,7 @@ def held_out_rows(texts: Dataset, tokenizer: PreTrainedTokenizerBase, data: Data
     Raises:
         ValueError: there is no such row.
     """
-    rows = cut_into_blocks(texts, tokenizer, data.block_size, data.join_with)
+    rows = tokenize_and_chunk(texts, tokenizer, data.block_size, data.join_with)
     rows = rows.select([index for index, ids in enumerate(rows["input_ids"]) if len(ids) > 1])
     if len(rows) == 0:
         raise ValueError(f"the held-out text must have rows of at least two tokens, got none in {data.text_source}.")

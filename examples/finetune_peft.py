@@ -53,18 +53,18 @@ from transformers import (
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from modeling_aoarm import DataCollatorForAnyOrderLM, lora_config, with_example_index
-from modeling_aoarm.checkpoints import (
+from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
+from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.io import loss_curve, plot_loss_curve, versions, write_json
+from modeling_aoarm.model_card import CardArguments
+from modeling_aoarm.training.checkpoints import (
     INCOMPLETE,
     discard_checkpoints,
     discard_incomplete,
     publish,
     starting_checkpoint,
 )
-from modeling_aoarm.evaluation import evaluate_order
-from modeling_aoarm.model_card import CardArguments
-from modeling_aoarm.reporting import loss_curve, plot_loss_curve, versions, write_json
-from modeling_aoarm.text_data import TextArguments, cut_into_blocks
-from modeling_aoarm.training import AnyOrderTrainer
+from modeling_aoarm.training.trainer import AnyOrderTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class InfillingArguments(TextArguments):
 
         Columns: `input_ids`, `labels`, `num_characters` (that the middle spells) and `example_index`.
         """
-        rows = cut_into_blocks(texts, tokenizer, self.block_size)
+        rows = tokenize_and_chunk(texts, tokenizer, self.block_size)
 
         def cut(batch: dict[str, list]) -> dict[str, list]:
             examples = {"input_ids": [], "labels": [], "num_characters": []}

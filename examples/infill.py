@@ -27,7 +27,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from modeling_aoarm import infill
-from modeling_aoarm.blanks import with_bos
+from modeling_aoarm.infilling_aoarm import with_bos
 
 
 KNOWN = [

@@ -62,17 +62,17 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
-from modeling_aoarm import generative_head, infill
-from modeling_aoarm.blanks import write_blanks
-from modeling_aoarm.checkpoints import discard_checkpoints, starting_checkpoint
-from modeling_aoarm.data_collator import DataCollatorWithOrders
-from modeling_aoarm.masked_diffusion_collator import WEIGHTINGS, collator_class
+from modeling_aoarm import infill, model_class_for
+from modeling_aoarm.data.collators import DataCollatorWithOrders
+from modeling_aoarm.data.masked_diffusion import WEIGHTINGS, collator_class
+from modeling_aoarm.data.orders import OrderCurriculum
+from modeling_aoarm.data.text import TextArguments, count_characters, sample_texts, tokenize_and_chunk, unigram_bits
+from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
+from modeling_aoarm.infilling_aoarm import write_blanks
+from modeling_aoarm.io import loss_curve, plot_loss_curve, versions, write_json
 from modeling_aoarm.model_card import CardArguments
-from modeling_aoarm.orders import OrderCurriculum
-from modeling_aoarm.reporting import loss_curve, plot_loss_curve, versions, write_json
-from modeling_aoarm.text_data import TextArguments, count_characters, cut_into_blocks, sample_texts, unigram_bits
-from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
-from modeling_aoarm.training import EMA_FILE, AnyOrderTrainer, EMACallback
+from modeling_aoarm.training.checkpoints import discard_checkpoints, starting_checkpoint
+from modeling_aoarm.training.trainer import EMA_FILE, AnyOrderTrainer, EMACallback
 
 
 logger = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ def rows_of_prose(rows: Dataset, tokenizer: PreTrainedTokenizerBase, count: int)
 
 def fill_blanks(output_dir: str, rows: list[list[int]]) -> list[dict[str, str]]:
     """Loads the saved model and fills two blanks in each row, greedily in a random order."""
-    model = generative_head(AutoConfig.from_pretrained(output_dir)).from_pretrained(output_dir)
+    model = model_class_for(AutoConfig.from_pretrained(output_dir)).from_pretrained(output_dir)
     tokenizer = AutoTokenizer.from_pretrained(output_dir)
     canvases = []
     for ids in rows:
@@ -342,11 +342,11 @@ def main(argv: list[str]) -> None:
     collator = build_collator(data_args, tokenizer, config)
     with args.main_process_first(desc="tokenising"):
         blocks = {
-            name: cut_into_blocks(split, tokenizer, data_args.block_size, data_args.join_with, data_args.num_proc)
+            name: tokenize_and_chunk(split, tokenizer, data_args.block_size, data_args.join_with, data_args.num_proc)
             for name, split in texts.items()
         }
     kwargs = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
-    model = generative_head(config)._from_config(config, **kwargs)
+    model = model_class_for(config)._from_config(config, **kwargs)
     # Under ZeRO-3 a process holds none, and knows their sizes.
     parameters = sum(getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters())
     logger.info("%s: %s parameters", config.attention_variant, f"{parameters:,}")

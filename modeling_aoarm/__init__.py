@@ -7,15 +7,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from .configuration_aoarm import AOARMConfig
 from .conversion import convert_causal_lm
-from .data_collator import DataCollatorForAnyOrderLM, DataCollatorWithOrders, with_example_index
-from .generation_aoarm import AOARMGenerateOutput
-from .generation_config_aoarm import AOARMGenerationConfig
-from .infilling import Candidate, Infilling, infill
-from .masked_diffusion_collator import DataCollatorForMaskedDiffusion
-from .masked_lm_aoarm import AOARMForMaskedLM
-from .modeling_aoarm import AOARMForCausalLM, AOARMModel, generative_head
-from .orders import OrderCurriculum, OrderMixture, sample_orders
-from .peft_support import lora_config, register_default_targets
+from .data.collators import DataCollatorForAnyOrderLM, DataCollatorWithOrders, with_example_index
+from .data.masked_diffusion import DataCollatorForMaskedDiffusion
+from .data.orders import OrderCurriculum, OrderMixture, sample_orders
+from .generation_aoarm import AOARMGenerateOutput, AOARMGenerationConfig
+from .infilling_aoarm import Candidate, Infilling, infill
+from .modeling_aoarm import AOARMForCausalLM, AOARMForMaskedLM, AOARMModel, model_class_for
+from .peft import lora_config, register_default_targets
 from .scoring_aoarm import AOARMScoreOutput
 
 
@@ -35,7 +33,7 @@ __all__ = [
     "OrderCurriculum",
     "OrderMixture",
     "convert_causal_lm",
-    "generative_head",
+    "model_class_for",
     "infill",
     "lora_config",
     "sample_orders",

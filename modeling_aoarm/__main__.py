@@ -5,7 +5,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import COMMANDS
+from .cli.commands import COMMANDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from string import Template
 from rich.cells import cell_len
 
 from .display import age_colour, confidence_colour, label, legend
-from .reporting import replacing
+from .io import replacing
 
 
 BLANK, NEW, INK, QUIET = "#dfe3e8", "#fff1e0", "#24292f", "#6e7781"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -176,3 +177,45 @@ def prompt_learning_of(model: GenerationMixin) -> Any | None:
 def watch_wrappers(watch: Callable[[nn.Module, str, nn.Module | None], None]) -> None:
     """From now on calls `watch(wrapper, name, module)` whenever `wrapper.name = module`. Once for each function."""
     register_module_module_registration_hook(watch)
+
+
+ORDERS = ("position_ids", "target_position_ids", "segment_ids")
+
+
+def refuse_orders(wrapper: nn.Module, name: str, model: nn.Module | None) -> None:
+    """Makes PEFT models of prompt learning around an any-order model raise a ValueError for what they would corrupt.
+
+    These are calls with positions or segments, whoever makes them (trainers, evaluations), and `score`, which would
+    pass the virtual tokens by. Canvases are refused in `generate`. Inside `disable_adapter()` everything works.
+
+    PyTorch calls this when `wrapper.name = model`, from the time on that the first any-order model is made: PEFT has no
+    hook for models of other packages. Other methods than prompt learning put a tuner in between.
+    """
+    is_any_order = isinstance(model, PreTrainedModel) and model.config.model_type == "aoarm"
+    if name == "base_model" and is_any_order and hasattr(wrapper, "peft_type"):
+        wrapper.register_forward_pre_hook(_check_call, with_kwargs=True)
+        if hasattr(model, "score"):
+            wrapper.score = functools.partial(_score, wrapper)
+
+
+def _check_call(wrapper: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    given = [name for name in ORDERS if kwargs.get(name) is not None]
+    if given and wrapper.has_active_enabled_adapter:
+        raise ValueError(
+            f"`{'`, `'.join(given)}` cannot be combined with {wrapper.active_peft_config.peft_type.value}: prompt "
+            "learning puts virtual tokens in front of the rows, and PEFT then drops or moves positions. Leave them "
+            "out, for left-to-right text, or use LoRA or another method that changes weights."
+        )
+
+
+def _score(wrapper: nn.Module, *args, **kwargs):
+    if wrapper.has_active_enabled_adapter:
+        raise ValueError(
+            f"`score` cannot be combined with {wrapper.active_peft_config.peft_type.value}: it would not see the "
+            "virtual tokens of prompt learning. Use LoRA or another method that changes weights, or score the base "
+            "model inside `disable_adapter()`."
+        )
+    return wrapper.get_base_model().score(*args, **kwargs)
+
+
+__all__ = ["refuse_orders"]

@@ -12,7 +12,7 @@ from transformers.modeling_rope_utils import RopeParameters
 AUTO_MAP = {"AutoConfig": "configuration_aoarm.AOARMConfig", "AutoModel": "modeling_aoarm.AOARMModel"}
 HEADS = {
     "AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM",
-    "AutoModelForMaskedLM": "masked_lm_aoarm.AOARMForMaskedLM",
+    "AutoModelForMaskedLM": "modeling_aoarm.AOARMForMaskedLM",
 }
 
 # Variants without rotations, whose tables of positions end.

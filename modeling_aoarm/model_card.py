@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from .configuration_aoarm import head_auto_class
-from .reporting import replacing
+from .io import replacing
 
 
 TEMPLATES = "modeling_aoarm.model_cards"

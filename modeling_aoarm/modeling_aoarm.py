@@ -30,6 +30,7 @@ are normal with standard deviation `initializer_range`; biases are zero; norms a
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import Any
@@ -38,41 +39,404 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaMLP,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+    rotate_half,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .canvas_aoarm import CanvasRows
 from .compat_aoarm import (
     CACHE_NAME,
     CACHE_NAMES,
     CacheUnderBothNames,
     class_without_sharding,
     prompt_learning_of,
+    refuse_orders,
     register_for_label_smoothing,
     require,
     the_cache,
     watch_wrappers,
 )
 from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig, head_auto_class
-from .fused_loss_aoarm import fused_causal_lm_loss, score_tokens
-from .generation_aoarm import AOARMGenerationMixin
-from .generation_config_aoarm import AOARMGenerationConfig
-from .layers_aoarm import (
-    AdaptiveNormDecoderLayer,
-    AOARMAttention,
-    AOARMDecoderLayer,
-    DoublePositionEmbedding,
-    modulate,
+from .decoding_aoarm import DecodingPlan
+from .generation_aoarm import AOARMGenerationConfig, AOARMGenerationMixin
+from .positions_aoarm import (
+    RowPositions,
+    as_indices,
+    check_first_labels,
+    is_step_of_text,
+    packed_mask,
+    segments_by_positions,
 )
-from .packing import as_indices, check_first_labels, packed_mask, segments_by_positions
-from .positions import RowPositions, is_step_of_text
-from .prompt_learning import refuse_orders
-from .scoring_aoarm import AOARMScoringMixin
+from .runner_aoarm import MaskedReader
+from .scoring_aoarm import AOARMScoringMixin, MaskedScoringMixin
+
+
+def fused_causal_lm_loss(
+    hidden_states: torch.Tensor,
+    head: nn.Module,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """The cross-entropy of next rows' labels, from pieces of the rows: `[batch, rows, vocab]` never exists.
+
+    It is `torch.nn.functional.linear_cross_entropy`; the numbers are those of the library's `ForCausalLMLoss`.
+
+    Args:
+        hidden_states: `[batch, rows, hidden]`, after the final norm.
+        head: the linear output layer without a bias.
+        labels: int64 `[batch, rows]`, unshifted, -100 where there is nothing to learn.
+        num_items_in_batch: what the sum is divided by. Default: the number of labels that count, for their mean.
+
+    Returns:
+        Nats per token, a scalar.
+
+    Raises:
+        ValueError: the output layer is not a plain linear one (adapters and quantisation have layers of their own), or
+            its weights are elsewhere (ZeRO-3 gathers them for calls of the layer only).
+    """
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.ndim != 2:
+        raise ValueError(
+            "`fused_loss` needs an output layer that is a plain linear layer without bias and holds its weights, got "
+            f"{type(head).__name__} with weights of shape {list(getattr(head, 'weight', torch.empty(0)).shape)}."
+        )
+    following = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten().to(hidden_states.device)
+    loss = nn.functional.linear_cross_entropy(
+        hidden_states.flatten(0, 1),
+        head.weight,
+        following,
+        reduction="mean" if num_items_in_batch is None else "sum",
+        options=nn.LinearCrossEntropyOptions(),
+    )
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+# How many logits exist at once where tokens are scored: 128 MiB of them.
+LOGITS_AT_ONCE = 2**25
+
+
+def score_tokens(
+    hidden_states: torch.Tensor,
+    head: nn.Module,
+    token_ids: torch.Tensor,
+    vocab_size: int,
+    mask_token_id: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probabilities of given tokens, from pieces of the rows.
+
+    Args:
+        hidden_states: `[..., hidden]`, after the final norm.
+        head: the output layer.
+        token_ids: int64 `[...]`.
+        vocab_size: how many logits a row has.
+        mask_token_id: a token of probability 0, or `None`.
+
+    Returns:
+        float32 `[...]`, nats; and whether each token is the likeliest, bool `[...]`.
+
+    Raises:
+        ValueError: `token_ids` has another shape.
+    """
+    if token_ids.shape != hidden_states.shape[:-1]:
+        raise ValueError(
+            f"`scored_ids` must have one token for each row that is kept, {list(hidden_states.shape[:-1])}; got "
+            f"{list(token_ids.shape)}."
+        )
+    log_probs, is_likeliest = [], []
+    rows = max(1, LOGITS_AT_ONCE // vocab_size)
+    for states, ids in zip(hidden_states.flatten(0, -2).split(rows), token_ids.flatten().split(rows), strict=True):
+        logits = head(states).float()
+        if mask_token_id is not None:
+            # Not in place: hooks of sharded training may hold the output.
+            is_mask_token = torch.arange(logits.shape[1], device=logits.device) == mask_token_id
+            logits = logits.masked_fill(is_mask_token, -torch.inf)
+        log_probs.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
+        is_likeliest.append(logits.argmax(1) == ids)
+    return torch.cat(log_probs).view(token_ids.shape), torch.cat(is_likeliest).view(token_ids.shape)
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates heads `[..., rows, heads, head_dim]` by angles whose `cos` and `sin` are `[..., rows, 1, head_dim]`."""
+    return heads * cos + rotate_half(heads) * sin
+
+
+class GroupedHeads:
+    """What attention functions read of a module, with another number of query heads for each key/value head.
+
+    It is made for one call, so that a call writes nothing to the module, which other threads may be using.
+    """
+
+    def __init__(self, module: nn.Module, num_key_value_groups: int):
+        self.module, self.num_key_value_groups = module, num_key_value_groups
+
+    def __getattr__(self, name: str):
+        return getattr(self.module, name)
+
+
+class AOARMAttention(LlamaAttention):
+    """Llama's attention, in which all streams ask the content stream's keys and values in one call.
+
+    Streams are further query heads, laid out key/value head by key/value head and within one stream by stream, so that
+    the attention interface, which gives query head h the key/value head h // groups, serves every stream the same keys
+    and values. Where there is a mask tensor they are further query rows instead, and so are, where a cache is read, the
+    query heads that share a key/value head: with masks the library copies keys and values for every query head, and a
+    mask for further rows is smaller. Without a mask streams are rows where there is one row, which sees all keys.
+
+    Eager attention, whose weights are returned, is called once for each stream.
+    """
+
+    def __init__(self, config: AOARMConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.o_proj = nn.Linear(
+            config.num_attention_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
+        )
+        self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        content: torch.Tensor,
+        query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | None = None,
+        key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """
+        Args:
+            queries: `[streams, batch, rows, hidden]`, the streams that ask.
+            content: `[batch, rows, hidden]`, the stream that is read.
+            query_rotation: cosine and sine, each `[streams, batch, rows, 1, head_dim]`; `None` rotates nothing.
+            key_rotation: cosine and sine, each `[batch, rows, 1, head_dim]`; `None` where `query_rotation` is.
+            attention_mask: as the attention interface takes it; of four dimensions it is `[batch, 1, rows, keys]`, or
+                `[batch, 1, streams * rows, keys]` where streams see different keys.
+            key_values: the cache.
+
+        Returns:
+            The output `[streams, batch, rows, hidden]`, and from eager attention the weights of the predicting stream
+            and of the content stream before it, `[batch, heads, rows, keys]`; where there are several targets the
+            predicting streams' are `[batch, targets, heads, rows, keys]`. `None` for what there is not.
+        """
+        streams, batch, rows, _ = queries.shape
+        heads = (batch, rows, -1, self.head_dim)
+        # Quantised linear layers take three dimensions at most (bitsandbytes in 8 bits).
+        query = self.q_norm(self.q_proj(queries.flatten(0, 1)).view(streams, *heads))
+        key = self.k_norm(self.k_proj(content).view(heads))
+        if query_rotation is not None:
+            query, key = rotate(query, *query_rotation), rotate(key, *key_rotation)
+        key = key.transpose(1, 2)
+        value = self.v_proj(content).view(heads).transpose(1, 2)
+        if key_values is not None:
+            key, value = key_values.update(key, value, self.layer_idx)
+
+        implementation = self.config._attn_implementation
+        attend = functools.partial(
+            ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward),
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        if implementation == "eager":
+            output, weights = self.attend_stream_by_stream(attend, query, key, value, attention_mask)
+            return self.project(output), *self.weights_by_kind(weights)
+
+        # Head counts come from the tensors: under tensor parallelism each process holds a share of them.
+        key_heads = key.shape[1]
+        is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
+        sees_all = rows == 1 and attention_mask is None
+        as_rows = is_masked or sees_all
+        groups = query.shape[3] // key_heads if is_masked and key_values is not None else 1
+        if streams == groups == 1:
+            query = query[0].transpose(1, 2)
+        elif as_rows:
+            query = query.unflatten(3, (-1, groups)).permute(1, 3, 4, 0, 2, 5).flatten(2, 4)
+            if is_masked:
+                # One mask for all streams, or each stream's own.
+                attention_mask = attention_mask.repeat(1, 1, query.shape[2] // attention_mask.shape[2], 1)
+            if sees_all:
+                attend = functools.partial(attend, is_causal=False)
+        else:
+            query = query.unflatten(3, (key_heads, -1)).permute(1, 3, 0, 4, 2, 5).flatten(1, 3)
+        output, _ = attend(GroupedHeads(self, query.shape[1] // key_heads), query, key, value, attention_mask)
+        if streams == groups == 1:
+            output = output[None].flatten(3)
+        elif as_rows:
+            output = output.unflatten(1, (groups, streams, rows)).permute(2, 0, 3, 4, 1, 5).flatten(3)
+        else:
+            output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3)
+        return self.project(output), None, None
+
+    def project(self, output: torch.Tensor) -> torch.Tensor:
+        """The output projection of all streams, `[streams, batch, rows, heads * head_dim]`."""
+        # Sharded linear layers view what they are given.
+        return self.o_proj(output.contiguous().flatten(0, 1)).view(*output.shape[:3], -1)
+
+    def attend_stream_by_stream(
+        self,
+        attend: Callable,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """One call for each stream of `query` `[streams, batch, rows, heads, head_dim]`, so that its weights are apart.
+
+        Returns:
+            The output `[streams, batch, rows, heads * head_dim]`, and each stream's weights.
+        """
+        streams, _, rows = query.shape[:3]
+        masks = [attention_mask] * streams
+        if attention_mask is not None and attention_mask.shape[2] > rows:
+            masks = attention_mask.split(rows, dim=2)
+        results = [
+            attend(self, each.transpose(1, 2), key, value, mask) for each, mask in zip(query, masks, strict=True)
+        ]
+        return torch.stack([output.flatten(2) for output, _ in results]), [weights for _, weights in results]
+
+    def weights_by_kind(self, weights: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The predicting and the content stream's weights, from those of all streams that asked."""
+        if self.config.attention_variant != "two_stream":
+            return weights[0], None
+        is_last = self.layer_idx == self.config.num_hidden_layers - 1
+        content, predicting = (None, weights) if is_last else (weights[0], weights[1:])
+        return predicting[0] if len(predicting) == 1 else torch.stack(predicting, dim=1), content
+
+
+def join_streams(predicting: torch.Tensor, content: torch.Tensor | None) -> torch.Tensor:
+    """All streams, `[streams, batch, rows, hidden]`, the content stream first.
+
+    Args:
+        predicting: `[batch, rows, hidden]`, or `[batch, rows, targets, hidden]` for several streams.
+        content: `[batch, rows, hidden]`, or `None` where the predicting stream is the content stream.
+    """
+    streams = predicting[None] if predicting.ndim == 3 else predicting.movedim(2, 0)
+    return streams if content is None else torch.cat([content[None], streams])
+
+
+class AOARMDecoderLayer(GradientCheckpointingLayer):
+    """Llama's decoder layer on all streams at once.
+
+    Streams come and go as tensors of their own, which are the model's hidden states. After the last layer only
+    predictions are wanted, so there the content stream of `two_stream` only makes its keys and values.
+    """
+
+    def __init__(self, config: AOARMConfig, layer_idx: int):
+        super().__init__()
+        self.ends_content = layer_idx == config.num_hidden_layers - 1
+        self.self_attn = AOARMAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        predicting: torch.Tensor,
+        content: torch.Tensor | None,
+        query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
+        condition: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps the predicting streams and the content stream, see [`join_streams`], to those that go on."""
+        has_several_targets, has_content = predicting.ndim == 4, content is not None
+        streams = join_streams(predicting, content)
+        normed = queries = self.input_layernorm(streams)
+        if has_content and self.ends_content:
+            queries, streams, has_content = normed[1:], streams[1:], False
+            query_rotation = tuple(part[1:] for part in query_rotation)
+        attended = self.self_attn(queries, normed[0], query_rotation, key_rotation, **kwargs)[0]
+        streams = streams + attended
+        normed = self.post_attention_layernorm(streams)
+        streams = streams + self.mlp(normed.flatten(0, 1)).view_as(streams)
+        content, streams = (streams[0], streams[1:]) if has_content else (None, streams)
+        return streams.movedim(0, 2) if has_several_targets else streams[0], content
+
+
+class AdaptiveNormDecoderLayer(AOARMDecoderLayer):
+    """`adaptive_norm` (AO-GPT, arXiv:2506.19935): the target modulates each layer.
+
+    An embedding of the target position makes shift and scale of both norms, and gates of attention and MLP; gates
+    multiply without a 1 before them, and nothing starts at zero: the last norm has shift and scale alike. The content
+    position is an embedding added to the token. Differences from the released AO-GPT:
+
+    1. An order starts from the tokenizer's beginning-of-sentence token instead of a learned one.
+    2. The last row's target is the next position instead of an embedding of zeros.
+    3. Llama's SwiGLU without biases and an output layer without bias, instead of GELU and biases. `qk_norm=True` gives
+       its normalised queries and keys.
+    4. Weights start normal, not truncated at three standard deviations, and residual projections are not divided by
+       the square root of twice the depth: the initialisation is that of the other variants.
+    5. No dropout. Its exponential average of weights is `EMACallback`.
+    """
+
+    def __init__(self, config: AOARMConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.modulation = nn.Linear(config.target_embedding_size, 6 * config.hidden_size)
+
+    def forward(
+        self,
+        predicting: torch.Tensor,
+        content: None,
+        query_rotation: None,
+        key_rotation: None,
+        condition: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, None]:
+        """As in the other variants, with the target as `condition`, `[batch, rows, target_embedding_size]`."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, dim=-1)
+        normed = modulate(self.input_layernorm(predicting), shift, scale)
+        attended = self.self_attn(normed[None], normed, query_rotation, key_rotation, **kwargs)[0][0]
+        predicting = predicting + gate * attended
+        normed = modulate(self.post_attention_layernorm(predicting), mlp_shift, mlp_scale)
+        return predicting + mlp_gate * self.mlp(normed), None
+
+
+def modulate(normed: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What follows a norm in `adaptive_norm`."""
+    return normed * (1 + scale) + shift
+
+
+class DoublePositionEmbedding(nn.Module):
+    """`double_position` (σ-GPT, arXiv:2404.09562): what is added to a row's token for its content and target position.
+
+    `concatenated`: one table of half the width serves both, side by side. `summed`: two tables of the full width, as in
+    AO-GPT's version of it. Differences from the released σ-GPT:
+
+    1. An order starts from the tokenizer's beginning-of-sentence token, where it has one, so that the first token is
+       predicted as well.
+    2. Tables have one entry more, for the target that follows the last position.
+    3. Llama's RMS norms and SwiGLU, instead of layer norms, GELU and biases.
+    4. Residual projections do not start divided by the square root of twice the depth, and embeddings are tied only
+       with `tie_word_embeddings=True`.
+    5. No dropout.
+    """
+
+    def __init__(self, config: AOARMConfig):
+        super().__init__()
+        places = config.max_position_embeddings + 1
+        self.is_summed = config.double_position_mode == "summed"
+        width = config.hidden_size if self.is_summed else config.hidden_size // 2
+        self.own = nn.Embedding(places, width)
+        if self.is_summed:
+            self.target = nn.Embedding(places, width)
+
+    def forward(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
+        """int64 `[batch, rows]`, twice, to `[batch, rows, hidden]`."""
+        if self.is_summed:
+            return self.own(position_ids) + self.target(target_position_ids)
+        return torch.cat([self.own(position_ids), self.own(target_position_ids)], dim=-1)
 
 
 @dataclass
@@ -202,7 +566,7 @@ class AOARMModel(AOARMPreTrainedModel):
         several_targets: bool,
         left: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The predicting and the content stream before the first layer, see [`~layers_aoarm.join_streams`].
+        """The predicting and the content stream before the first layer, see [`join_streams`].
 
         Args:
             content: the rows' tokens, `[batch, rows, hidden]`.
@@ -496,12 +860,12 @@ class AOARMModel(AOARMPreTrainedModel):
         return AOARMModelOutputWithPast(last_hidden_state=normed, **{CACHE_NAME: key_values})
 
 
-def generative_head(config: AOARMConfig) -> type[AOARMPreTrainedModel]:
+def model_class_for(config: AOARMConfig) -> type[AOARMPreTrainedModel]:
     """The class with `generate` and `score` that a variant has: [`AOARMForCausalLM`] or [`AOARMForMaskedLM`]."""
     if config.attention_variant != "bidirectional":
         return AOARMForCausalLM
     # Imported here to avoid a cycle; the loader of remote code finds the file through this line.
-    from .masked_lm_aoarm import AOARMForMaskedLM
+    from .modeling_aoarm import AOARMForMaskedLM
 
     return AOARMForMaskedLM
 
@@ -519,7 +883,7 @@ class AOARMLanguageModel(AOARMPreTrainedModel):
 
     def __init__(self, config: AOARMConfig):
         super().__init__(config)
-        right = generative_head(config)
+        right = model_class_for(config)
         if not isinstance(self, right):
             raise ValueError(
                 f"attention_variant={config.attention_variant!r} needs the head {right.__name__} "
@@ -555,7 +919,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool = False,
+        fused_loss: bool = False,
         scored_ids: torch.LongTensor | None = None,
         query_input_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
@@ -568,18 +932,18 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
                 learned (context, padding, the first row of each packed segment). They are shifted inside, as in every
                 causal language model of the library: row r's logits are scored against row r + 1's label.
             logits_to_keep: how many of the last rows get logits, or which rows, int64 `[kept]`; 0 means all.
-            skip_logits: whether only the loss is wanted. It is then computed in pieces, which saves the memory of
+            fused_loss: whether only the loss is wanted. It is then computed in pieces, which saves the memory of
                 logits and of their gradients, most of what a step needs where the vocabulary is large.
             scored_ids: int64 `[batch, rows]`, or `[batch, kept]` with `logits_to_keep`: tokens whose log-probabilities
                 are wanted instead of logits. They are computed in pieces.
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
-                the next row's position, or on the first row of a packed segment; for `skip_logits` without labels or
+                the next row's position, or on the first row of a packed segment; for `fused_loss` without labels or
                 with an output layer that is not a plain linear one.
         """
-        if skip_logits and labels is None:
-            raise ValueError("`skip_logits` leaves the loss only, so it needs `labels`, got None.")
+        if fused_loss and labels is None:
+            raise ValueError("`fused_loss` leaves the loss only, so it needs `labels`, got None.")
         if scored_ids is not None and labels is not None:
             raise ValueError(
                 "`scored_ids` and `labels` exclude each other: one asks for log-probabilities, one for a loss."
@@ -606,7 +970,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             self.check_labels(labels, outputs.last_hidden_state, past, position_ids, target_position_ids, segment_ids)
         loss, logits, scores = None, None, (None, None)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        if skip_logits:
+        if fused_loss:
             items = kwargs.get("num_items_in_batch")
             loss = fused_causal_lm_loss(outputs.last_hidden_state, self.lm_head, labels, items)
         elif scored_ids is not None:
@@ -671,4 +1035,189 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         )
 
 
-__all__ = ["AOARMForCausalLM", "AOARMLanguageModel", "AOARMModel", "AOARMPreTrainedModel", "generative_head"]
+@dataclass
+class AOARMMaskedLMOutput(MaskedLMOutput):
+    """
+    Args:
+        loss: nats per label that is not -100, or per `num_items_in_batch`, which `Trainer` counts.
+        logits: `[batch, rows, vocab]`, or `[batch, kept, vocab]`.
+        hidden_states, attentions: as in the library, `[batch, rows, hidden]` and `[batch, heads, rows, keys]`.
+        token_log_probs: float32, nats, and
+        token_is_likeliest: bool, in the shape of `scored_ids`.
+    """
+
+    token_log_probs: torch.FloatTensor | None = None
+    token_is_likeliest: torch.BoolTensor | None = None
+
+
+class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMixin, GenerationMixin):
+    """A bidirectional model that predicts the tokens of masked rows (`attention_variant="bidirectional"`).
+
+    The mask token stands for what is not known and is never predicted: its logit is minus infinity, so that every row
+    has a distribution over the other tokens (MDLM's zero masking probability). What stands in rows that hold another
+    token is known; they have logits too, but nobody needs them.
+    """
+
+    # Without blanks there is nothing to generate.
+    continues_text = False
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        loss_weights: torch.FloatTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        scored_ids: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AOARMMaskedLMOutput:
+        """Predicts each row's own token from all rows. See also [`AOARMModel.forward`].
+
+        Args:
+            input_ids: int64 `[batch, rows]`, in sentence order, with the mask token in blanks.
+            attention_mask: `[batch, rows]`, 0 for padding on either side; or a prepared 4-D mask.
+            position_ids: int64 `[batch, rows]`. Default: 0, 1, 2, ..., starting again in each segment.
+            segment_ids: int64 `[batch, rows]`, equal within each run of rows that is an example of its own (packing).
+            inputs_embeds: `[batch, rows, hidden]`, in place of `input_ids`.
+            labels: int64 `[batch, rows]`, not shifted: row r's logits are scored against row r's label. -100 where
+                nothing is to be learned.
+            loss_weights: float `[batch, rows]`, what each row's cross-entropy counts. Labels are then the tokens of all
+                rows that are to be modelled, of which those that are not masked weigh 0: the loss is divided by the
+                number of labels whatever was masked, which is the same in any number of processes and accumulated
+                batches. Default: 1, labels being those of masked rows.
+            logits_to_keep: which rows get logits: so many of the last, 0 for all; int64 `[kept]`; or int64
+                `[batch, kept]`, other rows in each example.
+            scored_ids: int64 `[batch, rows]`, or `[batch, kept]` with `logits_to_keep`: tokens whose log-probabilities
+                are wanted instead of logits. They are computed in pieces.
+
+        Raises:
+            ValueError: as in [`AOARMModel.forward`]; for labels or weights of a wrong shape, weights without labels,
+                a label that is the mask token, and `target_position_ids`, caches and `is_causal=True`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            segment_ids=segment_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, int):
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        elif logits_to_keep.ndim == 1:
+            hidden_states = hidden_states[:, logits_to_keep]
+        else:
+            hidden_states = hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
+        if scored_ids is not None:
+            if labels is not None or loss_weights is not None:
+                raise ValueError("`scored_ids` and `labels` exclude each other, as no logits are left for the loss.")
+            scores = score_tokens(hidden_states, self.lm_head, scored_ids, self.vocab_size, self.config.mask_token_id)
+            return AOARMMaskedLMOutput(
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+                token_log_probs=scores[0],
+                token_is_likeliest=scores[1],
+            )
+        logits = self.lm_head(hidden_states)
+        # Not in place: hooks of sharded training may hold the output.
+        is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
+        logits = logits.masked_fill(is_mask_token, -torch.inf)
+        loss = None
+        if labels is not None:
+            self.check_labels(labels, loss_weights, logits)
+            loss = self.weighted_loss(logits, labels, loss_weights, **kwargs)
+        elif loss_weights is not None:
+            raise ValueError("`loss_weights` need `labels`, got none.")
+        return AOARMMaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def check_labels(self, labels: torch.Tensor, loss_weights: torch.Tensor | None, logits: torch.Tensor) -> None:
+        """Raises a ValueError for labels or weights that do not fit the rows, and for the mask token as a label."""
+        for name, value in (("labels", labels), ("loss_weights", loss_weights)):
+            if value is not None and value.shape != logits.shape[:2]:
+                raise ValueError(
+                    f"`{name}` must have the shape [batch, rows], here {list(logits.shape[:2])}; got "
+                    f"{list(value.shape)}."
+                )
+        if not torch.compiler.is_compiling():
+            require(
+                (labels != self.config.mask_token_id).all(),
+                f"`labels` must not hold the mask token ({self.config.mask_token_id}), which has probability 0; label "
+                "rows that are not to be learned -100.",
+                waits=labels.device.type == "cpu" or not self.training,
+            )
+
+    def weighted_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None, **kwargs
+    ) -> torch.Tensor:
+        """The weighted cross-entropy, nats per label; without weights it is the library's loss."""
+        if loss_weights is None:
+            return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        weights = loss_weights.to(logits.device, torch.float32).flatten()
+        labels = labels.to(logits.device).flatten()
+        # Rows of weight 0 may hold any label, also one of infinite loss.
+        scored = labels.where(weights != 0, -100)
+        losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), scored, reduction="none")
+        count = kwargs.get("num_items_in_batch")
+        if count is None:
+            count = labels.ne(-100).sum().clamp(min=1)
+        elif isinstance(count, torch.Tensor):
+            count = count.to(logits.device)
+        return (weights * losses).sum() / count
+
+    def _check_canvas_call(
+        self,
+        inputs: Any,
+        generation_config: Any,
+        logits_processor: Any,
+        streamer: Any,
+        library_arguments: dict[str, Any],
+        cache: Any,
+        kwargs: dict[str, Any],
+    ) -> None:
+        checked = inputs, generation_config, logits_processor, streamer, library_arguments, cache, kwargs
+        super()._check_canvas_call(*checked)
+        if cache is not None:
+            raise ValueError(
+                "`past_key_values` must not be given for attention_variant='bidirectional', which has no cache; got "
+                f"{type(cache).__name__}."
+            )
+
+    def _reader(
+        self, generation_config: GenerationConfig, rows: CanvasRows, plan: DecodingPlan, cache: None, copies: int
+    ) -> tuple[MaskedReader, torch.Tensor]:
+        """What reads the canvases, and how many of each example's rows it has read: none."""
+        if plan.draft_length:
+            raise ValueError(
+                "`draft_length` needs rows in generation order, of which one pass verifies several, so another variant "
+                f"than attention_variant='bidirectional'; got {plan.draft_length}."
+            )
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                "`cache_implementation` must not be given for attention_variant='bidirectional', which has no cache; "
+                f"got {generation_config.cache_implementation!r}."
+            )
+        return MaskedReader(self), torch.zeros_like(rows.given)
+
+
+__all__ = [
+    "AOARMAttention",
+    "AOARMDecoderLayer",
+    "AOARMForCausalLM",
+    "AOARMForMaskedLM",
+    "AOARMLanguageModel",
+    "AOARMModel",
+    "AOARMPreTrainedModel",
+    "AdaptiveNormDecoderLayer",
+    "DoublePositionEmbedding",
+    "fused_causal_lm_loss",
+    "model_class_for",
+    "modulate",
+    "score_tokens",
+]

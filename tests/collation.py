@@ -6,8 +6,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from modeling_aoarm.data_collator import DataCollatorForAnyOrderLM
-from modeling_aoarm.orders import OrderCurriculum
+from modeling_aoarm.data.collators import DataCollatorForAnyOrderLM
+from modeling_aoarm.data.orders import OrderCurriculum
 
 
 PAD, BOS, EOS, FIRST = 0, 1, 2, 3

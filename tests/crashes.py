@@ -23,7 +23,7 @@ from scripts import REPOSITORY
 from test_configuration import pretrain
 from test_training import CURRICULUM, make_trainer
 
-import modeling_aoarm.training
+from modeling_aoarm.training import trainer
 
 
 CHANGES = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
@@ -42,7 +42,10 @@ class Killer:
         self.changes = []
         sys.addaudithook(self.on_event)
         torch.save = self.halving(torch.save)
-        for module, name in ((transformers.modeling_utils, "safe_save_file"), (modeling_aoarm.training, "save_file")):
+        for module, name in (
+            (transformers.modeling_utils, "safe_save_file"),
+            (trainer, "save_file"),
+        ):
             setattr(module, name, self.halving(getattr(module, name)))
 
     def on_event(self, event, arguments):

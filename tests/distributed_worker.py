@@ -24,7 +24,7 @@ from transformers.distributed import DistributedConfig
 from variants import pad_rows, random_rows, stack_rows
 
 from modeling_aoarm import AOARMForCausalLM
-from modeling_aoarm.evaluation import evaluate_order
+from modeling_aoarm.evaluation.likelihood import evaluate_order
 
 
 # A process that waits for another in vain fails after so many seconds.

@@ -3,7 +3,7 @@
 
 from transformers import PreTrainedModel
 
-from modeling_aoarm.gguf_files import parameter_name
+from modeling_aoarm.gguf import parameter_name
 
 
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from variants import SIZES as TINY
 from variants import VARIANTS
 
-from modeling_aoarm import AOARMConfig, generative_head
+from modeling_aoarm import AOARMConfig, model_class_for
 
 
 SCRIPT = REPOSITORY / "examples" / "benchmarks" / "accelerator.py"
@@ -113,7 +113,7 @@ def test_useful_operations_are_those_that_torch_counts(variant):
     config = AOARMConfig(**TINY | fields)
     # Plain matrix products, all of which the counter sees.
     config._attn_implementation = "eager"
-    model = generative_head(config)(config).train()
+    model = model_class_for(config)(config).train()
     examples, rows = 3, 10
     batch = training.draw_batch(config.attention_variant, config.vocab_size, examples, rows, CPU)
     with FlopCounterMode(display=False) as counter:

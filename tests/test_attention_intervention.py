@@ -20,10 +20,10 @@ from variants import (
     two_stream_variants,
 )
 
-from modeling_aoarm.attention_intervention import Difference, HiddenRowLosses, hidden_row_losses
-from modeling_aoarm.attention_pictures import plot_hidden_rows
-from modeling_aoarm.attention_rows import AttendedRows
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.analysis.interventions import Difference, HiddenRowLosses, hidden_row_losses
+from modeling_aoarm.analysis.plots import plot_hidden_rows
+from modeling_aoarm.analysis.rows import AttendedRows
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
 def hide(model, batches, counts=(1, 2, 5), **options):

@@ -12,9 +12,9 @@ from masked import MASK, masked_model, masked_rows
 from scripts import read_json
 from variants import TWO_STREAM, all_variants, every_variant, pad_rows, random_rows, tiny_model, two_stream_variants
 
-from modeling_aoarm.attention_mass import attention_mass, specialisation_score
-from modeling_aoarm.attention_pictures import plot_attention_curves, plot_attention_mass
-from modeling_aoarm.layers_aoarm import AOARMAttention
+from modeling_aoarm.analysis.attention import attention_mass, specialisation_score
+from modeling_aoarm.analysis.plots import plot_attention_curves, plot_attention_mass
+from modeling_aoarm.modeling_aoarm import AOARMAttention
 
 
 LINEAR, NEAR = 3, 2

@@ -7,14 +7,14 @@ from statistics import mean, median
 
 import pytest
 import torch
+from baselines import SIZES, VARIANTS, new_model, training_batch
 from scripts import load_script, read_json, run_script
+from timing import Report, Target, judged, median_ratio, take_turns, verdict
 from transformers import LlamaConfig, LlamaForCausalLM
 from variants import tiny_model
 
-from modeling_aoarm.contestants import SIZES, VARIANTS, new_model, training_batch
-from modeling_aoarm.measuring import Report, Target, judged, median_ratio, take_turns, verdict
-from modeling_aoarm.text_data import reference_texts
-from modeling_aoarm.tokenization import character_tokenizer, train_bpe_tokenizer
+from modeling_aoarm.data.text import reference_texts
+from modeling_aoarm.data.tokenizers import character_tokenizer, train_bpe_tokenizer
 
 
 FOLDER = "examples/benchmarks"

@@ -12,8 +12,8 @@ from variants import tiny_model
 
 from modeling_aoarm import infill
 from modeling_aoarm.__main__ import main
-from modeling_aoarm.commands import load
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.cli.commands import load
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
 # Letters only: line breaks in a filled text would be lines of output too.

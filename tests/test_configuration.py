@@ -7,9 +7,9 @@ import yaml
 from scripts import REPOSITORY, load_script
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from modeling_aoarm import AOARMConfig, generative_head
-from modeling_aoarm.masked_diffusion_collator import collator_class
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm import AOARMConfig, model_class_for
+from modeling_aoarm.data.masked_diffusion import collator_class
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
 FOLDERS = sorted(path.parent for path in (REPOSITORY / "configuration").glob("*/config.json"))
@@ -28,7 +28,7 @@ def test_folder_loads_by_auto_config_and_builds_its_variant(folder):
     config = AutoConfig.from_pretrained(folder)
     assert isinstance(config, AOARMConfig) and config.attention_variant == folder.name
     with torch.device("meta"):
-        model = generative_head(config)(config)
+        model = model_class_for(config)(config)
     assert config.architectures == [type(model).__name__]
     assert 5e5 < model.num_parameters() < 1e7
 

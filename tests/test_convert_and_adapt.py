@@ -9,8 +9,8 @@ from peft import PeftModel
 from scripts import read_json, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from modeling_aoarm.evaluation import evaluate_order
-from modeling_aoarm.text_data import TextArguments, cut_into_blocks
+from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
+from modeling_aoarm.evaluation.likelihood import evaluate_order
 
 
 FLAGS = ["--source_steps", "6", "--adapt_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "1"]
@@ -55,7 +55,7 @@ def test_a_llama_becomes_an_any_order_model_and_a_second_start_only_does_what_is
 
     # Before the adaptation the figure from left to right is the Llama's own.
     tokenizer = AutoTokenizer.from_pretrained(folder / "source")
-    held = cut_into_blocks(TextArguments(train_file=str(text)).load()["validation"], tokenizer, 24)
+    held = tokenize_and_chunk(TextArguments(train_file=str(text)).load()["validation"], tokenizer, 24)
     assert llama_bits(LlamaForCausalLM.from_pretrained(folder / "source"), held, tokenizer) == pytest.approx(
         curves["full"][0]["left_to_right"], abs=1e-5
     )

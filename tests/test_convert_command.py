@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from variants import random_rows
 
 from modeling_aoarm.__main__ import main
-from modeling_aoarm.reporting import replacing_folder
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.io import replacing_folder
 
 
 pytestmark = pytest.mark.usefixtures("restored_logging")

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from modeling_aoarm import AOARMConfig, AOARMForCausalLM
-from modeling_aoarm.data_collator import DataCollatorForAnyOrderLM, with_example_index
-from modeling_aoarm.orders import sample_orders
+from modeling_aoarm.data.collators import DataCollatorForAnyOrderLM, with_example_index
+from modeling_aoarm.data.orders import sample_orders
 
 
 @pytest.mark.parametrize("bos", [True, False])

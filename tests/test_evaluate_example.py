@@ -12,10 +12,10 @@ import pytest
 from scripts import REPOSITORY, read_json, run_script
 from variants import tiny_model
 
-from modeling_aoarm.likelihoods import exact_order_nll
-from modeling_aoarm.text_data import cut_into_blocks, load_texts
-from modeling_aoarm.text_metrics import coherence, diversity, vocabulary_of
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.text import load_texts, tokenize_and_chunk
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.evaluation.likelihoods import exact_order_nll
+from modeling_aoarm.evaluation.text_metrics import coherence, diversity, vocabulary_of
 
 
 WORDS = ("abba", "baobab", "cab", "dab", "cocoa", "boa")
@@ -145,7 +145,7 @@ def test_the_figures_are_those_of_the_package(finished, folder):
     tokenizer = character_tokenizer(LINES)
     model = type(tiny_model("two_stream")).from_pretrained(folder / "two_stream")
     texts = load_texts(train_file=str(folder / "text.txt"), validation_fraction=0.25)
-    blocks = cut_into_blocks(texts["validation"], tokenizer, 12)
+    blocks = tokenize_and_chunk(texts["validation"], tokenizer, 12)
     chosen = blocks.select(rows["example_index"][:])
     assert tokenizer.batch_decode(chosen["input_ids"][:]) == rows["text"][:]
     result = exact_order_nll(model, chosen, tokenizer, draws=4, progress=False)

@@ -9,9 +9,9 @@ import torch
 from datasets import Dataset
 from variants import tiny_model
 
-from modeling_aoarm.evaluation import OrderNLL, evaluate_order
-from modeling_aoarm.orders import sample_orders
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.orders import sample_orders
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.evaluation.likelihood import OrderNLL, evaluate_order
 
 
 # 18 characters and 5 special tokens: the tiny models' vocabulary.

@@ -17,9 +17,9 @@ from scripts import load_script, losses, read_json, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from variants import tiny_model
 
-from modeling_aoarm.data_collator import DataCollatorForAnyOrderLM
-from modeling_aoarm.text_data import load_texts
-from modeling_aoarm.tokenization import character_tokenizer, train_bpe_tokenizer
+from modeling_aoarm.data.collators import DataCollatorForAnyOrderLM
+from modeling_aoarm.data.text import load_texts
+from modeling_aoarm.data.tokenizers import character_tokenizer, train_bpe_tokenizer
 
 
 finetune_peft = load_script("examples/finetune_peft.py")

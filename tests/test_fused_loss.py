@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 from variants import all_variants, pad_rows, random_rows, tiny_model
 
-from modeling_aoarm.training import AnyOrderTrainer
+from modeling_aoarm.training.trainer import AnyOrderTrainer
 
 
 def batch_of(variant):
@@ -33,7 +33,7 @@ def test_loss_and_gradients_are_those_of_logits(variant, items):
     del batch["target_position_ids"]
     items = {} if items is None else {"num_items_in_batch": torch.tensor(items)}
     expected, gradients = loss_and_gradients(model, **batch, **items)
-    output, fused = loss_and_gradients(model, **batch, **items, skip_logits=True)
+    output, fused = loss_and_gradients(model, **batch, **items, fused_loss=True)
     assert output.logits is None
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
     for name, gradient in gradients.items():
@@ -60,7 +60,7 @@ def test_logits_never_exist():
     made = {}
     for skips in (False, True):
         with LargestTensor() as largest:
-            model(tokens, labels=tokens, use_cache=False, skip_logits=skips).loss.backward()
+            model(tokens, labels=tokens, use_cache=False, fused_loss=skips).loss.backward()
         made[skips] = largest.elements
     assert made[False] >= 4096 * 4096
     assert made[True] < 4096 * 4096 / 4
@@ -68,17 +68,17 @@ def test_logits_never_exist():
 
 def test_what_cannot_be_is_refused():
     model, tokens = tiny_model("decoupled_rope"), torch.zeros(1, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match="skip_logits.*labels.*None"):
-        model(tokens, skip_logits=True)
+    with pytest.raises(ValueError, match="fused_loss.*labels.*None"):
+        model(tokens, fused_loss=True)
     whole = model.lm_head.weight
     # What ZeRO-3 leaves of weights between calls.
     model.lm_head.weight = torch.nn.Parameter(torch.empty(0))
-    with pytest.raises(ValueError, match=r"skip_logits.*holds its weights.*\[0\]"):
-        model(tokens, labels=tokens, skip_logits=True)
+    with pytest.raises(ValueError, match=r"fused_loss.*holds its weights.*\[0\]"):
+        model(tokens, labels=tokens, fused_loss=True)
     model.lm_head.weight = whole
     model.lm_head = torch.nn.Sequential(model.lm_head)
-    with pytest.raises(ValueError, match="skip_logits.*plain linear.*Sequential"):
-        model(tokens, labels=tokens, skip_logits=True)
+    with pytest.raises(ValueError, match="fused_loss.*plain linear.*Sequential"):
+        model(tokens, labels=tokens, fused_loss=True)
 
 
 class Calls(torch.nn.Module):
@@ -104,9 +104,9 @@ def test_the_trainer_drops_logits_that_nobody_wants(fused, tmp_path):
     expected = model.model(**batch, use_cache=False).loss
     loss = trainer.compute_loss(model, batch)
     torch.testing.assert_close(loss, expected)
-    assert model.seen[0].get("skip_logits", False) == fused
+    assert model.seen[0].get("fused_loss", False) == fused
     trainer.compute_loss(model, batch, return_outputs=True)
-    assert "skip_logits" not in model.seen[1]
+    assert "fused_loss" not in model.seen[1]
 
 
 def test_a_smoothed_loss_has_logits(tmp_path):

@@ -16,8 +16,8 @@ from transformers import (
 from variants import all_variants, any_order_variants, tiny_model
 
 from modeling_aoarm import AOARMGenerationConfig
-from modeling_aoarm.generation_config_aoarm import choose_ways
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.generation_aoarm import choose_ways
 
 
 # Appended blanks

@@ -17,8 +17,8 @@ from test_remote_code import LETTERS
 from variants import random_rows, tiny_model
 
 from modeling_aoarm import lora_config
+from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.model_card import model_card, write_model_card
-from modeling_aoarm.tokenization import character_tokenizer
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

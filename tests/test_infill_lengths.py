@@ -10,7 +10,7 @@ from scripts import load_script
 from variants import all_variants, any_order_variants, chain_log_probs, tiny_model
 
 from modeling_aoarm import AOARMConfig, AOARMGenerateOutput, AOARMScoreOutput, infill
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
 TEXTS = ["the <blank:1-3> sat on<blank:2-4>mat", "a dog <blank:2-5>barks", "no blank", "night<blank:1-2>"]

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from variants import any_order_variants, tiny_model
 
 from modeling_aoarm import AOARMConfig, AOARMGenerateOutput, infill
-from modeling_aoarm.blanks import write_blanks
-from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
+from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
+from modeling_aoarm.infilling_aoarm import write_blanks
 
 
 TEXTS = ["the cat sat on the mat. ", "a dog barks at night, loudly!\n"]

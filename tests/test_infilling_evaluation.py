@@ -12,14 +12,14 @@ from datasets import Dataset
 from test_likelihoods import TEXTS, TOKENIZER, WITHOUT_BOS, model_of_five_symbols, rows_of
 from variants import ANY_ORDER, all_strings, tiny_model
 
-from modeling_aoarm.infilling_evaluation import (
+from modeling_aoarm.data.orders import sample_orders
+from modeling_aoarm.evaluation.infilling import (
     Blank,
     InfillingResult,
     context_ensemble,
     evaluate_infilling,
     place_blanks,
 )
-from modeling_aoarm.orders import sample_orders
 
 
 LENGTHS = [7, 3, 1, 13, 2, 6]

@@ -27,12 +27,12 @@ from modeling_aoarm import (
     DataCollatorForAnyOrderLM,
     DataCollatorForMaskedDiffusion,
     infill,
-    layers_aoarm,
+    modeling_aoarm,
 )
-from modeling_aoarm.evaluation import evaluate_order
-from modeling_aoarm.likelihoods import exact_order_nll
-from modeling_aoarm.tokenization import character_tokenizer
-from modeling_aoarm.training import AnyOrderTrainer
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.evaluation.likelihoods import exact_order_nll
+from modeling_aoarm.training.trainer import AnyOrderTrainer
 
 
 TEXT = torch.randint(0, 23, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -307,7 +307,7 @@ def test_several_threads_may_use_one_model(variant, monkeypatch):
     calls.append({**calls[1], "use_cache": True})
     with torch.no_grad():
         expected = [model(**call).logits for call in calls]
-    interface, others = layers_aoarm.ALL_ATTENTION_FUNCTIONS.get_interface, []
+    interface, others = modeling_aoarm.ALL_ATTENTION_FUNCTIONS.get_interface, []
 
     def interrupted(implementation, default):
         function = interface(implementation, default)
@@ -320,7 +320,7 @@ def test_several_threads_may_use_one_model(variant, monkeypatch):
 
         return attend
 
-    monkeypatch.setattr(layers_aoarm.ALL_ATTENTION_FUNCTIONS, "get_interface", interrupted)
+    monkeypatch.setattr(modeling_aoarm.ALL_ATTENTION_FUNCTIONS, "get_interface", interrupted)
     for call, logits in zip(calls, expected, strict=True):
         for other in calls:
             others.append(other)
@@ -354,7 +354,7 @@ def test_label_smoothing_predicts_next_tokens_with_and_without_the_package(tmp_p
 
 IMPORT = """
 import torch.nn.modules.module as module
-import modeling_aoarm.commands, modeling_aoarm.training
+import modeling_aoarm.cli.commands, modeling_aoarm.training.trainer
 report["hooks"] = len(module._global_module_registration_hooks)
 """
 

@@ -10,8 +10,10 @@ from datasets import Dataset
 from masked import MASK
 from variants import ANY_ORDER, all_strings, any_order_variants, chain_log_probs, tiny_model
 
-from modeling_aoarm.evaluation import OrderNLL, evaluate_order
-from modeling_aoarm.likelihoods import (
+from modeling_aoarm.data.orders import sample_orders
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.evaluation.likelihood import OrderNLL, evaluate_order
+from modeling_aoarm.evaluation.likelihoods import (
     AveragedNLL,
     estimate_elbo,
     exact_order_nll,
@@ -19,8 +21,6 @@ from modeling_aoarm.likelihoods import (
     multi_order_bound,
     sentences_of,
 )
-from modeling_aoarm.orders import sample_orders
-from modeling_aoarm.tokenization import character_tokenizer
 
 
 # 17 characters and 5 special tokens; the token behind them is the mask token of the tiny `bidirectional` model.

@@ -24,8 +24,8 @@ from variants import tiny_model
 
 from modeling_aoarm import infill
 from modeling_aoarm.__main__ import main
-from modeling_aoarm.lm_eval_adapter import AnyOrderLM
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.evaluation.lm_eval import AnyOrderLM
 
 
 ROOT = Path(__file__).parents[1]

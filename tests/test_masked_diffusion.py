@@ -16,11 +16,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainingArguments
 from variants import tiny_model
 
 from modeling_aoarm import DataCollatorForAnyOrderLM, DataCollatorForMaskedDiffusion, with_example_index
-from modeling_aoarm import masked_diffusion_collator as module
-from modeling_aoarm.evaluation import evaluate_order
-from modeling_aoarm.masked_diffusion_collator import collator_class
-from modeling_aoarm.orders import OrderMixture, sample_orders
-from modeling_aoarm.training import AnyOrderTrainer
+from modeling_aoarm.data import masked_diffusion as module
+from modeling_aoarm.data.masked_diffusion import collator_class
+from modeling_aoarm.data.orders import OrderMixture, sample_orders
+from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.training.trainer import AnyOrderTrainer
 
 
 MASK = 29

@@ -15,11 +15,11 @@ from variants import all_strings
 from modeling_aoarm import (
     AOARMForMaskedLM,
     infill,
-    masked_reading_aoarm,
-    masked_scoring_aoarm,
+    runner_aoarm,
+    scoring_aoarm,
 )
+from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.decoding_aoarm import certainty
-from modeling_aoarm.tokenization import character_tokenizer
 
 
 FILLING = [way for way in WAYS if "draft_length" not in way]
@@ -264,7 +264,7 @@ def test_an_examples_score_depends_on_no_neighbour_and_no_chunk(method, side, mo
         return forward(self, input_ids, **kwargs)
 
     monkeypatch.setattr(AOARMForMaskedLM, "forward", watch)
-    for module in (masked_reading_aoarm, masked_scoring_aoarm):
+    for module in (runner_aoarm, scoring_aoarm):
         monkeypatch.setattr(module, "COLUMNS_PER_PASS", 50)
     again = model.score(batch, attention_mask=mask, generator=generators(), **method)
     torch.testing.assert_close(again.log_likelihood, together.log_likelihood, atol=1e-5, rtol=0)

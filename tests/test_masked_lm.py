@@ -17,7 +17,7 @@ from modeling_aoarm import (
     AOARMForCausalLM,
     AOARMForMaskedLM,
     AOARMModel,
-    generative_head,
+    model_class_for,
 )
 
 
@@ -257,21 +257,21 @@ def test_a_fresh_process_computes_and_fills_the_same(package, tmp_path):
     assert torch.equal(results["filled"], filled)
     expected = model.score(filled, generation_mask, decoding_order="left_to_right").log_likelihood
     torch.testing.assert_close(results["score"], expected)
-    assert report["module"].endswith(".masked_lm_aoarm")
+    assert report["module"].endswith(".modeling_aoarm")
     assert report["module"].startswith("modeling_aoarm." if package == "with" else "transformers_modules.")
     assert "AutoModelForCausalLM" in report["wrong head"] or "AutoModelForMaskedLM" in report["wrong head"]
     assert report["auto_map"] == {
         "AutoConfig": "configuration_aoarm.AOARMConfig",
         "AutoModel": "modeling_aoarm.AOARMModel",
-        "AutoModelForMaskedLM": "masked_lm_aoarm.AOARMForMaskedLM",
+        "AutoModelForMaskedLM": "modeling_aoarm.AOARMForMaskedLM",
     }
     code = [sorted(path.name for path in (tmp_path / "models" / name).glob("*.py")) for name in ("head", "body")]
-    assert code[0] == code[1] and {"masked_lm_aoarm.py", "modeling_aoarm.py"} <= set(code[0])
+    assert code[0] == code[1] and {"modeling_aoarm.py"} <= set(code[0])
 
 
 def test_each_variant_has_one_head_and_the_other_one_says_which(tmp_path):
-    assert generative_head(tiny_config("bidirectional")) is AOARMForMaskedLM
-    assert generative_head(tiny_config("causal")) is AOARMForCausalLM
+    assert model_class_for(tiny_config("bidirectional")) is AOARMForMaskedLM
+    assert model_class_for(tiny_config("causal")) is AOARMForCausalLM
     with pytest.raises(ValueError, match="'bidirectional' needs the head AOARMForMaskedLM .AutoModelForMaskedLM."):
         AOARMForCausalLM(tiny_config("bidirectional"))
     with pytest.raises(ValueError, match="'two_stream' needs the head AOARMForCausalLM .AutoModelForCausalLM.*Masked"):

@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from variants import VARIANTS, every_variant, tiny_config, tiny_model
 
-from modeling_aoarm.evaluation import OrderNLL
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.evaluation.likelihood import OrderNLL
 from modeling_aoarm.model_card import CardArguments, model_card, renamed, write_model_card
-from modeling_aoarm.tokenization import character_tokenizer
 
 
 FIGURES = {

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from modeling_aoarm.orders import MAX_BLANK_SPANS, OrderCurriculum, OrderDistribution, OrderMixture, sample_orders
+from modeling_aoarm.data.orders import MAX_BLANK_SPANS, OrderCurriculum, OrderDistribution, OrderMixture, sample_orders
 
 
 SPECS = ["uniform", "left_to_right", "lattice", "block", "fractal", "strided(3)", "windowed(4)", "local(2.5)"]

@@ -62,7 +62,7 @@ import re, sys
 from pathlib import Path
 from modeling_aoarm import AOARMConfig, AOARMForCausalLM
 from modeling_aoarm.model_card import model_card
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 readme = Path(sys.argv[1]).read_text(encoding="utf-8")
 tokenizer = character_tokenizer([readme])

@@ -8,9 +8,9 @@ from scripts import REPOSITORY
 from transformers import AutoConfig
 from variants import all_variants, tiny_model
 
-from modeling_aoarm import generative_head
+from modeling_aoarm import model_class_for
 from modeling_aoarm.__main__ import main
-from modeling_aoarm.parameters_command import PARTS, count_parameters
+from modeling_aoarm.cli.parameters import PARTS, count_parameters
 
 
 FOLDERS = {
@@ -41,7 +41,7 @@ def test_the_variants_are_of_one_size(capsys, monkeypatch):
     assert set(rows) == set(FOLDERS)
     for name, (total, ratio, *parts) in rows.items():
         config = AutoConfig.from_pretrained(FOLDERS[name])
-        assert total == generative_head(config)(config).num_parameters() == sum(parts)
+        assert total == model_class_for(config)(config).num_parameters() == sum(parts)
         assert ratio == pytest.approx(total / rows["two_stream"][0], abs=6e-4) and abs(ratio - 1) <= 0.05
 
 
@@ -58,7 +58,7 @@ def test_fields_are_changed_and_what_follows_from_them_too(capsys, monkeypatch):
         head_dim=32,
         num_hidden_layers=3,
     )
-    assert total == generative_head(config)(config).num_parameters()
+    assert total == model_class_for(config)(config).num_parameters()
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from variants import tiny_model
 
 from modeling_aoarm import AOARMGenerateOutput
 from modeling_aoarm.animation import BLANK
+from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 from modeling_aoarm.display import age_colour, confidence_colour
-from modeling_aoarm.pictures import GIVEN, animate_generation, plot_decoding_order
-from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
+from modeling_aoarm.plots import GIVEN, animate_generation, plot_decoding_order
 
 
 TEXT = "The <b>café</b> costs $x$ & \\alpha,\n  or so"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from variants import tiny_model
 
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,7 +32,9 @@ from variants import tiny_model
 
 from modeling_aoarm import AOARMForCausalLM, DataCollatorForAnyOrderLM, infill
 from modeling_aoarm.__main__ import main
-from modeling_aoarm.checkpoints import (
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.io import replacing_folder, write_json
+from modeling_aoarm.training.checkpoints import (
     LOCK,
     check_checkpoint,
     discard_checkpoints,
@@ -42,8 +44,6 @@ from modeling_aoarm.checkpoints import (
     replacing_files,
     resolve_checkpoint,
 )
-from modeling_aoarm.reporting import replacing_folder, write_json
-from modeling_aoarm.tokenization import character_tokenizer
 
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -218,7 +218,7 @@ def test_nodes_go_back_to_the_last_checkpoint_that_all_of_them_have(folder, monk
 
     args = make_trainer(folder, **SAVING)[0].args
     assert resolve_checkpoint(args, True) == str(folder / "checkpoint-4")
-    monkeypatch.setattr("modeling_aoarm.checkpoints.gather_object", with_another_node)
+    monkeypatch.setattr("modeling_aoarm.training.checkpoints.gather_object", with_another_node)
     assert resolve_checkpoint(args, True) == str(folder / "checkpoint-2")
 
 
@@ -613,7 +613,7 @@ HOLD = (
 
 
 def test_two_trainings_do_not_write_into_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("modeling_aoarm.checkpoints.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("modeling_aoarm.training.checkpoints.LOCK_SECONDS", 0.1)
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / LOCK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

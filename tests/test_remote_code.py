@@ -6,7 +6,7 @@ from clean_process import LOAD_AND_FILL, run_clean_process
 from transformers import Trainer, TrainingArguments
 from variants import VARIANTS, all_variants, random_rows, tiny_model
 
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
 WITHOUT_TRUST = """

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from variants import all_strings, any_order_variants, every_variant, tiny_model
 
-from modeling_aoarm import fused_loss_aoarm
+from modeling_aoarm import modeling_aoarm
 
 
 @any_order_variants
@@ -195,7 +195,7 @@ def test_scores_never_need_all_logits_at_once(variant, monkeypatch):
     canvas = torch.randint(0, 5000, (8, 10), generator=torch.Generator().manual_seed(0))
     order = "left_to_right"
     expected = model.score(canvas, decoding_order=order)
-    monkeypatch.setattr(fused_loss_aoarm, "LOGITS_AT_ONCE", 3 * 5000)
+    monkeypatch.setattr(modeling_aoarm, "LOGITS_AT_ONCE", 3 * 5000)
     with LargestTensor() as largest:
         output = model.score(canvas, decoding_order=order)
     # The largest is now the embedding, or of so many logits; all of them are 8 * 9 * 5000.

@@ -13,16 +13,15 @@ import time
 import pytest
 import torch
 from scripts import REPOSITORY, read_json, run_script
-
-from modeling_aoarm.study import figures
-from modeling_aoarm.study.markov import MarkovMixture
-from modeling_aoarm.study.measures import HeldOut
-from modeling_aoarm.study.models import study_model
-from modeling_aoarm.study.predictions import predict
-from modeling_aoarm.study.recipe import Cell, Recipe
-from modeling_aoarm.study.runner import Study, finished_rows
-from modeling_aoarm.study.text import TextSource
-from modeling_aoarm.study.training import CellTraining, training_flops
+from tradeoff_study import figures
+from tradeoff_study.markov import MarkovMixture
+from tradeoff_study.measures import HeldOut
+from tradeoff_study.models import study_model
+from tradeoff_study.predictions import predict
+from tradeoff_study.recipe import Cell, Recipe
+from tradeoff_study.runner import Study, finished_rows
+from tradeoff_study.text import TextSource
+from tradeoff_study.training import CellTraining, training_flops
 
 
 SIZES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)

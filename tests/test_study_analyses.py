@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 from scripts import REPOSITORY
+from tradeoff_study.analyses import analyse_attention, attention_batches_of
+from tradeoff_study.frontier import frontier, references, sample_sentences, whole_words
+from tradeoff_study.models import study_model
+from tradeoff_study.predictions import draw_orders, predict
+from tradeoff_study.recipe import Cell, Recipe
+from tradeoff_study.runner import Study
+from tradeoff_study.text import TextSource
 
-from modeling_aoarm.attention_intervention import hidden_row_losses
-from modeling_aoarm.study.analyses import analyse_attention, attention_batches_of
-from modeling_aoarm.study.frontier import frontier, references, sample_sentences, whole_words
-from modeling_aoarm.study.models import study_model
-from modeling_aoarm.study.predictions import draw_orders, predict
-from modeling_aoarm.study.recipe import Cell, Recipe
-from modeling_aoarm.study.runner import Study
-from modeling_aoarm.study.text import TextSource
+from modeling_aoarm.analysis.interventions import hidden_row_losses
 
 
 SIZES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)

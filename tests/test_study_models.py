@@ -5,10 +5,8 @@ import itertools
 
 import pytest
 import torch
-
-from modeling_aoarm.orders import OrderDistribution
-from modeling_aoarm.study.models import MODELS, READS_PREFIXES, study_model
-from modeling_aoarm.study.predictions import (
+from tradeoff_study.models import MODELS, READS_PREFIXES, study_model
+from tradeoff_study.predictions import (
     draw_orders,
     draw_prefixes,
     is_random,
@@ -18,6 +16,8 @@ from modeling_aoarm.study.predictions import (
     prefix_weights,
     token_nll,
 )
+
+from modeling_aoarm.data.orders import OrderDistribution
 
 
 SIZES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 from scipy.stats import chisquare
-
-from modeling_aoarm.study.markov import MarkovMixture
-from modeling_aoarm.study.text import ALPHABET, TextSource, as_letters
+from tradeoff_study.markov import MarkovMixture
+from tradeoff_study.text import ALPHABET, TextSource, as_letters
 
 
 SYMBOLS, LENGTH = 3, 4

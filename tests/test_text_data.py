@@ -9,16 +9,16 @@ import math
 import pytest
 from datasets import Dataset
 
-from modeling_aoarm.text_data import (
+from modeling_aoarm.data.text import (
     count_characters,
-    cut_into_blocks,
     hold_out,
     load_texts,
     reference_texts,
     sample_texts,
+    tokenize_and_chunk,
     unigram_bits,
 )
-from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
+from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ TEXTS = ["abc abd ü漢 abc", "", "a", "hgfedcba\nabc abc"]
 def test_blocks_hold_every_token_once_and_count_every_character(name, join_with):
     tokenizer = TOKENIZERS[name]
     dataset = Dataset.from_dict({"text": TEXTS, "other": [1, 2, 3, 4]})
-    rows = cut_into_blocks(dataset, tokenizer, 4, join_with)
+    rows = tokenize_and_chunk(dataset, tokenizer, 4, join_with)
     assert sorted(rows.column_names) == ["example_index", "input_ids", "num_characters"]
     expected = "".join(TEXTS) if join_with is None else join_with.join(TEXTS)
     assert tokenizer.decode([token for ids in rows["input_ids"] for token in ids]) == expected
@@ -93,20 +93,20 @@ def test_blocks_hold_every_token_once_and_count_every_character(name, join_with)
 def test_rows_run_over_the_ends_of_texts_only_when_they_are_joined():
     dataset = Dataset.from_dict({"text": ["abcde", "fg"]})
     tokenizer = TOKENIZERS["character"]
-    assert [len(ids) for ids in cut_into_blocks(dataset, tokenizer, 4)["input_ids"]] == [4, 1, 2]
-    assert [len(ids) for ids in cut_into_blocks(dataset, tokenizer, 4, "")["input_ids"]] == [4, 3]
+    assert [len(ids) for ids in tokenize_and_chunk(dataset, tokenizer, 4)["input_ids"]] == [4, 1, 2]
+    assert [len(ids) for ids in tokenize_and_chunk(dataset, tokenizer, 4, "")["input_ids"]] == [4, 3]
 
 
 def test_without_bos_the_first_token_of_a_row_is_not_counted():
     tokenizer = character_tokenizer(["abcdefgh"])
     tokenizer.bos_token = None
-    rows = cut_into_blocks(Dataset.from_dict({"text": ["abcdefg"]}), tokenizer, 4)
+    rows = tokenize_and_chunk(Dataset.from_dict({"text": ["abcdefg"]}), tokenizer, 4)
     assert rows["num_characters"] == [3, 2]
 
 
 def test_text_that_spells_a_special_token_is_text():
     tokenizer = byte_tokenizer()
-    rows = cut_into_blocks(Dataset.from_dict({"text": ["</s><mask>"]}), tokenizer, 20)
+    rows = tokenize_and_chunk(Dataset.from_dict({"text": ["</s><mask>"]}), tokenizer, 20)
     assert len(rows["input_ids"][0]) == 10
 
 
@@ -191,4 +191,4 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="leave room for a text"):
         hold_out(["aaaa", "bbbb"], 0.1)
     with pytest.raises(ValueError, match="block_size must be at least 2, got 1"):
-        cut_into_blocks(Dataset.from_dict({"text": ["a"]}), TOKENIZERS["byte"], 1)
+        tokenize_and_chunk(Dataset.from_dict({"text": ["a"]}), TOKENIZERS["byte"], 1)

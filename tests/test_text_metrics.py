@@ -13,8 +13,9 @@ from scripts import REPOSITORY
 from transformers import GPT2Config, GPT2LMHeadModel
 from variants import tiny_model
 
-from modeling_aoarm.estimates import ratio
-from modeling_aoarm.text_metrics import (
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.evaluation.stats import ratio
+from modeling_aoarm.evaluation.text_metrics import (
     coherence,
     coherent_words,
     diversity,
@@ -23,7 +24,6 @@ from modeling_aoarm.text_metrics import (
     vocabulary_of,
     words,
 )
-from modeling_aoarm.tokenization import character_tokenizer
 
 
 # 18 characters and 5 special tokens: the tiny models' vocabulary.
@@ -180,9 +180,9 @@ loaded = sorted({"evaluate", "datasets", "matplotlib"} & set(sys.modules))
 sys.path.insert(0, sys.argv[2])
 import evaluate
 from variants import tiny_model
-from modeling_aoarm.metrics.coherence import Coherence
-from modeling_aoarm.metrics.diversity import Diversity
-from modeling_aoarm.tokenization import character_tokenizer
+from modeling_aoarm.evaluation.metrics.coherence import Coherence
+from modeling_aoarm.evaluation.metrics.diversity import Diversity
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 folder, texts = sys.argv[1], ["abba abba cd", "feed"]
 tokenizer = character_tokenizer(["abcdefghijklmnopq "])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from modeling_aoarm.tokenization import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
+from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 
 
 TEXTS = ["The cat  sat .\n\n\tIt didn't , mind !", "naïve café – 漢字 😀\r\n", " leading and trailing "]

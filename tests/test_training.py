@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 from variants import tiny_model
 
-from modeling_aoarm.data_collator import DataCollatorForAnyOrderLM, with_example_index
-from modeling_aoarm.evaluation import evaluate_order
-from modeling_aoarm.orders import OrderCurriculum, sample_orders
-from modeling_aoarm.tokenization import character_tokenizer
-from modeling_aoarm.training import AnyOrderTrainer, EMACallback
+from modeling_aoarm.data.collators import DataCollatorForAnyOrderLM, with_example_index
+from modeling_aoarm.data.orders import OrderCurriculum, sample_orders
+from modeling_aoarm.data.tokenizers import character_tokenizer
+from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.training.trainer import AnyOrderTrainer, EMACallback
 
 
 TOKENIZER = character_tokenizer(["abcdefghijklmnopqr"])
@@ -277,7 +277,7 @@ def test_a_streamed_evaluation_set_has_the_figures_of_its_rows(kind, tmp_path):
 
 def test_processes_that_read_different_rows_of_a_stream_are_an_error(tmp_path, monkeypatch):
     trainer, _ = make_trainer(tmp_path)
-    monkeypatch.setattr("modeling_aoarm.training.gather_object", lambda values: [*values, [6, 0]])
+    monkeypatch.setattr("modeling_aoarm.training.trainer.gather_object", lambda values: [*values, [6, 0]])
     monkeypatch.setattr(TrainingArguments, "world_size", 2)
     with pytest.raises(ValueError, match="streamed eval_dataset must have the same rows in all processes"):
         trainer.evaluate(streamed(trainer.eval_dataset))

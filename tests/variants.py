@@ -10,7 +10,7 @@ import itertools
 import pytest
 import torch
 
-from modeling_aoarm import AOARMConfig, AOARMForCausalLM, AOARMForMaskedLM, generative_head
+from modeling_aoarm import AOARMConfig, AOARMForCausalLM, AOARMForMaskedLM, model_class_for
 
 
 VARIANTS = {
@@ -53,7 +53,7 @@ def tiny_config(variant: str, **changes) -> AOARMConfig:
 def tiny_model(variant: str, seed: int = 0, **changes) -> AOARMForCausalLM | AOARMForMaskedLM:
     torch.manual_seed(seed)
     config = tiny_config(variant, **changes)
-    return generative_head(config)(config).eval()
+    return model_class_for(config)(config).eval()
 
 
 def random_rows(variant: str, batch: int, rows: int, seed: int = 0, vocab_size: int = SIZES["vocab_size"]) -> dict:

@@ -44,8 +44,7 @@ from gpu.training import TRAINED, measure_training
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-
-from modeling_aoarm.measuring import (
+from timing import (
     COLOURS,
     Report,
     Target,
@@ -55,7 +54,8 @@ from modeling_aoarm.measuring import (
     print_table,
     print_verdicts,
 )
-from modeling_aoarm.reporting import save_figure, versions, write_json
+
+from modeling_aoarm.io import save_figure, versions, write_json
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -27,11 +27,7 @@ from statistics import mean
 
 import torch
 from matplotlib.figure import Figure
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from modeling_aoarm import convert_causal_lm, infill
-from modeling_aoarm.blanks import TextTemplate
-from modeling_aoarm.measuring import (
+from timing import (
     CheckpointArguments,
     Report,
     Target,
@@ -41,6 +37,10 @@ from modeling_aoarm.measuring import (
     print_table,
     print_verdicts,
 )
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_aoarm import convert_causal_lm, infill
+from modeling_aoarm.infilling_aoarm import TextTemplate
 
 
 SENTENCES = [

@@ -20,12 +20,9 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
+from baselines import SIZES, new_model, training_batch
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader, Dataset
-
-from modeling_aoarm import DataCollatorForAnyOrderLM, DataCollatorForMaskedDiffusion
-from modeling_aoarm.contestants import SIZES, new_model, training_batch
-from modeling_aoarm.measuring import (
+from timing import (
     COLOURS,
     Report,
     Target,
@@ -37,7 +34,10 @@ from modeling_aoarm.measuring import (
     take_turns,
     verdict,
 )
-from modeling_aoarm.tokenization import character_tokenizer
+from torch.utils.data import DataLoader, Dataset
+
+from modeling_aoarm import DataCollatorForAnyOrderLM, DataCollatorForMaskedDiffusion
+from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
 ORDERS = ["uniform", "left_to_right", "0.9*uniform+0.1*left_to_right", "lattice", "block", "local(16)", "windowed(32)"]

@@ -24,11 +24,9 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
+from baselines import SIZES, VARIANTS, new_model
 from matplotlib.figure import Figure
-from transformers import DynamicCache, LlamaForCausalLM
-
-from modeling_aoarm.contestants import SIZES, VARIANTS, new_model
-from modeling_aoarm.measuring import (
+from timing import (
     Report,
     Target,
     TimingArguments,
@@ -41,6 +39,7 @@ from modeling_aoarm.measuring import (
     print_verdicts,
     take_turns,
 )
+from transformers import DynamicCache, LlamaForCausalLM
 
 
 CACHED = [variant for variant in VARIANTS if variant != "bidirectional"]

@@ -27,17 +27,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from baselines import LIBRARY, SIZES, new_model, training_batch
+from baselines import VARIANTS as CONTESTANTS
 from matplotlib.figure import Figure
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel
-
-from modeling_aoarm import AOARMConfig, AOARMForCausalLM
-from modeling_aoarm.contestants import LIBRARY, SIZES, new_model, training_batch
-from modeling_aoarm.contestants import VARIANTS as CONTESTANTS
-from modeling_aoarm.measuring import (
+from timing import (
     BenchmarkArguments,
     Report,
     Target,
@@ -47,6 +40,13 @@ from modeling_aoarm.measuring import (
     print_table,
     print_verdicts,
 )
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from modeling_aoarm import AOARMConfig, AOARMForCausalLM
 
 
 # The last two have the shapes of TinyLlama and Llama 2.

@@ -19,11 +19,9 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
+from baselines import SIZES, new_model, training_batch
 from matplotlib.figure import Figure
-
-from modeling_aoarm import AOARMForCausalLM
-from modeling_aoarm.contestants import SIZES, new_model, training_batch
-from modeling_aoarm.measuring import (
+from timing import (
     Report,
     Target,
     TimingArguments,
@@ -33,6 +31,8 @@ from modeling_aoarm.measuring import (
     print_verdicts,
     take_turns,
 )
+
+from modeling_aoarm import AOARMForCausalLM
 
 
 STARTS = ("content", "neighbor", "learned")

@@ -21,10 +21,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
-
-from modeling_aoarm import AOARMForCausalLM, convert_causal_lm
-from modeling_aoarm.measuring import (
+from timing import (
     COLOURS,
     Report,
     TimingArguments,
@@ -33,6 +30,9 @@ from modeling_aoarm.measuring import (
     print_table,
     take_turns,
 )
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+
+from modeling_aoarm import AOARMForCausalLM, convert_causal_lm
 
 
 QUICK = dict(repetitions=2, new_tokens=4)

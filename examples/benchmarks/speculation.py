@@ -26,10 +26,7 @@ from statistics import mean, median
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-
-from modeling_aoarm import AOARMForCausalLM, AOARMGenerateOutput
-from modeling_aoarm.measuring import (
+from timing import (
     COLOURS,
     Report,
     Target,
@@ -41,7 +38,10 @@ from modeling_aoarm.measuring import (
     print_verdicts,
     take_turns,
 )
-from modeling_aoarm.text_data import cut_into_blocks, load_texts
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_aoarm import AOARMForCausalLM, AOARMGenerateOutput
+from modeling_aoarm.data.text import load_texts, tokenize_and_chunk
 
 
 QUICK = dict(repetitions=2, canvases=2, batch_sizes=[1, 2], draft_lengths=[1, 4], block_size=12)
@@ -74,7 +74,7 @@ class SpeculationArguments(TimingArguments):
 
 def cut_canvases(texts: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, count: int) -> torch.Tensor:
     """Full rows of text behind BOS, int64 `[count, columns]`, spread over the texts."""
-    rows = [ids for ids in cut_into_blocks(texts, tokenizer, block_size)["input_ids"] if len(ids) == block_size]
+    rows = [ids for ids in tokenize_and_chunk(texts, tokenizer, block_size)["input_ids"] if len(ids) == block_size]
     if len(rows) < count:
         raise ValueError(f"--canvases must be at most {len(rows)}, the full rows of held-out text, got {count}.")
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

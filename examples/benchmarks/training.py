@@ -27,10 +27,9 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
+from baselines import LIBRARY, SIZES, VARIANTS, new_model, training_batch
 from matplotlib.figure import Figure
-
-from modeling_aoarm.contestants import LIBRARY, SIZES, VARIANTS, new_model, training_batch
-from modeling_aoarm.measuring import (
+from timing import (
     Report,
     Target,
     TimingArguments,

@@ -36,12 +36,7 @@ from dataclasses import dataclass, field
 
 import torch
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from modeling_aoarm import AOARMForCausalLM, convert_causal_lm, sample_orders
-from modeling_aoarm.estimates import ratio
-from modeling_aoarm.measuring import (
+from timing import (
     CheckpointArguments,
     Report,
     Target,
@@ -51,7 +46,12 @@ from modeling_aoarm.measuring import (
     print_table,
     print_verdicts,
 )
-from modeling_aoarm.text_data import TextArguments
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_aoarm import AOARMForCausalLM, convert_causal_lm, sample_orders
+from modeling_aoarm.data.text import TextArguments
+from modeling_aoarm.evaluation.stats import ratio
 
 
 DECODER = "decoder, left side only"

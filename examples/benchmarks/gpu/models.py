@@ -1,11 +1,10 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The models that are measured, and how many floating point operations of their training are useful."""
 
+import baselines
 import torch
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-from modeling_aoarm import contestants
 
 
 # Shapes of GPT-2 small: 124 million parameters with a tied vocabulary, which is a multiple of 64.
@@ -55,7 +54,7 @@ def peak_tflops(device_name: str | None) -> float | None:
 
 
 def new_model(name: str, seed: int, max_positions: int, sizes: dict, device: torch.device) -> PreTrainedModel:
-    """A model with new float32 weights, as [`~modeling_aoarm.contestants.new_model`] makes them, on a device.
+    """A model with new float32 weights, as [`~baselines.new_model`] makes them, on a device.
 
     Args:
         name: an `attention_variant`, `LLAMA` or `LLAMA_WITHOUT_MASK`.
@@ -65,7 +64,7 @@ def new_model(name: str, seed: int, max_positions: int, sizes: dict, device: tor
         device: where it is made.
     """
     with device:
-        model = contestants.new_model(LLAMA if name == LLAMA_WITHOUT_MASK else name, seed, max_positions, **sizes)
+        model = baselines.new_model(LLAMA if name == LLAMA_WITHOUT_MASK else name, seed, max_positions, **sizes)
     if name == LLAMA_WITHOUT_MASK:
         model.set_attn_implementation("causal_sdpa")
     return model

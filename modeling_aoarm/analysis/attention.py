@@ -1,0 +1,287 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""Where attention goes: the mass of each head by semantic and by structural distance, and how heads divide the two."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data.orders import as_integer
+from ..io import finite
+from .rows import AttendedRows, attention_batches, attention_modules, eager_evaluation, stream_names
+
+
+# Ranges that double; the last one has no end.
+OCTAVES = 20
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """Whether heads attend to what is near their target or to what is recent; see [`specialisation_score`].
+
+    Attributes:
+        heads: float64 `[layers, heads]` in [-1, 1]; NaN where a head attends to neither.
+        score: that of all heads together, in [-1, 1], or NaN.
+        spread: standard deviation of the heads' scores around `score`, weighted as there: 0 where all heads are alike,
+            1 where half of the mass is of heads with 1 and half of heads with -1.
+    """
+
+    heads: torch.Tensor
+    score: float
+    spread: float
+
+
+def specialisation_score(nearest: torch.Tensor, recent: torch.Tensor) -> Specialisation:
+    """Scores heads by the mass on the rows nearest to the target against that on the most recent rows.
+
+    A head's score is (s - t) / (s + t). s is its mean mass on rows that are among the m nearest to the target but not
+    among the m most recent, t that on rows for which it is the other way round: 1 attends by meaning alone, -1 by
+    recency alone. Each row has as many rows of the one kind as of the other, so uniform attention scores exactly 0, at
+    any length, and so does, on average over uniform orders, attention that depends on neither. The score of several
+    heads is the same ratio of sums, that is, the mean of their scores weighted by s + t. In orders in which the nearest
+    rows are the most recent ones, as from left to right, there is no score (NaN).
+
+    Args:
+        nearest: float64 `[layers, heads]`, s.
+        recent: float64 `[layers, heads]`, t.
+    """
+    weight = nearest + recent
+    heads = (nearest - recent) / weight
+    score = (nearest - recent).sum() / weight.sum()
+    spread = (weight * (heads - score) ** 2).nansum() / weight.sum()
+    return Specialisation(heads, float(score), math.sqrt(spread))
+
+
+@dataclass(frozen=True)
+class AttentionMass:
+    """Mean attention mass of the rows that predict (see [`AttendedRows`]), by stream, layer, head and distance.
+
+    Streams are `"prediction"` and, in `two_stream`, `"content"`, which has one layer less: in the last one it asks
+    nothing. Distances of row r from key k are
+
+    - `"target"`, the semantic distance |target position of r - content position of k|. The content stream does not know
+      its row's target;
+    - `"own"`, the semantic distance |content position of r - content position of k|;
+    - `"rows"`, the structural distance r - k in rows, 0 being the row itself.
+
+    `bidirectional`, whose rows predict their own tokens and are in no order, has the first only.
+
+    Attributes:
+        bins: labels of the bins. `"first row"` is the first row that is seen, whatever its distance (attention rests
+            there when it looks for nothing). Then come the distances 0, 1, ..., `linear`, each in a bin of its own,
+            then ranges that double; the largest ones that hold no keys are left out. `bidirectional` also has
+            `"blank"`, all blanks, whose tokens are not known.
+        rows: how many rows predicted.
+        near: m, the number of rows that count as nearest and as most recent.
+        own_row: whether a row could be among its own most recent rows.
+        mass: by stream and distance, float64 `[layers, heads, bins]`; sums to 1 over bins.
+        uniform: by distance, float64 `[bins]`: the mass if every row attended to all that it sees alike.
+        keys: by distance, int64 `[bins]`: how many keys there were, of all rows together.
+        nearest, recent: by stream, float64 `[layers, heads]`: s and t of [`specialisation_score`]. Empty for
+            `bidirectional`.
+    """
+
+    bins: tuple[str, ...]
+    rows: int
+    near: int
+    own_row: bool
+    mass: dict[str, dict[str, torch.Tensor]]
+    uniform: dict[str, torch.Tensor]
+    keys: dict[str, torch.Tensor]
+    nearest: dict[str, torch.Tensor]
+    recent: dict[str, torch.Tensor]
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """`("prediction",)` or `("prediction", "content")`."""
+        return tuple(self.mass)
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """Names of the distances."""
+        return tuple(self.uniform)
+
+    def lift(self, stream: str, distance: str) -> torch.Tensor:
+        """Mass over uniform mass, float64 `[layers, heads, bins]`; NaN in bins without keys."""
+        return self.mass[stream][distance] / self.uniform[distance]
+
+    def specialisation(self, stream: str) -> Specialisation:
+        """[`specialisation_score`] of a stream's heads.
+
+        Raises:
+            ValueError: for `bidirectional`, whose rows are in no order.
+        """
+        if stream not in self.nearest:
+            raise ValueError(f"`stream` must be one of {list(self.nearest)} to be scored, got {stream!r}.")
+        return specialisation_score(self.nearest[stream], self.recent[stream])
+
+    @property
+    def dissociation(self) -> float | None:
+        """Half the prediction stream's score minus the content stream's, in [-1, 1]; `None` for a single stream.
+
+        1: the prediction stream attends by meaning alone and the content stream by recency alone.
+        """
+        if "content" not in self.nearest:
+            return None
+        return (self.specialisation("prediction").score - self.specialisation("content").score) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as lists, `None` for NaN, with lift and specialisation."""
+        scores = {stream: self.specialisation(stream) for stream in self.nearest}
+        numbers = {
+            "bins": list(self.bins),
+            "rows": self.rows,
+            "near": self.near,
+            "own_row": self.own_row,
+            "mass": {
+                stream: {name: part.tolist() for name, part in each.items()} for stream, each in self.mass.items()
+            },
+            "lift": {
+                stream: {name: self.lift(stream, name).tolist() for name in self.distances} for stream in self.streams
+            },
+            "uniform": {name: part.tolist() for name, part in self.uniform.items()},
+            "keys": {name: part.tolist() for name, part in self.keys.items()},
+            "specialisation": {
+                stream: {"score": each.score, "spread": each.spread, "heads": each.heads.tolist()}
+                for stream, each in scores.items()
+            },
+            "dissociation": self.dissociation,
+        }
+        return finite(numbers)
+
+
+def attention_mass(
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    *,
+    linear: int = 16,
+    near: int = 4,
+    own_row: bool = False,
+    progress: bool = True,
+) -> AttentionMass:
+    """Measures where a model's heads attend, on batches as its `forward` takes them.
+
+    The model runs with eager attention, in evaluation mode; both are put back. Each layer's weights are added to their
+    bins when they are made, and then freed. A layer that is applied several times counts as several layers.
+
+    Args:
+        model: an [`AOARMModel`] or one of its heads, any variant.
+        batches: see [`attention_batches`].
+        linear: the largest distance that has a bin of its own.
+        near: how many rows count as nearest to the target, and as most recent, in [`specialisation_score`].
+        own_row: whether a row is among its own most recent rows there. Attention to itself is no summary of others, and
+            may well be all that looks like recency.
+        progress: show a progress bar.
+
+    Raises:
+        TypeError: a number that is no integer; a model that is not one of this package's.
+        ValueError: `linear` or `near` below 1; nothing is predicted; and as in [`attention_batches`].
+    """
+    for name, value in (("linear", linear), ("near", near)):
+        if as_integer(name, value) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    measured = _MeasuredMass(stream_names(model), linear, near, own_row)
+    handles = [module.register_forward_hook(measured.add_layer) for module in attention_modules(model)]
+    try:
+        with eager_evaluation(model):
+            for inputs, rows in attention_batches(batches, model, "attention mass", progress):
+                measured.start(rows)
+                model.base_model(**inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return measured.result()
+
+
+class _MeasuredMass:
+    """Sums of masses: [`start`] before a batch, then [`add_layer`], a forward hook, in each layer."""
+
+    def __init__(self, streams: tuple[str, ...], linear: int, near: int, own_row: bool):
+        self.streams, self.linear, self.near, self.own_row = streams, linear, near, own_row
+        # The largest distance of each bin.
+        self.bounds = torch.cat([torch.arange(linear + 1), linear * 2 ** torch.arange(1, OCTAVES + 1)])
+        self.rows, self.has_blanks = 0, False
+        self.uniform, self.keys = {}, {}
+        # By name and stream, a list over layers of `[heads]` or `[heads, bins]`.
+        self.sums = {}
+
+    def start(self, rows: AttendedRows) -> None:
+        self.layer = 0
+        self.predicting = asking = rows.predicting
+        self.rows += int(asking.sum())
+        self.has_blanks = not rows.in_order
+        visible, first = rows.visible[asking], rows.first[asking]
+        blank = rows.blank[:, None, :].expand_as(rows.visible)[asking]
+        share = visible.double() / visible.sum(-1, keepdim=True)
+        # Bins: first row, distances, blanks.
+        self.bins = {}
+        for name, distance in rows.distances.items():
+            number = 1 + torch.bucketize(distance[asking], self.bounds[:-1].to(distance.device))
+            number = number.masked_fill(first, 0).masked_fill(blank, len(self.bounds) + 1)
+            self.bins[name] = number
+            self._add(self.uniform, name, self._binned(share[:, None], number)[0])
+            self._add(self.keys, name, self._binned(visible[:, None].double(), number)[0])
+        self.is_near = {}
+        if "rows" in self.bins:
+            is_nearest, is_recent = (
+                rows.ranks(choice, self.own_row)[asking] < self.near for choice in ("nearest", "recent")
+            )
+            self.is_near = {"nearest": is_nearest & ~is_recent, "recent": is_recent & ~is_nearest}
+
+    def add_layer(self, module: torch.nn.Module, arguments: tuple, output: tuple[torch.Tensor | None, ...]) -> None:
+        # Of the predicting and of the content stream, which ends before the last layer.
+        weights = {"content": output[2], "prediction": output[1]}
+        for stream, part in weights.items():
+            if part is None:
+                continue
+            # [rows that predict, heads, keys]
+            part = part.transpose(1, 2)[self.predicting].float()
+            for name, number in self.bins.items():
+                self._add(self.sums, (name, stream, self.layer), self._binned(part, number))
+            for name, is_near in self.is_near.items():
+                mass = torch.einsum("nhk,nk->nh", part, is_near.float()).sum(0, dtype=torch.float64)
+                self._add(self.sums, (name, stream, self.layer), mass)
+        self.layer += 1
+
+    def _binned(self, mass: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        """`[rows, heads, keys]` and bins `[rows, keys]` to sums over rows, float64 `[heads, bins]`."""
+        binned = mass.new_zeros(*mass.shape[:2], len(self.bounds) + 2)
+        binned.scatter_add_(2, number[:, None].expand_as(mass), mass)
+        return binned.sum(0, dtype=torch.float64)
+
+    @staticmethod
+    def _add(sums: dict[Any, torch.Tensor], name: Any, part: torch.Tensor) -> None:
+        sums[name] = sums[name] + part.cpu() if name in sums else part.cpu()
+
+    def result(self) -> AttentionMass:
+        if self.rows == 0:
+            raise ValueError("`batches` must hold rows that predict something, got none.")
+        last = max(int(keys[:-1].nonzero().max()) for keys in self.keys.values())
+        kept = [*range(last + 1), *([-1] if self.has_blanks else [])]
+        doubled = [f"{low + 1}–{high}" for low, high in itertools.pairwise(self.bounds[self.linear :].tolist())]
+        labels = ["first row", *map(str, range(self.linear + 1)), *doubled, "blank"]
+
+        def layers(name: str, stream: str) -> torch.Tensor:
+            parts = [part for key, part in self.sums.items() if key[:2] == (name, stream)]
+            return torch.stack(parts) / self.rows
+
+        # What predicts comes first.
+        streams = self.streams[::-1]
+        return AttentionMass(
+            bins=tuple(labels[number] for number in kept),
+            rows=self.rows,
+            near=self.near,
+            own_row=self.own_row,
+            mass={stream: {name: layers(name, stream)[..., kept] for name in self.uniform} for stream in streams},
+            uniform={name: part[kept] / self.rows for name, part in self.uniform.items()},
+            keys={name: part[kept].long() for name, part in self.keys.items()},
+            nearest={stream: layers("nearest", stream) for stream in streams if self.is_near},
+            recent={stream: layers("recent", stream) for stream in streams if self.is_near},
+        )
+
+
+__all__ = ["AttentionMass", "Specialisation", "attention_mass", "specialisation_score"]

@@ -1,0 +1,277 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""What the loss does when rows are hidden from attention: those nearest to the target, the most recent, or random ones.
+
+Attention mass is only correlation; this is the intervention.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ..data.orders import as_integer
+from ..evaluation.stats import ratio
+from ..io import finite
+from .rows import (
+    CHOICES,
+    IGNORED,
+    AttendedRows,
+    attention_batches,
+    attention_modules,
+    eager_evaluation,
+    stream_names,
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean differences in nats per token and their standard errors over examples, by the number of hidden rows.
+
+    Attributes:
+        mean: float64 `[counts]`.
+        standard_error: float64 `[counts]`; NaN for a single example.
+    """
+
+    mean: torch.Tensor
+    standard_error: torch.Tensor
+
+    @classmethod
+    def per_token(cls, nats: torch.Tensor, tokens: torch.Tensor) -> "Difference":
+        """From differences of examples, float64 `[counts, examples]`, and their numbers of tokens, `[examples]`.
+
+        See [`~modeling_aoarm.evaluation.stats.ratio`].
+        """
+        found = [ratio(each, tokens) for each in nats]
+        errors = [math.nan if each.standard_error is None else each.standard_error for each in found]
+        return cls(*(torch.tensor(each, dtype=torch.float64) for each in ([each.value for each in found], errors)))
+
+    def to_dict(self) -> dict[str, list[float | None]]:
+        """The numbers as lists, `None` for NaN."""
+        return finite({"mean": self.mean.tolist(), "standard_error": self.standard_error.tolist()})
+
+
+@dataclass(frozen=True)
+class HiddenRowLosses:
+    """Losses of the same examples and orders with and without hidden rows; see [`hidden_row_losses`].
+
+    Attributes:
+        counts: the numbers m of hidden rows.
+        own_row: whether rows could be hidden from themselves.
+        example_tokens: int64 `[examples]`, predicted tokens.
+        example_nll: float64 `[examples]`, nats summed over the predicted tokens, with nothing hidden.
+        hidden_nll: by stream and choice, the same with rows hidden, float64 `[counts, examples]`.
+    """
+
+    counts: tuple[int, ...]
+    own_row: bool
+    example_tokens: torch.Tensor
+    example_nll: torch.Tensor
+    hidden_nll: dict[str, dict[str, torch.Tensor]]
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of what was cut."""
+        return tuple(self.hidden_nll)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Which rows were hidden."""
+        return tuple(next(iter(self.hidden_nll.values())))
+
+    @property
+    def nll(self) -> float:
+        """Nats per token with nothing hidden."""
+        return float(self.example_nll.sum() / self.example_tokens.sum())
+
+    def excess(self, stream: str, choice: str) -> Difference:
+        """The loss with rows hidden minus the loss with nothing hidden."""
+        return Difference.per_token(self.hidden_nll[stream][choice] - self.example_nll, self.example_tokens)
+
+    def contrast(self, stream: str, choice: str = "nearest", other: str = "recent") -> Difference:
+        """The loss with one choice hidden minus the loss with another one hidden, both in the same stream."""
+        losses = self.hidden_nll[stream]
+        return Difference.per_token(losses[choice] - losses[other], self.example_tokens)
+
+    @property
+    def dissociation(self) -> Difference | None:
+        """`contrast("prediction") - contrast("content")`; `None` for a single stream.
+
+        The dissociation is double where it is positive because the first contrast is and the second one is negative:
+        predictions then need what is near the target, and the content stream what is recent.
+        """
+        if not {"prediction", "content"} <= set(self.streams) or not {"nearest", "recent"} <= set(self.choices):
+            return None
+        prediction, content = self.hidden_nll["prediction"], self.hidden_nll["content"]
+        contrasts = [losses["nearest"] - losses["recent"] for losses in (prediction, content)]
+        return Difference.per_token(contrasts[0] - contrasts[1], self.example_tokens)
+
+    def joined(self, size: int) -> "HiddenRowLosses":
+        """The same with every `size` consecutive examples as one, where they are of one sentence.
+
+        Raises:
+            ValueError: `size` does not divide the number of examples.
+        """
+        if as_integer("size", size) < 1 or len(self.example_tokens) % size:
+            raise ValueError(f"`size` must divide the {len(self.example_tokens)} examples, got {size}.")
+        hidden = {
+            stream: {choice: nll.unflatten(1, (-1, size)).sum(2) for choice, nll in each.items()}
+            for stream, each in self.hidden_nll.items()
+        }
+        tokens, nll = (each.unflatten(0, (-1, size)).sum(1) for each in (self.example_tokens, self.example_nll))
+        return replace(self, example_tokens=tokens, example_nll=nll, hidden_nll=hidden)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as lists, `None` for NaN; without those of single examples."""
+        has_contrast = {"nearest", "recent"} <= set(self.choices)
+        return {
+            "counts": list(self.counts),
+            "own_row": self.own_row,
+            "examples": len(self.example_tokens),
+            "tokens": int(self.example_tokens.sum()),
+            "nll": self.nll,
+            "excess": {
+                stream: {choice: self.excess(stream, choice).to_dict() for choice in self.choices}
+                for stream in self.streams
+            },
+            "contrast": {stream: self.contrast(stream).to_dict() for stream in self.streams} if has_contrast else {},
+            "dissociation": self.dissociation.to_dict() if self.dissociation is not None else None,
+        }
+
+
+def hidden_row_losses(
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    counts: Sequence[int] = (1, 2, 4, 8, 16),
+    *,
+    choices: Sequence[str] | None = None,
+    streams: Sequence[str] | None = None,
+    own_row: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> HiddenRowLosses:
+    """Measures a model's loss when every row attends to m rows less.
+
+    From each row r, in all layers, the attention edges to m of the rows that it sees are cut: those nearest to r's
+    target or to r's own position (of two at the same distance the left one goes first), the most recent ones, or random
+    ones. The first row that is seen (the beginning of the sentence) is never hidden, so that every row sees something;
+    rows that see m further rows or fewer see the first one (and perhaps themselves) only, whatever the choice. All
+    choices so cut equally many edges of the same rows. What a hidden row says can still come in through other rows, and
+    a query stream with the neighbor start still begins with its token.
+
+    `bidirectional`: only the edges from blanks are cut, and only those to observed rows; nothing is recent there.
+
+    The model runs with eager attention, in evaluation mode; both are put back.
+
+    Args:
+        model: an `AOARMForCausalLM` or `AOARMForMaskedLM`.
+        batches: see [`attention_batches`]; for `bidirectional` with `labels`. They are gone through once.
+        counts: the numbers m.
+        choices: of `"nearest"` (to the target), `"own"` (nearest to the row's own position), `"recent"` and `"random"`.
+            Default: all; `bidirectional` has `"nearest"` and `"random"`.
+        streams: in which streams' rows edges are cut: `"prediction"`, and in `two_stream` also `"content"`, where
+            "nearest" goes by the row's target as well, and `"all"`, both at once. Default: each.
+        own_row: whether a row may be hidden from itself; it is then its own most recent row. What it knows of its token
+            stays even so: that is in its state, not in an edge. Losing this edge may cost more than losing any other,
+            so with it "recent" mixes two questions; `counts=[1], choices=["recent"]` then asks about it alone.
+        seed: of random rows, which are a function of the seed and the example's number.
+        progress: show a progress bar.
+
+    Raises:
+        TypeError: a number that is no integer; a model that is not one of this package's.
+        ValueError: an unknown choice or stream, no count or a negative one, targets that are not the next rows'
+            positions, no labels for `bidirectional`, nothing that is predicted, and as in [`attention_batches`].
+    """
+    names = stream_names(model)
+    known_streams = ("prediction", "content", "all") if len(names) > 1 else ("prediction",)
+    known_choices = ("nearest", "random") if model.config.attention_variant == "bidirectional" else CHOICES
+    choices, streams, counts = choices or known_choices, streams or known_streams, tuple(counts)
+    for name, values, known in (("choices", choices, known_choices), ("streams", streams, known_streams)):
+        if isinstance(values, str) or not set(values) <= set(known):
+            raise ValueError(f"`{name}` must be a sequence of {list(known)} for this model, got {values!r}.")
+    if not counts or min(as_integer("counts", count) for count in counts) < 0:
+        raise ValueError(f"`counts` must hold numbers of rows, none below 0, got {counts}.")
+
+    tokens, plain = [], []
+    hidden = {stream: {choice: [] for choice in choices} for stream in streams}
+    cut = _CutEdges(names)
+    handles = [module.register_forward_pre_hook(cut.hide, with_kwargs=True) for module in attention_modules(model)]
+    try:
+        with eager_evaluation(model):
+            for inputs, rows in attention_batches(batches, model, "hidden rows", progress):
+                _check_predictions(rows)
+                cut.edges = None
+                plain.append(_nll(model, inputs, rows))
+                first_example = sum(map(len, tokens))
+                tokens.append(rows.predicting.sum(1).cpu())
+                # Rows that hide something: in `bidirectional` the blanks.
+                asking = torch.ones_like(rows.blank) if rows.in_order else rows.blank
+                for choice in choices:
+                    ranks = rows.ranks(choice, own_row, seed, first_example)
+                    for stream in streams:
+                        cut.streams = names if stream == "all" else (stream,)
+                        losses = []
+                        for count in counts:
+                            cut.edges = (ranks < count) & asking[:, :, None]
+                            losses.append(_nll(model, inputs, rows))
+                        hidden[stream][choice].append(torch.stack(losses))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not any(map(torch.any, tokens)):
+        raise ValueError("`batches` must hold rows that predict something, got none.")
+    return HiddenRowLosses(
+        counts,
+        own_row,
+        torch.cat(tokens),
+        torch.cat(plain),
+        {
+            stream: {choice: torch.cat(parts, dim=1) for choice, parts in each.items()}
+            for stream, each in hidden.items()
+        },
+    )
+
+
+class _CutEdges:
+    """A forward pre-hook of attention: hides keys from the rows of some streams.
+
+    Attributes:
+        names: the model's streams.
+        streams: those whose rows are cut.
+        edges: bool `[batch, rows, keys]`, what is cut; `None` for nothing.
+    """
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names, self.streams, self.edges = names, names, None
+
+    def hide(self, module: torch.nn.Module, arguments: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        if self.edges is None:
+            return None
+        queries, mask = arguments[0], kwargs["attention_mask"]
+        asking = self.names[-len(queries) :]
+        cut = torch.cat([self.edges & (stream in self.streams) for stream in asking], dim=1)[:, None]
+        if mask is None:
+            # In `bidirectional` without padding.
+            mask = queries.new_zeros(*self.edges.shape)[:, None]
+        mask = mask.repeat(1, 1, len(asking), 1).masked_fill(cut, torch.finfo(mask.dtype).min)
+        return arguments, kwargs | {"attention_mask": mask}
+
+
+def _check_predictions(rows: AttendedRows) -> None:
+    if rows.predicted is None:
+        raise ValueError("`labels` must be in each batch for attention_variant='bidirectional', got none.")
+    if rows.in_order and ((rows.targets[:, :-1] != rows.content[:, 1:]) & rows.predicting[:, :-1]).any():
+        raise ValueError("`target_position_ids` must hold the next row's position wherever it has a label.")
+
+
+def _nll(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], rows: AttendedRows) -> torch.Tensor:
+    """Nats of each example, float64 `[batch]`, on the CPU."""
+    logits = model(**inputs, use_cache=False).logits.float()
+    token_nll = functional.cross_entropy(logits.transpose(1, 2), rows.predicted, ignore_index=IGNORED, reduction="none")
+    return token_nll.double().sum(1).cpu()
+
+
+__all__ = ["Difference", "HiddenRowLosses", "hidden_row_losses"]

@@ -1,0 +1,208 @@
+# Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
+"""The rows of a batch as attention meets them: which predict, which they see, and which of those are near or recent."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..compat import forward_hooks
+from ..compat_aoarm import input_device
+from ..evaluation.likelihood import evaluation_mode
+from ..modeling_aoarm import AOARMAttention
+from ..positions_aoarm import RowPositions
+
+
+INPUTS = ("input_ids", "attention_mask", "position_ids", "target_position_ids", "segment_ids")
+CHOICES = ("nearest", "own", "recent", "random")
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class AttendedRows:
+    """One batch: what stands where, what each row sees, and which rows predict.
+
+    A row *predicts* where the model's loss would count it: row r with a label in row r + 1, or, in `bidirectional`, a
+    blank (a row that holds the mask token) with a label and without a loss weight of 0. Without labels every row is
+    labelled with its own token; in `bidirectional`, where the tokens of blanks are not known then, every blank
+    predicts.
+
+    Args:
+        content: int64 `[batch, rows]`, content positions.
+        targets: int64 `[batch, rows]`, target positions; in `bidirectional` the content positions.
+        in_order: whether rows are in generation order; in `bidirectional` they are not.
+        blank: bool `[batch, rows]`, the blanks of `bidirectional`; none in other variants.
+        visible: bool `[batch, rows, keys]`, the keys that a row sees.
+        predicting: bool `[batch, rows]`.
+        predicted: int64 `[batch, rows]`, the tokens that rows predict, -100 where they predict none; `None` for
+            `bidirectional` without labels.
+    """
+
+    content: torch.Tensor
+    targets: torch.Tensor
+    in_order: bool
+    blank: torch.Tensor
+    visible: torch.Tensor
+    predicting: torch.Tensor
+    predicted: torch.Tensor | None
+
+    @classmethod
+    def of(cls, batch: Mapping[str, torch.Tensor], model: PreTrainedModel) -> "AttendedRows":
+        """Reads a batch of [`attention_batches`]."""
+        tokens = batch["input_ids"]
+        given = (batch.get(name) for name in ("position_ids", "target_position_ids", "attention_mask", "segment_ids"))
+        positions = RowPositions.resolve(*given, None, tokens.shape, tokens.device)
+        in_order = model.config.attention_variant != "bidirectional"
+        visible = positions.real[:, None, :].expand(-1, tokens.shape[1], -1)
+        if positions.starts is not None:
+            segment = positions.starts.cumsum(1)
+            visible = visible & (segment[:, :, None] == segment[:, None, :])
+        if in_order:
+            visible = visible.tril()
+
+        labels = batch.get("labels")
+        blank = torch.zeros_like(positions.real)
+        if not in_order:
+            blank = positions.real & (tokens == model.config.mask_token_id)
+            predicting, predicted = blank, None
+            if labels is not None:
+                is_counted = batch.get("loss_weights", torch.ones_like(labels)) != 0
+                predicting = blank & (labels != IGNORED) & is_counted
+                predicted = labels.where(predicting, IGNORED)
+            return cls(positions.content, positions.content, in_order, blank, visible, predicting, predicted)
+        # Without labels the next row's token counts, if it belongs to the same example.
+        follows = visible.diagonal(-1, 1, 2) & positions.real[:, 1:]
+        following = tokens[:, 1:].where(follows, IGNORED) if labels is None else labels[:, 1:]
+        predicted = torch.nn.functional.pad(following, (0, 1), value=IGNORED)
+        return cls(positions.content, positions.targets, in_order, blank, visible, predicted != IGNORED, predicted)
+
+    @property
+    def first(self) -> torch.Tensor:
+        """bool `[batch, rows, keys]`: the first key that a row sees, where attention that has no use for any rests."""
+        return self.visible & (self.visible.cumsum(-1) == 1)
+
+    def candidates(self, own_row: bool = False) -> torch.Tensor:
+        """bool `[batch, rows, keys]`: the observed rows that a row sees, without the first, with or without itself."""
+        candidates = self.visible & ~self.first & ~self.blank[:, None, :]
+        if not own_row:
+            candidates = candidates & ~torch.eye(candidates.shape[1], dtype=torch.bool, device=candidates.device)
+        return candidates
+
+    @property
+    def distances(self) -> dict[str, torch.Tensor]:
+        """int64 `[batch, rows, keys]` each; see [`AttentionMass`]."""
+        keys = self.content[:, None, :]
+        by_target = (self.targets[:, :, None] - keys).abs()
+        if not self.in_order:
+            return {"target": by_target}
+        rows = torch.arange(self.content.shape[1], device=keys.device)
+        rows_back = (rows[:, None] - rows).expand_as(by_target)
+        return {"target": by_target, "own": (self.content[:, :, None] - keys).abs(), "rows": rows_back}
+
+    def ranks(self, choice: str, own_row: bool = False, seed: int = 0, first_example: int = 0) -> torch.Tensor:
+        """Orders the candidates of each row, int64 `[batch, rows, keys]`: 0 for the first; all other keys come last.
+
+        Args:
+            choice: `"nearest"`, by |target - content position of the key|, of two the left one; `"own"`, the same from
+                the row's own content position; `"recent"`, by rows back; `"random"`, drawn for each row on its own.
+            own_row: whether the row itself is a candidate.
+            seed: of random orders, which are a function of the seed and the example's number.
+            first_example: the number of the batch's first example.
+        """
+        batch, rows = self.content.shape
+        if choice in ("nearest", "own"):
+            places = self.targets if choice == "nearest" else self.content
+            keys, places = self.content[:, None, :], places[:, :, None]
+            key = 2 * (places - keys).abs() + (keys > places)
+        elif choice == "recent":
+            key = -torch.arange(rows, device=self.content.device).expand(batch, rows, rows)
+        else:
+            key = torch.zeros(batch, rows, rows, dtype=torch.float64)
+            # Numbers of real rows only: how far an example is padded changes nothing.
+            is_real = self.visible.diagonal(0, 1, 2).cpu()
+            for example, real in enumerate(is_real):
+                count = int(real.sum())
+                drawn = np.random.default_rng([seed, first_example + example]).random((count, count))
+                key[example, real[:, None] & real] = torch.from_numpy(drawn).flatten()
+            key = key.to(self.content.device)
+        candidates = self.candidates(own_row)
+        last = torch.inf if key.is_floating_point() else torch.iinfo(key.dtype).max
+        ranks = key.where(candidates, last).argsort(dim=-1, stable=True).argsort(dim=-1)
+        return ranks.where(candidates, torch.iinfo(ranks.dtype).max)
+
+
+def stream_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """The model's streams, in the layout of [`AOARMAttention`]; the last one predicts, alone in the last layer."""
+    return ("content", "prediction") if model.config.attention_variant == "two_stream" else ("prediction",)
+
+
+def attention_modules(model: PreTrainedModel) -> list[AOARMAttention]:
+    """The modules to put hooks on so that each attention calls its hook once.
+
+    Raises:
+        TypeError: the model has no such modules.
+    """
+    modules = [module for module in model.modules() if isinstance(module, AOARMAttention)]
+    if not modules:
+        raise TypeError(f"`model` must be one of this package's, got {type(model).__name__} without AOARMAttention.")
+    # Layers that share their weights by copy.copy share their hooks as well.
+    return list({id(forward_hooks(module)): module for module in modules}.values())
+
+
+@contextlib.contextmanager
+def eager_evaluation(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, eager attention and no gradients for the time of the block."""
+    implementation = model.config._attn_implementation
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            model.set_attn_implementation("eager")
+            yield
+        finally:
+            model.set_attn_implementation(implementation)
+
+
+def attention_batches(
+    batches: Iterable[Mapping[str, torch.Tensor]], model: PreTrainedModel, description: str, progress: bool
+) -> Iterator[tuple[dict[str, torch.Tensor], AttendedRows]]:
+    """Goes through batches with a progress bar.
+
+    Args:
+        batches: each holds `input_ids` and what else of `INPUTS` the variant's `forward` takes, and perhaps `labels`
+            and `loss_weights`; what a collator of this package makes is such a batch.
+        model: on whose device they go.
+        description: of the bar.
+        progress: whether to show it.
+
+    Yields:
+        What `forward` takes of a batch, and its rows.
+
+    Raises:
+        ValueError: for other keys, no `input_ids`, a mask that is prepared, several targets per row, no batches, and
+            what [`RowPositions.resolve`] refuses.
+    """
+    number = -1
+    total = len(batches) if isinstance(batches, Sized) else None
+    for number, batch in enumerate(tqdm(batches, desc=description, total=total, leave=False, disable=not progress)):
+        known = (*INPUTS, "labels", "loss_weights")
+        if "input_ids" not in batch or not set(batch) <= set(known):
+            raise ValueError(
+                f"`batches` must hold dictionaries with input_ids and perhaps {', '.join(known[1:])}; batch {number} "
+                f"has the keys {sorted(batch)}."
+            )
+        for name in ("attention_mask", "target_position_ids"):
+            if batch.get(name) is not None and batch[name].ndim != 2:
+                raise ValueError(
+                    f"`{name}` must have the shape [batch, rows] here, got {list(batch[name].shape)} in batch {number}."
+                )
+        batch = {name: value.to(input_device(model)) for name, value in batch.items() if value is not None}
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        yield inputs, AttendedRows.of(batch, model)
+    if number < 0:
+        raise ValueError("`batches` must hold at least one batch, got none.")
+
+
+__all__ = ["AttendedRows", "attention_batches", "attention_modules", "eager_evaluation", "stream_names"]
