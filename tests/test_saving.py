@@ -24,6 +24,7 @@ from variants import SIZES, all_variants, any_order_variants, left_tokens, rando
 from modeling_aoarm import AOARMForCausalLM, AOARMModel
 
 
+@pytest.mark.grid(pairs=False)
 @all_variants
 def test_a_fresh_process_with_the_package_computes_and_fills_the_same(variant, tmp_path):
     """Law 7 for users of the package, who need to trust no code; `test_remote_code.py` has those without it."""
@@ -176,6 +177,7 @@ def test_logits_to_keep_keeps_the_last_rows(variant):
         torch.testing.assert_close(model(**rows, logits_to_keep=2).logits, model(**rows).logits[:, -2:])
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 def test_one_compiled_step_serves_all_positions(variant):
     """A cached step compiles as one graph, and positions, targets and the place in a static cache are data to it."""
