@@ -2,6 +2,7 @@
 """The option `--all`, fixtures that several files use, and the example folders that tests import from."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     everything = config.getoption("--all")
+    if everything:
+        os.environ["FRESH_PYTHON"] = "1"
     drawn = 25 if everything else 5
     suppressed = [HealthCheck.function_scoped_fixture]
     settings.register_profile("drawn", max_examples=drawn, deadline=None, suppress_health_check=suppressed)

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Which cases of a grid run by default: the mark `grid` and the option `--all`.
 
-A test with several `parametrize` marks is a grid. `@pytest.mark.grid` keeps as many of its cases as are needed for every
+A test with several `parametrize` marks is a grid. `@pytest.mark.grid` keeps as many of its cases as it takes for every
 value of every parameter to occur once, and for every pair of mechanisms to occur together once.
 `@pytest.mark.grid(pairs=False)` asks for the values only. Values that the engine treats alike share a mechanism.
 `pytest --all` (`make test-all`) runs every case.

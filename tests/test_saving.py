@@ -24,7 +24,6 @@ from variants import SIZES, all_variants, any_order_variants, left_tokens, rando
 from modeling_aoarm import AOARMForCausalLM, AOARMModel
 
 
-@pytest.mark.grid(pairs=False)
 @all_variants
 def test_a_fresh_process_with_the_package_computes_and_fills_the_same(variant, tmp_path):
     """Law 7 for users of the package, who need to trust no code; `test_remote_code.py` has those without it."""
