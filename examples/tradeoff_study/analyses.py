@@ -55,7 +55,7 @@ def analyse_attention(
     near: int = 4,
     progress: bool = True,
 ) -> dict:
-    """Measures attention mass by distance and the cost of hiding rows (see `modeling_aoarm.analysis`).
+    """Attention mass by distance, and what hiding rows costs; see `modeling_aoarm.analysis`.
 
     Args:
         model: trained.
