@@ -190,6 +190,7 @@ def draw(entries: dict[str, list[dict]]) -> Figure:
         axes.set_xlabel(f"{OWN_TOKEN} (nats)")
         axes.set_ylabel(f"{IN_BLANK} (nats)")
         axes.set_title(f"log p(natural filling | rest), {variant}", fontsize="medium")
+        axes.locator_params(nbins=5)
         axes.grid(alpha=0.3)
     return drawn
 
