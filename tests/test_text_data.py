@@ -132,8 +132,6 @@ def test_json_files_are_split_at_random_without_overlap(tmp_path, name):
     assert set(train) | set(held) == set(DOCUMENTS) and not set(train) & set(held)
     other = TextArguments(train_file=path, text_column="body", validation_fraction=0.3, split_seed=2).load()
     assert list(other["train"]["text"]) != train
-        != train
-    )
 
 
 @pytest.mark.parametrize("name", ["a.txt", "b.txt.xz", "c.txt.gz"])
