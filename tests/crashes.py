@@ -4,7 +4,8 @@
     python tests/crashes.py (trainer | pretrain) FOLDER [STEP]
 
 writes FOLDER/report.json: the run that was left alone, and for each change before which a run was killed the resumed
-one. With STEP, only every STEP-th change and all that give a folder its name. A program of its own, because it forks: that is safe where nothing has computed yet.
+one. With STEP, only before every STEP-th change and those that give something its name. A program of its own, because it
+forks: that is safe where nothing has computed yet.
 """
 
 import hashlib
@@ -157,7 +158,7 @@ def main(way: str, folder: Path, step: int = 1) -> None:
             killed[number] = json.loads(results.read_text(encoding="utf-8"))
             results.unlink()
         shutil.rmtree(place)
-    (folder / "report.json").write_text(json.dumps({"whole": whole, "killed": killed}), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps({"whole": whole, "killed": killed, "step": step}), encoding="utf-8")
 
 
 if __name__ == "__main__":

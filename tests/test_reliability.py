@@ -87,11 +87,11 @@ def crashes(tmp_path_factory, pytestconfig):
     return report
 
 
-@pytest.mark.parametrize(("way", "points"), [("trainer", 10), ("pretrain", 3)])
+@pytest.mark.parametrize(("way", "points"), [("trainer", 30), ("pretrain", 4)])
 def test_a_training_killed_at_any_moment_resumes_from_its_last_complete_checkpoint(way, points, crashes):
     report, _ = crashes(way)
     whole, killed = report["whole"], report["killed"]
-    assert len(killed) >= points
+    assert len(killed) >= points / report["step"]
     published = {}
     for number, change in enumerate(whole["changes"]):
         if change.startswith("os.rename _incomplete/checkpoint-"):
