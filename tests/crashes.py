@@ -4,7 +4,7 @@
     python tests/crashes.py (trainer | pretrain) FOLDER [STEP]
 
 writes FOLDER/report.json: the run that was left alone, and for each change before which a run was killed the resumed
-one. With STEP, only before every STEP-th change and those that give something its name. A program of its own, because it
+one. With STEP, only before every STEP-th change and before renames. A program of its own, because it
 forks: that is safe where nothing has computed yet.
 """
 
