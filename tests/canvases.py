@@ -2,6 +2,7 @@
 """Canvases for tests of generation, and what every filling has to obey."""
 
 import torch
+from variants import ANY_ORDER
 
 
 LENGTHS = (9, 6, 8, 7)
@@ -19,12 +20,21 @@ IN_GROUPS = [
     for size in (2, 3, 100, "linear(3)", "cosine(3)")
 ]
 WAYS = [*ONE_BY_ONE, *IN_GROUPS]
+CACHES = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
+
+
+def filling_cases(ways=WAYS, caches=CACHES):
+    """Variants, ways and kinds of cache for `parametrize`. `bidirectional` has neither drafts nor a cache."""
+    cases = [(variant, way, cache) for variant in ANY_ORDER for way in ways for cache in caches]
+    masked = [("bidirectional", way, {}) for way in ways if "draft_length" not in way]
+    return ("variant", "way", "cache"), [*cases, *masked]
 
 
 def ragged_canvases(side="left", seed=0):
     """A batch of canvases padded on one side: input ids, generation mask and attention mask, `[4, 9]` each."""
     generator = torch.Generator().manual_seed(seed)
-    canvas = torch.randint(3, 23, (4, 9), generator=generator)
+    # Without the mask token of `bidirectional`.
+    canvas = torch.randint(3, 22, (4, 9), generator=generator)
     generation_mask = torch.zeros(4, 9, dtype=torch.bool)
     attention_mask = torch.zeros(4, 9, dtype=torch.int64)
     for row, (length, blanks) in enumerate(zip(LENGTHS, BLANKS, strict=True)):
@@ -32,6 +42,17 @@ def ragged_canvases(side="left", seed=0):
         attention_mask[row, start : start + length] = 1
         generation_mask[row, [start + column for column in blanks]] = True
     return {"input_ids": canvas, "generation_mask": generation_mask, "attention_mask": attention_mask}
+
+
+def canvases_in_step():
+    """Canvases `[4, 8]` with equally many given tokens and different numbers of blanks."""
+    canvas = torch.randint(0, 22, (4, 8), generator=torch.Generator().manual_seed(1))
+    blanks = torch.zeros(4, 8, dtype=torch.bool)
+    for row, columns in enumerate(([1, 2, 4, 6], [1, 3, 5, 7], [0, 2, 4], [3])):
+        blanks[row, columns] = True
+    attention_mask = torch.ones(4, 8, dtype=torch.int64)
+    attention_mask[2, 7], attention_mask[3, 5:] = 0, 0
+    return {"input_ids": canvas, "generation_mask": blanks, "attention_mask": attention_mask}
 
 
 def example_of(canvases, row):
@@ -52,11 +73,16 @@ def conditional(model, tokens, positions, target):
 
 def conditional_of_column(model, tokens, real, known, column):
     """[`conditional`] by columns: what stands in `column` of a canvas `[columns]`, after the `known` ones."""
+    if model.config.attention_variant == "bidirectional":
+        rows = real.nonzero().flatten()
+        read = tokens[rows].masked_fill(~torch.isin(rows, known), model.config.mask_token_id)
+        with torch.no_grad():
+            return model(read[None]).logits[0, int((rows < column).sum())].log_softmax(-1)
     positions = real.long().cumsum(0) - 1
     return conditional(model, tokens[known], positions[known], positions[column])
 
 
-def replay(model, canvases, output, in_groups=False, ask=conditional_of_column):
+def replay(model, canvases, output, in_groups=False):
     """Log-probabilities of the realised order from uncached passes, one token at a time: `[batch, blanks]`.
 
     With `in_groups` a token sees those that were filled in earlier passes, and not those of its own pass.
@@ -70,7 +96,7 @@ def replay(model, canvases, output, in_groups=False, ask=conditional_of_column):
             before = blanks[:index]
             if in_groups:
                 before = before[steps[:index] < steps[index]]
-            answer = ask(model, output.sequences[row], real, torch.cat([given, before]), column)
+            answer = conditional_of_column(model, output.sequences[row], real, torch.cat([given, before]), column)
             logprobs[row, index] = answer[output.sequences[row, column]]
     return logprobs
 
