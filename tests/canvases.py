@@ -2,7 +2,8 @@
 """Canvases for tests of generation, and what every filling has to obey."""
 
 import torch
-from variants import ANY_ORDER
+from scipy.stats import chisquare
+from variants import ANY_ORDER, tiny_model
 
 
 LENGTHS = (9, 6, 8, 7)
@@ -21,6 +22,15 @@ IN_GROUPS = [
 ]
 WAYS = [*ONE_BY_ONE, *IN_GROUPS]
 CACHES = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
+
+
+FILLING_VARIANTS = [*ANY_ORDER, "bidirectional"]
+
+
+def model_of_three_symbols(variant):
+    return tiny_model(
+        variant, **({"vocab_size": 4, "mask_token_id": 3} if variant == "bidirectional" else {"vocab_size": 3})
+    )
 
 
 def filling_cases(ways=WAYS, caches=CACHES):
@@ -114,3 +124,54 @@ def check_filling(canvases, output):
         assert (steps >= 0).all() and (steps < output.forward_passes).all()
         passes = int(steps[-1]) + 1 if len(blanks) else 1
         torch.testing.assert_close(output.tokens_per_forward[row], torch.tensor(len(blanks) / passes))
+
+
+def enumerated(model, canvas, order, temperature=1.0, top_p=1.0, end=None):
+    """The probability of every filled canvas, by asking for one blank at a time in every branch: a dictionary.
+
+    Probabilities are those of a temperature, and of the nucleus of `top_p` of them. With `end`, that token is not
+    written to the left of another one, and closes the blanks to its right.
+    """
+    given = [column for column in range(len(canvas)) if column not in order]
+    results, everywhere = {}, torch.ones_like(canvas, dtype=torch.bool)
+
+    def branch(canvas, rows, left, probability):
+        if not left:
+            results[tuple(canvas.tolist())] = results.get(tuple(canvas.tolist()), 0.0) + probability
+            return
+        column, *later = left
+        log_probs = conditional_of_column(model, canvas, everywhere, torch.tensor(rows), column).double() / temperature
+        if end is not None and column < max(rows):
+            log_probs[end] = -torch.inf
+        likely, tokens = log_probs.softmax(-1).sort(descending=True)
+        # A token is in the nucleus when those that are likelier have less than its share.
+        log_probs[tokens[likely.cumsum(0) - likely >= top_p]] = -torch.inf
+        for token, share in enumerate(log_probs.softmax(-1).tolist()):
+            filled = canvas.clone()
+            filled[column] = token
+            if token == end:
+                filled[[other for other in later if other > column]] = 0
+                branch(filled, [*rows, column], [other for other in later if other < column], probability * share)
+            elif share > 0:
+                branch(filled, [*rows, column], later, probability * share)
+
+    branch(canvas, given, list(order), 1.0)
+    return results
+
+
+def fits(samples, expected):
+    """The p-value of int64 samples `[samples, columns]` under a dictionary of probabilities. Rare ones are pooled."""
+    counts = dict.fromkeys(expected, 0)
+    for canvas, count in zip(*(each.tolist() for each in samples.unique(dim=0, return_counts=True)), strict=True):
+        if tuple(canvas) not in counts:
+            return 0.0
+        counts[tuple(canvas)] = count
+    strings = sorted(expected, key=expected.get)
+    observed, wanted = [0], [0.0]
+    for string in strings:
+        if wanted[-1] >= 10:
+            observed.append(0)
+            wanted.append(0.0)
+        observed[-1] += counts[string]
+        wanted[-1] += expected[string] * len(samples)
+    return chisquare(observed, torch.tensor(wanted, dtype=torch.float64) * sum(observed) / sum(wanted)).pvalue

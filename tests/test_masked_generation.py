@@ -5,12 +5,10 @@ import itertools
 
 import pytest
 import torch
-from canvases import conditional_of_column, ragged_canvases
+from canvases import conditional_of_column
 from masked import MASK, logits_of, masked_model, masked_rows, padded
-from scipy.stats import chisquare
 from test_generation import scripted
 from transformers import DynamicCache
-from variants import all_strings
 
 from modeling_aoarm import (
     AOARMForMaskedLM,
@@ -19,29 +17,10 @@ from modeling_aoarm import (
     scoring_aoarm,
 )
 from modeling_aoarm.data.tokenizers import character_tokenizer
-from modeling_aoarm.decoding_aoarm import certainty
 
 
 IDS = torch.tensor([[1, MASK, 3]])
 BLANKS = torch.tensor([[False, True, False]])
-
-
-@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
-def test_adaptive_orders_fill_the_surest_blank_with_its_likeliest_token(rule):
-    """Against a loop that asks about each blank that is left, one canvas at a time."""
-    model, canvases = masked_model(), ragged_canvases("right")
-    output = model.generate(**canvases, decoding_order=rule, do_sample=False, return_dict_in_generate=True)
-    for row, order in enumerate(output.decoding_order):
-        tokens, real = canvases["input_ids"][row].clone(), canvases["attention_mask"][row].bool()
-        left = canvases["generation_mask"][row].nonzero().flatten().tolist()
-        for column in order[order >= 0].tolist():
-            known = torch.tensor([c for c in real.nonzero().flatten().tolist() if c not in left])
-            answers = {c: conditional_of_column(model, tokens, real, known, c) for c in left}
-            sure = {c: certainty(answer, rule).item() for c, answer in answers.items()}
-            assert sure[column] >= max(sure.values()) - 2e-3
-            tokens[column] = answers[column].argmax()
-            left.remove(column)
-        assert torch.equal(output.sequences[row], tokens)
 
 
 def test_closed_blanks_are_padding():
@@ -58,32 +37,6 @@ def test_closed_blanks_are_padding():
     torch.testing.assert_close(output.logprobs[0, :2], torch.stack([at_first, behind]), atol=1e-5, rtol=0)
     with_closed = conditional_of_column(model, output.sequences[0], everywhere, torch.tensor([0, 1, 3]), 2)[11]
     assert (behind - with_closed).abs() > 1e-3
-
-
-def test_sampled_fillings_follow_the_enumerated_distribution():
-    model = masked_model(vocab_size=4, mask_token_id=3)
-    strings = all_strings(3, 3)
-    sentences = torch.cat([torch.ones(27, 1, dtype=torch.int64), strings], dim=1)
-    order = torch.tensor([[3, 1, 2]])
-    torch.manual_seed(11)
-    samples = model.generate(
-        torch.tensor([[1, 0, 0, 0]]),
-        generation_mask=torch.tensor([[False, True, True, True]]),
-        decoding_order=order,
-        do_sample=True,
-        top_k=0,
-        num_return_sequences=6000,
-    )
-    counts = torch.bincount(samples[:, 1] * 9 + samples[:, 2] * 3 + samples[:, 3], minlength=27).double()
-    chances = {}
-    for name, columns in (("its own", order), ("another", torch.tensor([[1, 2, 3]]))):
-        scores = model.score(sentences, decoding_order=columns.expand(27, -1)).log_likelihood[0].double().exp()
-        rare = scores * 6000 < 5
-        observed, expected = (
-            torch.cat([each[~rare], each[rare].sum()[None] + 1e-9]) for each in (counts, scores * 6000)
-        )
-        chances[name] = chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue
-    assert chances["another"] < 1e-3 < chances["its own"]
 
 
 def test_the_rest_of_generates_interface():
@@ -122,17 +75,6 @@ def test_blanks_in_text_are_filled_and_their_lengths_compared():
 
 
 # Scores
-
-
-def test_scores_of_all_strings_sum_to_one_in_every_order():
-    model = masked_model(vocab_size=4, mask_token_id=3)
-    strings = all_strings(3, 4)
-    sentences = torch.cat([torch.zeros(81, 1, dtype=torch.int64), strings], dim=1)
-    totals = []
-    for order in itertools.permutations(range(1, 5)):
-        scores = model.score(sentences, decoding_order=torch.tensor([order]).expand(81, -1))
-        totals.append(scores.log_likelihood.double().exp().sum().item())
-    assert totals == pytest.approx([1.0] * 24, abs=1e-5)
 
 
 def test_a_token_is_scored_from_those_before_it_and_with_one_blank_left_by_the_plain_conditional():

@@ -6,8 +6,7 @@ import itertools
 
 import pytest
 import torch
-from canvases import conditional
-from scipy.stats import chisquare
+from canvases import conditional, enumerated, fits
 from variants import any_order_variants, tiny_model
 
 from modeling_aoarm import decoding_aoarm
@@ -42,57 +41,6 @@ def trained_model(variant):
         optimizer.step()
         optimizer.zero_grad()
     return model
-
-
-def enumerated(model, canvas, order, temperature=1.0, top_p=1.0, end=None):
-    """The probability of every filled canvas, by asking for one blank at a time in every branch: a dictionary.
-
-    Probabilities are those of a temperature, and of the nucleus of `top_p` of them. With `end`, that token is not
-    written to the left of another one, and closes the blanks to its right.
-    """
-    given = [column for column in range(len(canvas)) if column not in order]
-    results = {}
-
-    def branch(canvas, rows, left, probability):
-        if not left:
-            results[tuple(canvas.tolist())] = results.get(tuple(canvas.tolist()), 0.0) + probability
-            return
-        column, *later = left
-        log_probs = conditional(model, canvas[rows], torch.tensor(rows), column).double() / temperature
-        if end is not None and column < max(rows):
-            log_probs[end] = -torch.inf
-        likely, tokens = log_probs.softmax(-1).sort(descending=True)
-        # A token is in the nucleus when those that are likelier have less than its share.
-        log_probs[tokens[likely.cumsum(0) - likely >= top_p]] = -torch.inf
-        for token, share in enumerate(log_probs.softmax(-1).tolist()):
-            filled = canvas.clone()
-            filled[column] = token
-            if token == end:
-                filled[[other for other in later if other > column]] = 0
-                branch(filled, [*rows, column], [other for other in later if other < column], probability * share)
-            elif share > 0:
-                branch(filled, [*rows, column], later, probability * share)
-
-    branch(canvas, given, list(order), 1.0)
-    return results
-
-
-def fits(samples, expected):
-    """The p-value of int64 samples `[samples, columns]` under a dictionary of probabilities. Rare ones are pooled."""
-    counts = dict.fromkeys(expected, 0)
-    for canvas, count in zip(*(each.tolist() for each in samples.unique(dim=0, return_counts=True)), strict=True):
-        if tuple(canvas) not in counts:
-            return 0.0
-        counts[tuple(canvas)] = count
-    strings = sorted(expected, key=expected.get)
-    observed, wanted = [0], [0.0]
-    for string in strings:
-        if wanted[-1] >= 10:
-            observed.append(0)
-            wanted.append(0.0)
-        observed[-1] += counts[string]
-        wanted[-1] += expected[string] * len(samples)
-    return chisquare(observed, torch.tensor(wanted, dtype=torch.float64) * sum(observed) / sum(wanted)).pvalue
 
 
 def sample(model, canvases, order, **how):
