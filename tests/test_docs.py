@@ -14,6 +14,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 from variants import tiny_model
+from warm_python import run_python
 
 from modeling_aoarm.data.tokenizers import character_tokenizer
 
@@ -91,9 +92,7 @@ def results(tmp_path_factory):
             tokenizer.save_pretrained(place)
     (folder / "pages.json").write_text(json.dumps({page: list(blocks(page, "python")) for page in WITH_PYTHON}))
     (folder / "run.py").write_text(RUN, encoding="utf-8")
-    process = subprocess.run(
-        [sys.executable, "run.py"], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    process = run_python("run.py", cwd=folder, variables={"HF_HUB_OFFLINE": "1"})
     assert process.returncode == 0, process.stderr
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
