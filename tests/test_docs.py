@@ -41,7 +41,7 @@ from pathlib import Path
 results, folder = {}, os.getcwd()
 for page, blocks in json.loads(Path("pages.json").read_text(encoding="utf-8")).items():
     os.chdir(os.path.join(folder, page.replace("/", "-")))
-    names, output, error = {"__name__": "page"}, io.StringIO(), None
+    names, output, error = {"__name__": "__main__"}, io.StringIO(), None
     with contextlib.redirect_stdout(output):
         try:
             for line, code in blocks:
