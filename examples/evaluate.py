@@ -59,7 +59,7 @@ from modeling_aoarm.evaluation.text_metrics import (
     vocabulary_of,
     words,
 )
-from modeling_aoarm.generation_aoarm import default_context_order
+from modeling_aoarm.decoding_aoarm import default_context_order
 from modeling_aoarm.io import finite, replacing, versions, write_json
 
 

@@ -70,8 +70,8 @@ from .compat_aoarm import (
     watch_wrappers,
 )
 from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig, head_auto_class
-from .decoding_aoarm import DecodingPlan
-from .generation_aoarm import AOARMGenerationConfig, AOARMGenerationMixin
+from .decoding_aoarm import AOARMGenerationConfig, DecodingWay
+from .generation_aoarm import AOARMGenerationMixin
 from .positions_aoarm import (
     RowPositions,
     as_indices,
@@ -80,7 +80,7 @@ from .positions_aoarm import (
     packed_mask,
     segments_by_positions,
 )
-from .runner_aoarm import MaskedReader
+from .runner_aoarm import MaskedRunner
 from .scoring_aoarm import AOARMScoringMixin, MaskedScoringMixin
 
 
@@ -1189,21 +1189,21 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
                 f"{type(cache).__name__}."
             )
 
-    def _reader(
-        self, generation_config: GenerationConfig, rows: CanvasRows, plan: DecodingPlan, cache: None, copies: int
-    ) -> tuple[MaskedReader, torch.Tensor]:
-        """What reads the canvases, and how many of each example's rows it has read: none."""
-        if plan.draft_length:
+    def _make_runner(
+        self, generation_config: GenerationConfig, rows: CanvasRows, way: DecodingWay, cache: None, copies: int
+    ) -> tuple[MaskedRunner, torch.Tensor]:
+        """What runs the model on canvases, and how many of each example's rows it has read: none."""
+        if way.draft_length:
             raise ValueError(
                 "`draft_length` needs rows in generation order, of which one pass verifies several, so another variant "
-                f"than attention_variant='bidirectional'; got {plan.draft_length}."
+                f"than attention_variant='bidirectional'; got {way.draft_length}."
             )
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
                 "`cache_implementation` must not be given for attention_variant='bidirectional', which has no cache; "
                 f"got {generation_config.cache_implementation!r}."
             )
-        return MaskedReader(self), torch.zeros_like(rows.given)
+        return MaskedRunner(self), torch.zeros_like(rows.totals)
 
 
 __all__ = [
