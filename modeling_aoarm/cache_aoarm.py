@@ -11,6 +11,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .canvas_aoarm import resolve_order
 from .compat_aoarm import keep_address
 
 
@@ -143,6 +144,18 @@ class CanvasCache(Cache):
                     f"`past_key_values` must find {name} in the columns that it knows; broken by example(s) "
                     f"{broken.nonzero().flatten().tolist()}."
                 )
+
+    def order_context(self, given: torch.Tensor) -> torch.Tensor:
+        """Lists given columns, bool `[batch, columns]`: those that the cache knows first, then from left to right.
+
+        Returns:
+            int64 `[batch, given]`, -1 for padding.
+        """
+        # Padding of the cache's columns marks one more column, which is cut off again.
+        is_known = torch.nn.functional.pad(torch.zeros_like(given), (0, 1))
+        is_known = is_known.scatter(1, self.columns.where(self.columns >= 0, given.shape[1]), True)[:, :-1]
+        rest = resolve_order("context_order", "left_to_right", given & ~is_known)
+        return torch.cat([self.columns, rest], dim=1)
 
     def keep(self, examples: torch.Tensor) -> None:
         """Drops all examples except these, int64 `[examples]`."""

@@ -232,28 +232,35 @@ def check_generators(generator: torch.Generator | Sequence[torch.Generator] | No
         raise ValueError(f"`generator` must be one generator or one for each of {batch} examples, got {count}.")
 
 
-def check_token_sets(
+def resolve_token_sets(
     token_sets: torch.Tensor | None,
     column_sets: torch.Tensor | None,
     generation_mask: torch.Tensor,
     vocab_size: int,
+    appended: int,
+    copies: int,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Checks which tokens may be filled into which columns.
 
     Args:
         token_sets: bool `[sets, vocab]`, or `None`.
         column_sets: int64 `[batch, columns]`, the number of each column's set, -1 for any token; or `None`.
-        generation_mask: bool `[batch, columns]`, True for blanks.
+        generation_mask: bool `[batch, columns + appended]`, True for blanks.
         vocab_size: the model's.
+        appended: how many columns have been appended on the right. Any token may stand there.
+        copies: how many sequences are returned for each example.
 
     Returns:
-        `None` if nothing is given, else `token_sets` with all tokens as one more set, and `column_sets`.
+        `None` if nothing is given. Else `token_sets` with all tokens as one more set, and `column_sets` for each
+        sequence, int64 `[batch * copies, columns + appended]`.
 
     Raises:
         ValueError: for one without the other, a wrong shape, dtype or device, a number of no set, and an empty set.
     """
     if token_sets is None and column_sets is None:
         return None
+    if isinstance(column_sets, torch.Tensor):
+        column_sets = torch.nn.functional.pad(column_sets, (0, appended), value=-1)
     shape = list(generation_mask.shape)
     for name, value, dtype, form, fits in (
         ("token_sets", token_sets, torch.bool, f"[sets, {vocab_size}]", lambda v: v.shape[1:] == (vocab_size,)),
@@ -278,7 +285,8 @@ def check_token_sets(
         raise ValueError(
             f"`token_sets` must not be empty, got no token in {_first_values((~token_sets.any(1)).nonzero()[:, 0])}."
         )
-    return torch.nn.functional.pad(token_sets, (0, 0, 0, 1), value=True), column_sets
+    with_all_tokens = torch.nn.functional.pad(token_sets, (0, 0, 0, 1), value=True)
+    return with_all_tokens, column_sets.repeat_interleave(copies, 0)
 
 
 @dataclass
@@ -470,9 +478,9 @@ __all__ = [
     "check_canvas",
     "check_count",
     "check_generators",
-    "check_token_sets",
     "is_named",
     "padded_rows",
     "resolve_context_order",
     "resolve_order",
+    "resolve_token_sets",
 ]

@@ -250,15 +250,23 @@ class CanvasFilling:
 
     def run(self) -> None:
         """Fills all blanks."""
-        self.drop_finished()
-        with self.bar:
-            while self.most_remaining:
-                self.way.step(self)
-                self.round += 1
-                self.show()
-                self.drop_finished()
-        self.runner.wait_for_others()
-        self.store()
+        if self.streamer is not None:
+            self.streamer.put(self.canvases().cpu())
+        try:
+            self.drop_finished()
+            with self.bar:
+                while self.most_remaining:
+                    self.way.step(self)
+                    self.round += 1
+                    self.show()
+                    self.drop_finished()
+            self.runner.wait_for_others()
+            self.store()
+            if self.streamer is not None:
+                self.streamer.put(self.canvases().cpu())
+        finally:
+            if self.streamer is not None:
+                self.streamer.end()
 
     # Steps of a pass, for ways of decoding
 

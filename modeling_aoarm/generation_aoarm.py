@@ -16,17 +16,15 @@ from .canvas_aoarm import (
     check_canvas,
     check_count,
     check_generators,
-    check_token_sets,
     is_named,
     resolve_context_order,
     resolve_order,
+    resolve_token_sets,
 )
 from .compat_aoarm import (
     CACHE_NAME,
-    compiled_call,
     generation_config_values,
     logits_processors,
-    needs_all_processes,
     prepare_generation_config,
     prompt_learning_of,
     special_tokens,
@@ -42,7 +40,7 @@ from .decoding_aoarm import (
     way_of_decoding,
 )
 from .filling_aoarm import CanvasFilling, TokenSampler, check_order_free
-from .runner_aoarm import ModelRunner, RowRunner, check_backend
+from .runner_aoarm import ModelRunner, RowRunner
 
 
 # Options of the library's generation that have no meaning for canvases. They are refused instead of ignored.
@@ -102,6 +100,7 @@ class AOARMGenerationMixin:
 
     # Whether the library's own `generate` has a meaning for the model.
     continues_text = True
+    runner_class: type[ModelRunner] = RowRunner
 
     def adjust_generation_fn(self, *args, **kwargs) -> None:
         # The library loads its own class here, which keeps our entries but does not check them.
@@ -227,96 +226,67 @@ class AOARMGenerationMixin:
             self.init_continuous_batching()
         asked = self._asked_options(called, generation_config)
         if generation_mask is None and self._is_text(asked, cache):
-            only_canvases = {
-                "generator": generator,
-                "context_order": None if is_named(context_order, "left_to_right") else context_order,
-                "token_sets": token_sets,
-                "column_sets": column_sets,
-                "progress_bar": progress_bar or None,
-            }
-            for name, value in only_canvases.items():
-                if value is not None:
-                    raise ValueError(f"`{name}` needs blanks, which `generation_mask` marks; got it without a mask.")
+            _refuse_without_blanks(
+                generator=generator,
+                context_order=None if is_named(context_order, "left_to_right") else context_order,
+                token_sets=token_sets,
+                column_sets=column_sets,
+                progress_bar=progress_bar or None,
+            )
             library_arguments |= {"streamer": streamer, "synced_gpus": synced_gpus}
             if cache is not None:
                 kwargs[CACHE_NAME] = cache
             return super().generate(inputs, generation_config, logits_processor, **library_arguments, **kwargs)
-
-        # The arguments.
         self._check_canvas_call(inputs, generation_config, logits_processor, streamer, library_arguments, cache, kwargs)
-        max_new_tokens, copies = kwargs.pop("max_new_tokens", None), kwargs.pop("num_return_sequences", None)
         canvas = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if generation_mask is None and max_new_tokens is None:
-            max_new_tokens = getattr(generation_config, "max_new_tokens", None)
-            if max_new_tokens is None:
-                shown = asked | ({"decoding_order": "a tensor"} if isinstance(decoding_order, torch.Tensor) else {})
-                raise ValueError(
-                    "`decoding_order`, `tokens_per_step`, `draft_length` and the cache of canvases need blanks: "
-                    "`generation_mask`, which says where they are, or `max_new_tokens` (not `max_length`), in the call "
-                    f"or its generation config. Got neither, with {shown}."
-                )
+        appended = _count_appended(kwargs.pop("max_new_tokens", None), generation_mask, generation_config, asked)
+        copies = kwargs.pop("num_return_sequences", None)
         configs = generation_config, self.generation_config
         options = resolve_decoding_options(called, *(_options_of(config) for config in configs))
-        generation_config, attention_mask = self._prepare_canvas_config(generation_config, kwargs)
+        order = "left_to_right" if options["decoding_order"] is None else options["decoding_order"]
         if context_order is None and cache is None:
             context_order = default_context_order(*configs)
-
-        # 1. From canvases to rows. Random orders are drawn for each sequence, so after the canvases are repeated.
-        canvas, blanks, real = self._append_blanks(canvas, generation_mask, attention_mask, max_new_tokens)
+        generation_config, attention_mask = self._prepare_canvas_config(generation_config, kwargs)
         copies = check_count("num_return_sequences", copies or generation_config.num_return_sequences or 1)
+
+        # 1. From canvases to rows.
+        canvas, blanks, real = self._append_blanks(canvas, generation_mask, attention_mask, appended)
         check_generators(generator, len(canvas) * copies)
-        order = options["decoding_order"]
-        if order is None:
-            order = "left_to_right"
-        if isinstance(order, torch.Tensor):
-            order = resolve_order("decoding_order", order, blanks).repeat_interleave(copies, 0)
-        if isinstance(column_sets, torch.Tensor) and max_new_tokens is not None:
-            column_sets = torch.nn.functional.pad(column_sets, (0, max_new_tokens), value=-1)
-        restriction = check_token_sets(token_sets, column_sets, blanks, self.config.vocab_size)
-        if restriction is not None:
-            restriction = restriction[0], restriction[1].repeat_interleave(copies, 0)
+        restriction = resolve_token_sets(token_sets, column_sets, blanks, self.config.vocab_size, appended, copies)
         context = self._order_context(context_order, canvas, blanks, real, cache)
+        decoding_order = _order_blanks(order, blanks, copies, generator)
         canvas, blanks, real, context = (each.repeat_interleave(copies, 0) for each in (canvas, blanks, real, context))
+        num_context = (context >= 0).sum(1)
+        rows = CanvasRows.lay_out(canvas, real, context, decoding_order)
         way = way_of_decoding(order, options["tokens_per_step"], options["draft_length"], blanks.sum(1).tolist())
-        if isinstance(order, str):
-            order = resolve_order("decoding_order", order, blanks, generator, decoding_orders())
-        rows = CanvasRows.lay_out(canvas, real, context, order)
         self._check_way(way, rows, options)
 
         # 2. to 4. Passes that fill the rows.
-        runner, cached = self._make_runner(generation_config, rows, way, cache, copies)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            runner.is_synced = needs_all_processes(self) if synced_gpus is None else synced_gpus
-        eos_token_ids, pad_token = self._sentence_ends(generation_config, attention_mask is not None, canvas.device)
-        processors = self._order_free_processors(generation_config, logits_processor, canvas)
-        num_context = (context >= 0).sum(1)
+        runner, cached = self.runner_class.for_generation(self, generation_config, rows, way, cache, copies)
+        runner.sync_processes(synced_gpus)
+        sampler, pad_token = self._make_sampler(
+            generation_config, logits_processor, canvas, attention_mask is not None, generator, way.draws()
+        )
         filling = CanvasFilling(
             runner,
             rows,
             num_context,
             way,
-            TokenSampler(processors, generation_config.do_sample, eos_token_ids, generator, way.draws()),
+            sampler,
             # A blank without a row has been closed.
-            canvas if pad_token is None else torch.where(blanks, pad_token, canvas),
-            cached,
-            restriction,
+            background=canvas if pad_token is None else torch.where(blanks, pad_token, canvas),
+            cached=cached,
+            restriction=restriction,
             # The caller's own processors may tell examples by their index in the batch.
             keeps_batch=runner.has_fixed_shapes or bool(logits_processor),
             keeps_cache=generation_config.return_dict_in_generate,
             streamer=streamer,
             progress_bar=progress_bar,
         )
-        if streamer is not None:
-            streamer.put(canvas.cpu())
-        try:
-            filling.run()
-            # 5. Back to columns.
-            canvas = filling.canvases()
-            if streamer is not None:
-                streamer.put(canvas.cpu())
-        finally:
-            if streamer is not None:
-                streamer.end()
+        filling.run()
+
+        # 5. Back to columns.
+        canvas = filling.canvases()
         return self._output(filling, canvas, num_context) if generation_config.return_dict_in_generate else canvas
 
     def _asked_options(self, called: dict[str, Any], generation_config: Any) -> dict[str, Any]:
@@ -358,6 +328,11 @@ class AOARMGenerationMixin:
             )
         if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
             raise ValueError(f"`streamer` must have the methods `put` and `end`, got {type(streamer).__name__}.")
+        if cache is not None and self.config.attention_variant == "bidirectional":
+            raise ValueError(
+                "`past_key_values` must not be given for attention_variant='bidirectional', which has no cache; got "
+                f"{type(cache).__name__}."
+            )
         if (method := prompt_learning_of(self)) is not None:
             raise ValueError(
                 "Prompt learning puts tokens without positions in front of the rows, which canvases cannot have; use "
@@ -388,10 +363,9 @@ class AOARMGenerationMixin:
         canvas: torch.Tensor,
         generation_mask: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
-        max_new_tokens: int | None,
+        appended: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Checks canvases and appends blanks. Returns tokens, blanks, and which columns are not padding."""
-        appended = 0 if max_new_tokens is None else check_count("max_new_tokens", max_new_tokens)
         if generation_mask is None and isinstance(canvas, torch.Tensor):
             generation_mask = torch.zeros(canvas.shape, dtype=torch.bool, device=canvas.device)
         limits = self.config.vocab_size, self.config.max_position_embeddings
@@ -422,12 +396,7 @@ class AOARMGenerationMixin:
         if context_order is not None and not is_named(context_order, "left_to_right"):
             raise ValueError("`context_order` cannot be given together with `past_key_values`, which has an order.")
         cache.check_continues(self.config, canvas, given, real)
-        known, is_row = cache.columns.clamp(min=0), cache.columns >= 0
-        # Padding of the cache's columns marks one more column, which is cut off again.
-        is_known = torch.nn.functional.pad(torch.zeros_like(given), (0, 1))
-        is_known = is_known.scatter(1, known.where(is_row, given.shape[1]), True)[:, :-1]
-        rest = resolve_order("context_order", "left_to_right", given & ~is_known)
-        return torch.cat([cache.columns, rest], dim=1)
+        return cache.order_context(given)
 
     def _check_way(self, way: DecodingWay, rows: CanvasRows, options: dict[str, Any]) -> None:
         """Raises a ValueError for orders and targets that `causal` does not know."""
@@ -440,65 +409,29 @@ class AOARMGenerationMixin:
                 f"and adaptive orders need another variant. Got {options}."
             )
 
-    def _make_runner(
+    def _make_sampler(
         self,
         generation_config: GenerationConfig,
-        rows: CanvasRows,
-        way: DecodingWay,
-        cache: CanvasCache | None,
-        copies: int,
-    ) -> tuple[ModelRunner, torch.Tensor]:
-        """What runs the model on rows, and how many of each example's rows it has read, int64 `[batch]`."""
-        nothing = torch.zeros_like(rows.totals)
-        if generation_config.use_cache is False:
-            if cache is not None:
-                raise ValueError("`past_key_values` needs a cache, got use_cache=False.")
-            return RowRunner(self), nothing
-        implementation = generation_config.cache_implementation
-        if implementation not in (None, "dynamic", "static"):
-            raise ValueError(
-                "`cache_implementation` must be 'dynamic' or 'static' together with `generation_mask`, got "
-                f"{implementation!r}."
-            )
-        is_fixed = implementation == "static"
-        if way.asks_about_several or is_fixed or cache is not None:
-            check_backend(self)
-        capacity = rows.columns.shape[1] - 1 + way.extra_slots(self.config.attention_variant == "two_stream")
-        if is_fixed:
-            # Steps are compiled for each capacity: canvases of about the same length share them.
-            capacity = max(-(-capacity // 64) * 64, generation_config.max_cache_len or 0)
-        if cache is None:
-            own, cached = CanvasCache(self.config.num_hidden_layers, capacity, is_fixed), nothing
-        else:
-            cached = cache.lengths.repeat_interleave(copies, 0)
-            examples = torch.arange(len(cache.lengths), device=cached.device).repeat_interleave(copies, 0)
-            own = cache.select(examples, capacity, is_fixed)
-        compiled_model = compiled_call(self, generation_config, own) if is_fixed else None
-        return RowRunner(self, own, cache is not None, compiled_model), cached
-
-    def _sentence_ends(
-        self, generation_config: GenerationConfig, has_attention_mask: bool, device: torch.device
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The ids that end a sentence, int64 `[ends]`, and the padding id; `None` where there is none."""
-        ends, pad_token = special_tokens(self, generation_config, has_attention_mask, device)
-        if ends is not None:
-            # As in the library, an id that is no token (-1) never ends a sentence.
-            ends = ends[(ends >= 0) & (ends < self.config.vocab_size)]
-        return (ends, pad_token) if ends is not None and len(ends) else (None, pad_token)
-
-    def _order_free_processors(
-        self, generation_config: GenerationConfig, logits_processor: LogitsProcessorList | None, canvas: torch.Tensor
-    ) -> LogitsProcessorList:
-        """The library's processors for this generation config, or a ValueError naming one that needs left-to-right."""
-        beams = generation_config.num_beams or 1
-        if beams > 1:
+        logits_processor: LogitsProcessorList | None,
+        canvas: torch.Tensor,
+        has_attention_mask: bool,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        draws: list[int],
+    ) -> tuple[TokenSampler, torch.Tensor | None]:
+        """What draws tokens, and the padding id, if there is one. Refuses what needs left-to-right text."""
+        if (beams := generation_config.num_beams or 1) > 1:
             raise ValueError(
                 f"`num_beams` must be 1 with `generation_mask`: beams need left-to-right text; got {beams}."
             )
         custom = LogitsProcessorList() if logits_processor is None else logits_processor
+        ends, pad_token = special_tokens(self, generation_config, has_attention_mask, canvas.device)
         processors = logits_processors(self, generation_config, custom, canvas)
         check_order_free(processors, custom)
-        return processors
+        if ends is not None:
+            # As in the library, an id that is no token (-1) never ends a sentence.
+            ends = ends[(ends >= 0) & (ends < self.config.vocab_size)]
+            ends = ends if len(ends) else None
+        return TokenSampler(processors, generation_config.do_sample, ends, generator, draws), pad_token
 
     def _output(self, filling: CanvasFilling, canvas: torch.Tensor, num_context: torch.Tensor) -> AOARMGenerateOutput:
         """The results in the form that callers get."""
@@ -527,6 +460,36 @@ class AOARMGenerationMixin:
             tokens_per_forward=filled.float() / passes.clamp(min=1),
             cache=cache,
         )
+
+
+def _refuse_without_blanks(**canvas_arguments: Any) -> None:
+    """Raises a ValueError for arguments that only canvases have."""
+    for name, value in canvas_arguments.items():
+        if value is not None:
+            raise ValueError(f"`{name}` needs blanks, which `generation_mask` marks; got it without a mask.")
+
+
+def _count_appended(
+    max_new_tokens: int | None, generation_mask: Any, generation_config: Any, asked: dict[str, Any]
+) -> int:
+    """How many blanks are appended. Raises a ValueError where a call has no blanks at all."""
+    if max_new_tokens is None and generation_mask is None:
+        max_new_tokens = getattr(generation_config, "max_new_tokens", None)
+        if max_new_tokens is None:
+            shown = {name: "a tensor" if isinstance(value, torch.Tensor) else value for name, value in asked.items()}
+            raise ValueError(
+                "`decoding_order`, `tokens_per_step`, `draft_length` and the cache of canvases need blanks: "
+                "`generation_mask`, which says where they are, or `max_new_tokens` (not `max_length`), in the call or "
+                f"its generation config. Got neither, with {shown}."
+            )
+    return 0 if max_new_tokens is None else check_count("max_new_tokens", max_new_tokens)
+
+
+def _order_blanks(order: str | torch.Tensor, blanks: torch.Tensor, copies: int, generator: Any) -> torch.Tensor:
+    """The blanks of each returned sequence in decoding order, int64 `[batch * copies, blanks]`, -1 on the right."""
+    if isinstance(order, torch.Tensor):
+        return resolve_order("decoding_order", order, blanks).repeat_interleave(copies, 0)
+    return resolve_order("decoding_order", order, blanks.repeat_interleave(copies, 0), generator, decoding_orders())
 
 
 def _options_of(config: Any) -> dict[str, Any]:

@@ -10,11 +10,12 @@ only the last rows of a pass ask, because query streams are streams of all rows.
 from typing import Any
 
 import torch
+from transformers.generation import GenerationConfig
 from transformers.utils.generic import is_flash_attention_requested
 
 from .cache_aoarm import CacheView, CanvasCache, align
 from .canvas_aoarm import CanvasRows, RowInputs, RowSpan
-from .compat_aoarm import input_device
+from .compat_aoarm import compiled_call, input_device, needs_all_processes
 
 
 # The attention score of hidden keys: weight 0 in every dtype, and finite, because autocast may round it.
@@ -48,6 +49,34 @@ class ModelRunner:
         """Whether shapes stay the same from pass to pass."""
         return self.cache is not None and self.cache.is_fixed
 
+    @classmethod
+    def for_generation(
+        cls,
+        model: Any,
+        generation_config: GenerationConfig,
+        rows: CanvasRows,
+        way: Any,
+        cache: CanvasCache | None,
+        copies: int,
+    ) -> tuple["ModelRunner", torch.Tensor]:
+        """Makes a runner for one call of `generate`.
+
+        Args:
+            model: the model.
+            generation_config: says which cache to use.
+            rows: the rows of all sequences.
+            way: the [`~modeling_aoarm.decoding_aoarm.DecodingWay`].
+            cache: what an earlier call returned, or `None`.
+            copies: how many sequences are returned for each example of `cache`.
+
+        Returns:
+            The runner, and how many rows of each sequence it has read, int64 `[batch]`.
+
+        Raises:
+            ValueError: the model has no such cache, or its attention takes no masks where one is needed.
+        """
+        raise NotImplementedError
+
     def ask(
         self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None
     ) -> Answer:
@@ -66,6 +95,11 @@ class ModelRunner:
             `[batch, asking]`.
         """
         raise NotImplementedError
+
+    def sync_processes(self, synced_gpus: bool | None) -> None:
+        """Says whether all processes make their passes together. Default: where weights are shared out among them."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.is_synced = needs_all_processes(self.model) if synced_gpus is None else synced_gpus
 
     def call(self, model: Any, **inputs) -> Any:
         """Makes one pass."""
@@ -102,6 +136,35 @@ class RowRunner(ModelRunner):
         super().__init__(model)
         self.cache, self.has_read, self.compiled_model = cache, has_read, compiled_model
         self.is_two_stream = model.config.attention_variant == "two_stream"
+
+    @classmethod
+    def for_generation(cls, model, generation_config, rows, way, cache, copies):
+        nothing = torch.zeros_like(rows.totals)
+        if generation_config.use_cache is False:
+            if cache is not None:
+                raise ValueError("`past_key_values` needs a cache, got use_cache=False.")
+            return cls(model), nothing
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic", "static"):
+            raise ValueError(
+                "`cache_implementation` must be 'dynamic' or 'static' together with `generation_mask`, got "
+                f"{implementation!r}."
+            )
+        is_fixed = implementation == "static"
+        if way.asks_about_several or is_fixed or cache is not None:
+            check_backend(model)
+        capacity = rows.columns.shape[1] - 1 + way.extra_slots(model.config.attention_variant == "two_stream")
+        if is_fixed:
+            # Steps are compiled for each capacity: canvases of about the same length share them.
+            capacity = max(-(-capacity // 64) * 64, generation_config.max_cache_len or 0)
+        if cache is None:
+            own, cached = CanvasCache(model.config.num_hidden_layers, capacity, is_fixed), nothing
+        else:
+            cached = cache.lengths.repeat_interleave(copies, 0)
+            examples = torch.arange(len(cache.lengths), device=cached.device).repeat_interleave(copies, 0)
+            own = cache.select(examples, capacity, is_fixed)
+        compiled_model = compiled_call(model, generation_config, own) if is_fixed else None
+        return cls(model, own, cache is not None, compiled_model), cached
 
     def ask(
         self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None
@@ -203,6 +266,20 @@ class MaskedRunner(ModelRunner):
     The order and the number of committed rows say which tokens are masked, never a token's id. Columns without a row
     (padding, what a marginal leaves out, blanks that an end of sentence has closed) are left out of the input.
     """
+
+    @classmethod
+    def for_generation(cls, model, generation_config, rows, way, cache, copies):
+        if way.draft_length:
+            raise ValueError(
+                "`draft_length` needs rows in generation order, of which one pass verifies several, so another variant "
+                f"than attention_variant='bidirectional'; got {way.draft_length}."
+            )
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                "`cache_implementation` must not be given for attention_variant='bidirectional', which has no cache; "
+                f"got {generation_config.cache_implementation!r}."
+            )
+        return cls(model), torch.zeros_like(rows.totals)
 
     def ask(
         self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None

@@ -19,7 +19,7 @@ from .canvas_aoarm import (
     resolve_order,
 )
 from .decoding_aoarm import default_context_order
-from .runner_aoarm import COLUMNS_PER_CALL, MaskedRunner, ModelRunner, RowRunner
+from .runner_aoarm import COLUMNS_PER_CALL
 
 
 @dataclass
@@ -170,10 +170,6 @@ class AOARMScoringMixin:
         drawn = (resolve_order("decoding_order", decoding_order, generation_mask, generator) for _ in range(num_orders))
         return torch.stack(list(drawn))
 
-    def _scoring_runner(self) -> ModelRunner:
-        """What runs the model on the rows that are scored."""
-        return RowRunner(self)
-
     def _score_order(
         self, canvas: torch.Tensor, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +183,7 @@ class AOARMScoringMixin:
         width = context.shape[1] + blanks - 1
         num_context = (context >= 0).sum(1)
         span = RowSpan(torch.zeros_like(num_context), rows.totals, num_context + blanks - 1, width, longest=width)
-        scored = self._scoring_runner().ask(rows, span, asking=blanks, scored_ids=canvas.gather(1, columns))
+        scored = self.runner_class(self).ask(rows, span, asking=blanks, scored_ids=canvas.gather(1, columns))
         # Padding of the order adds nothing to column 0.
         log_probs, is_likeliest = (
             torch.zeros_like(canvas, dtype=each.dtype).scatter_add(1, columns, each.masked_fill(order < 0, 0))
@@ -198,9 +194,6 @@ class AOARMScoringMixin:
 
 class MaskedScoringMixin(AOARMScoringMixin):
     """`score` for models that read canvases with mask tokens."""
-
-    def _scoring_runner(self) -> MaskedRunner:
-        return MaskedRunner(self)
 
     @torch.no_grad()
     def score(
@@ -303,7 +296,7 @@ class MaskedScoringMixin(AOARMScoringMixin):
         numbers = (known[:, None] + targets).clamp(max=rows.columns.shape[1] - 1)
         columns, tokens = rows.columns.gather(1, numbers).clamp(min=0), rows.tokens.gather(1, numbers)
         is_masked = targets < masked[:, None]
-        scored = MaskedRunner(self).predict(rows, known[:, None], len(targets), tokens[:, None])
+        scored = self.runner_class(self).predict(rows, known[:, None], len(targets), tokens[:, None])
         log_probs, is_likeliest = (each[:, 0] for each in scored)
         weights = blanks.float() / masked.clamp(min=1)
         log_probs, is_likeliest = (
