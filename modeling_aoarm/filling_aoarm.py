@@ -277,14 +277,14 @@ class CanvasFilling:
             targets: how many of the next rows each asking row asks about.
             asking: how many rows ask, counted from the last.
             drafts: how many rows of drafts are read behind the committed ones.
-            most_unread: a bound of the rows that a pass leaves unread. Passes of fixed shapes always read so many.
+            most_unread: the most rows that a pass leaves unread. Passes of fixed shapes always read so many.
 
         Returns:
             Logits `[active, asking, targets, vocab]`, in the model's dtype.
         """
         width = max(each.committed - each.cached for each in self.progress)
-        if self.runner.has_fixed_shapes and self.round:
-            width = most_unread
+        if self.runner.has_fixed_shapes and self.runner.has_read:
+            width = max(width, most_unread)
         return self.runner.ask(self.rows, self.span(width + drafts, drafts), asking, targets)
 
     def span(self, width: int, ahead: int = 0) -> RowSpan:
