@@ -398,7 +398,7 @@ def step_sizes(tokens_per_step: int | str | None, blanks: int) -> list[int]:
 
 
 def way_of_decoding(
-    decoding_order: str | torch.Tensor, tokens_per_step: int | str | None, draft_length: int | None, blanks: list[int]
+    decoding_order: str | torch.Tensor, tokens_per_step: int | str | None, draft_length: int, blanks: list[int]
 ) -> DecodingWay:
     """The way that options ask for, for canvases with so many blanks each; the options are checked."""
     if draft_length:

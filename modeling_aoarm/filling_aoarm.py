@@ -239,6 +239,8 @@ class CanvasFilling:
         self.round = 0
         counts = torch.stack([self.committed, rows.totals - self.committed, self.cached]).tolist()
         self.progress = [Progress(*each) for each in zip(range(len(cached)), *counts, strict=True)]
+        # An upper bound of `committed`.
+        self.most_committed = max(each.committed for each in self.progress)
         self.streamer = streamer
         total = sum(each.remaining for each in self.progress)
         self.bar = tqdm(total=total, unit="token", disable=not progress_bar, desc="Filling blanks")
@@ -289,10 +291,10 @@ class CanvasFilling:
 
     def span(self, width: int, ahead: int = 0) -> RowSpan:
         """The `width` rows that end `ahead` rows behind the last committed one."""
-        longest = max(each.committed for each in self.progress) + ahead
         lengths = {(each.committed, each.cached, each.drafted) for each in self.progress}
         stop = self.committed + self.drafted if self.way.draft_length else self.committed
-        return RowSpan(self.cached, stop, self.committed + ahead, width, longest, is_aligned=len(lengths) == 1)
+        end, longest = self.committed + ahead, self.most_committed + ahead
+        return RowSpan(self.cached, stop, end, width, longest, is_aligned=len(lengths) == 1)
 
     def read_context(self) -> None:
         """Reads all context rows but the last, so that further targets are only asked for by the last one."""
@@ -353,7 +355,7 @@ class CanvasFilling:
         """
         ahead = torch.arange(targets if follows_drafts else 1, device=self.committed.device)
         stop = (self.committed[:, None] + ahead).expand(-1, targets)
-        width = max(each.committed for each in self.progress) + len(ahead) - 1
+        width = self.most_committed + len(ahead) - 1
         rows = (stop[..., None] + torch.arange(-width, 0, device=stop.device)).clamp(min=0)
         # There is nothing to read behind the last draft.
         rows = rows.where(rows < (self.committed + self.drafted)[:, None, None], 0)
@@ -388,6 +390,7 @@ class CanvasFilling:
         self.logprobs.scatter_(1, written, log_probs_of(logits, tokens))
         self.steps.scatter_(1, written, self.runner.passes - 1)
         self.committed = self.committed + count
+        self.most_committed += tokens.shape[1]
         if self.runner.cache is not None:
             # The last row has no target yet.
             self.cached = torch.minimum(read, self.committed - 1)
@@ -412,6 +415,7 @@ class CanvasFilling:
             progress = [Progress(*each) for each in zip(examples, *counts, strict=True)]
         self.bar.update(sum(each.remaining for each in self.progress) - sum(each.remaining for each in progress))
         self.progress = progress
+        self.most_committed = max(each.committed for each in progress)
 
     # The batch
 
@@ -439,6 +443,7 @@ class CanvasFilling:
         self.rows = self.rows.select(staying)
         self.way.keep(staying)
         self.progress = [each for each in self.progress if each.remaining]
+        self.most_committed = max(each.committed for each in self.progress)
 
     def whole_cache(self) -> CanvasCache | None:
         """The cache of all examples, those that have left included; `None` if nothing was read."""

@@ -266,7 +266,9 @@ class AOARMGenerationMixin:
         canvas, blanks, real, context = (each.repeat_interleave(copies, 0) for each in (canvas, blanks, real, context))
         num_context = (context >= 0).sum(1)
         rows = CanvasRows.lay_out(canvas, real, context, decoding_order)
-        way = way_of_decoding(order, options["tokens_per_step"], options["draft_length"], blanks.sum(1).tolist())
+        # No canvas has more blanks than there are positions.
+        draft_length = min(options["draft_length"] or 0, self.config.max_position_embeddings)
+        way = way_of_decoding(order, options["tokens_per_step"], draft_length, blanks.sum(1).tolist())
         self._check_way(way, rows, options)
 
         # 2. to 4. Passes that fill the rows.
