@@ -47,20 +47,10 @@ from .runner_aoarm import ModelRunner, RowRunner
 
 # Options of the library's generation that have no meaning for canvases. They are refused instead of ignored.
 UNUSED_OPTIONS = (
-    "assistant_early_exit",
-    "constraints",
-    "dola_layers",
-    "force_words_ids",
-    "max_time",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "penalty_alpha",
-    "prompt_lookup_num_tokens",
-    "stop_strings",
-    "token_healing",
-)
+    "assistant_early_exit constraints dola_layers force_words_ids max_time output_attentions "
+    "output_hidden_states output_logits output_scores penalty_alpha prompt_lookup_num_tokens stop_strings "
+    "token_healing"
+).split()
 
 
 @dataclass
