@@ -428,7 +428,7 @@ class CanvasFilling:
     def drop_finished(self) -> None:
         """Takes the examples that are done out of the batch, once they are a quarter of it: the cache is copied."""
         done = [each.remaining == 0 for each in self.progress]
-        if self.keeps_batch or all(done) or 4 * sum(done) < max(len(done), 1) or not any(done):
+        if self.keeps_batch or all(done) or 4 * sum(done) < len(done):
             return
         self.store()
         device = self.examples.device

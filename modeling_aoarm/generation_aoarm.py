@@ -47,20 +47,10 @@ from .runner_aoarm import ModelRunner, RowRunner
 
 # Options of the library's generation that have no meaning for canvases. They are refused instead of ignored.
 UNUSED_OPTIONS = (
-    "assistant_early_exit",
-    "constraints",
-    "dola_layers",
-    "force_words_ids",
-    "max_time",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "penalty_alpha",
-    "prompt_lookup_num_tokens",
-    "stop_strings",
-    "token_healing",
-)
+    "assistant_early_exit constraints dola_layers force_words_ids max_time output_attentions "
+    "output_hidden_states output_logits output_scores penalty_alpha prompt_lookup_num_tokens stop_strings "
+    "token_healing"
+).split()
 
 
 @dataclass
@@ -311,18 +301,9 @@ class AOARMGenerationMixin:
         is_one_by_one = asked["tokens_per_step"] in (None, 1) and asked["draft_length"] is None
         return self.continues_text and is_left_to_right and is_one_by_one and not _holds_canvases(cache)
 
-    def _check_canvas_call(
-        self,
-        inputs: Any,
-        generation_config: Any,
-        logits_processor: Any,
-        streamer: Any,
-        library_arguments: dict[str, Any],
-        cache: Any,
-        kwargs: dict[str, Any],
-    ) -> None:
+    def _check_canvas_call(self, inputs, generation_config, logits_processor, streamer, library, cache, kwargs) -> None:
         """Raises a ValueError for arguments of the library's `generate` that have no meaning for canvases."""
-        for name, value in library_arguments.items():
+        for name, value in library.items():
             if value is not None and value is not False:
                 raise ValueError(f"`{name}` cannot be combined with `generation_mask`: it needs left-to-right text.")
         for name in ("min_new_tokens", "max_length", "min_length"):
