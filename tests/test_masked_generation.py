@@ -137,7 +137,7 @@ def test_an_examples_score_depends_on_no_neighbour_and_no_chunk(method, side, mo
 
     monkeypatch.setattr(AOARMForMaskedLM, "forward", watch)
     for module in (runner_aoarm, scoring_aoarm):
-        monkeypatch.setattr(module, "COLUMNS_PER_PASS", 50)
+        monkeypatch.setattr(module, "COLUMNS_PER_CALL", 50)
     again = model.score(batch, attention_mask=mask, generator=generators(), **method)
     torch.testing.assert_close(again.log_likelihood, together.log_likelihood, atol=1e-5, rtol=0)
     assert len(calls) > 1 and all(rows * columns <= 50 for rows, columns in calls)

@@ -226,24 +226,25 @@ def test_never_more_passes_than_one_by_one(variant):
 def test_drafts_come_from_the_last_row_whose_successor_is_decided(variant, end, cache, monkeypatch):
     """Any proposal is exact; good ones are those of the places they are for, given all rows but the newest."""
     model, order = trained_model(variant), [2, 3, 1, 5, 4]
-    looked_at, speculate = [], decoding_aoarm.CanvasFilling.speculate
+    looked_at, step = [], decoding_aoarm.Speculation.step
 
-    def look(filling):
+    def look(way, filling):
         # As the pass that verifies finds them, after examples that are done have left.
-        for row in range(len(filling.examples)):
-            columns, decided = filling.columns[row], int(filling.decided[row])
-            known = columns[: decided - 1]
-            for place in range(int(filling.drafted[row])):
-                column = columns[decided + place]
-                expected = conditional(model, filling.canvas[row, known], known, column)
-                if end is not None and column < columns[: decided + place].max():
+        for example in range(len(filling.examples)):
+            columns, tokens = filling.rows.columns[example], filling.rows.tokens[example]
+            committed = int(filling.committed[example])
+            known = committed - 1
+            for draft in range(int(filling.drafted[example])):
+                column = columns[committed + draft]
+                expected = conditional(model, tokens[:known], columns[:known], column)
+                if end is not None and column < columns[: committed + draft].max():
                     expected[end] = -torch.inf
-                weights = filling.draft_weights[row, place]
-                torch.testing.assert_close(weights, expected.softmax(-1), atol=1e-5, rtol=0)
-                looked_at.append(place)
-        speculate(filling)
+                probs = way.draft_probs[example, draft]
+                torch.testing.assert_close(probs, expected.softmax(-1), atol=1e-5, rtol=0)
+                looked_at.append(draft)
+        step(way, filling)
 
-    monkeypatch.setattr(decoding_aoarm.CanvasFilling, "speculate", look)
+    monkeypatch.setattr(decoding_aoarm.Speculation, "step", look)
     torch.manual_seed(0)
     sample(
         model,
