@@ -61,7 +61,7 @@ USE = """
 import re, sys
 from pathlib import Path
 from modeling_aoarm import AOARMConfig, AOARMForCausalLM
-from modeling_aoarm.model_card import model_card
+from modeling_aoarm.model_card import make_model_card
 from modeling_aoarm.data.tokenizers import character_tokenizer
 
 readme = Path(sys.argv[1]).read_text(encoding="utf-8")
@@ -73,7 +73,7 @@ for saved in (AOARMForCausalLM(config), tokenizer):
     saved.save_pretrained("outputs/pretrain")
 quick_start = readme.split("## Quick start")[1].split("### ")[0]
 exec("\\n".join(re.findall(r"```python\\n(.*?)```", quick_start, flags=re.DOTALL)))
-print(model_card(config, {}, model_id="outputs/pretrain").data.library_name)
+print(make_model_card(config, {}, model_id="outputs/pretrain").data.library_name)
 """
 
 

@@ -22,7 +22,7 @@ from ..data.collators import DataCollatorForAnyOrderLM, DataCollatorWithOrders, 
 from ..data.masked_diffusion import collator_class
 from ..evaluation.likelihood import OrderNLL, evaluate_order
 from ..io import naming_disk_errors, replacing, versions
-from ..model_card import model_card, write_model_card
+from ..model_card import make_model_card, write_model_card
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
 
 
@@ -398,7 +398,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
 
         Args:
             language, license, model_name, finetuned_from: as in `Trainer`; its other arguments are ignored.
-            report: what the trainer cannot know, and what is to replace its own figures; see [`model_card`].
+            report: what the trainer cannot know, and what is to replace its own figures; see [`make_model_card`].
             curve: file name of a picture of the loss curve.
         """
         if not self.is_world_process_zero():
@@ -415,7 +415,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
             },
             "versions": versions(),
         }
-        card = model_card(
+        card = make_model_card(
             model.config,
             {**known, **(report or {})},
             # The library leaves the owner out of `model_name`.
