@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from scripts import run_script
 from test_remote_code import LETTERS
-from variants import random_rows, tiny_config, tiny_model
+from variants import random_rows, tiny_model
 
 from modeling_aoarm import lora_config
 from modeling_aoarm.data.tokenizers import character_tokenizer
