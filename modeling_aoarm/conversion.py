@@ -60,7 +60,8 @@ UNREAD = (
     "add_cross_attention cross_attention_hidden_size finetuning_task id2label is_decoder label2id "
     "output_hidden_states problem_type return_dict task_specific_params tie_encoder_decoder tie_last_hidden_states "
     "torchscript "
-    "base_model_pp_plan base_model_tp_plan chunk_size_feed_forward distributed_config dtype pretraining_tp use_bfloat16 "
+    "base_model_pp_plan base_model_tp_plan chunk_size_feed_forward distributed_config dtype pretraining_tp "
+    "use_bfloat16 "
     "dropout gradient_checkpointing initializer_factor "
     "max_window_layers use_sliding_window "
     "max_seq_len max_sequence_length model_max_length seq_length "
@@ -75,12 +76,7 @@ TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 @dataclass(frozen=True)
 class Rule:
-    """The values of a field for which the conversion is exact.
-
-    Args:
-        text: the rule in words, as they follow "must".
-        holds: whether a value is right, given the whole config.
-    """
+    """The values of a field for which the conversion is exact: in words that follow "must", and as a check."""
 
     text: str
     holds: Callable[[Any, PreTrainedConfig], bool]
@@ -96,8 +92,8 @@ def _is_gguf(quantization: Any, config: PreTrainedConfig) -> bool:
     return values.get("quant_method") == "gguf"
 
 
-# A field that is None or absent breaks no rule. The library's Llama reads no softcapping and no multipliers: a checkpoint
-# with them is another model than the one that would be loaded.
+# A field that is None or absent breaks no rule. The library's Llama reads no softcapping and no multipliers, so a
+# checkpoint with them would load as another model.
 RULES = {
     **dict.fromkeys(("attention_bias", "is_encoder_decoder", "mlp_bias", "qkv_bias"), equal_to(False)),
     **dict.fromkeys(("qk_layernorm", "qk_norm", "use_qk_norm"), equal_to(False)),
@@ -137,7 +133,7 @@ class Family:
         model_class: the library's class, whose computation is converted.
         renamed: our fields for a field of the source.
         constant: our fields for a built-in property of the library's class.
-        rules: further fields that must have a value that changes nothing.
+        rules: further rules, which replace those of `RULES`.
         unread: further fields that change nothing if the rules hold (`layer_types` says which layers have a window).
     """
 
