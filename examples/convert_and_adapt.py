@@ -18,8 +18,8 @@ With your own checkpoint instead of the small Llama, and your own text:
 
 The output folder then holds `adaptation.png` and `adaptation.json` (bits per character of held-out text, in any order
 and from left to right, over the tokens seen), and the models: `source`, `converted`, `lora` (an adapter),
-`lora_merged`, `full`, `scratch` and `scratch_long`. If started again, it keeps finished models, and continues unfinished
-trainings from their last checkpoints.
+`lora_merged`, `full`, `scratch` and `scratch_long`. If started again, it keeps finished models, and
+continues unfinished trainings from their last checkpoints.
 """
 
 import dataclasses

@@ -34,7 +34,7 @@ def word_tokenizer(sentence: str) -> PreTrainedTokenizerFast:
 
 
 def draw(axes: Axes, words: list[str], positions: list[int]) -> None:
-    """Draws one line per row: the tokens it sees (pale), its own token (dark), and the position it predicts (dashed)."""
+    """Draws one line per row: tokens it sees (pale), its own token (dark), and the position it predicts (dashed)."""
     places = sorted(zip(positions, words, strict=True))
     for row, (own, target) in enumerate(zip(positions[:-1], positions[1:], strict=True)):
         for place, word in places:

@@ -19,7 +19,7 @@ from tradeoff_study.recipe import Cell, Recipe
 from tradeoff_study.runner import Study
 from tradeoff_study.text import TextSource
 
-from modeling_aoarm.analysis.interventions import hidden_row_losses
+from modeling_aoarm.analysis import hidden_row_losses
 
 
 SIZES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
