@@ -92,7 +92,7 @@ def test_recipes_with_wrong_analyses_are_refused(tmp_path):
     content = json.loads(json.dumps({"grids": [], "analyses": {"probes": {}}}))
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="analyses among .*, got probes"):
+    with pytest.raises(ValueError, match="analyses among .*, got: probes"):
         Recipe.load(path)
     path.write_text(json.dumps({"grids": [], "analyses": {"attention": {"select": {"heads": [2]}}}}))
     with pytest.raises(ValueError, match="selects cells for attention by unknown fields: heads"):
