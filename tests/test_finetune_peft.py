@@ -45,7 +45,7 @@ FLAGS = {
 def run(folder, output, *flags, **kwargs):
     arguments = ["--train_file", "text.jsonl", "--model_name_or_path", "base", "--output_dir", output]
     arguments += [part for flag in FLAGS.items() for part in flag]
-    variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    variables = {"HF_DATASETS_CACHE": str(folder / "cache")}
     return run_script("examples/finetune_peft.py", *arguments, *flags, cwd=folder, **kwargs, **variables)
 
 
