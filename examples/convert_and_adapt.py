@@ -33,8 +33,6 @@ from pathlib import Path
 from datasets import Dataset
 from matplotlib.figure import Figure
 from peft import PeftModel, get_peft_model
-from rich.console import Console
-from rich.table import Table
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -73,6 +71,24 @@ METHODS = {
     "scratch": "new weights",
     "scratch_long": "new weights, tokens of both trainings",
 }
+# Each training has its own steps and learning rate.
+TRAINING_DEFAULTS = dict(
+    output_dir="outputs/convert_and_adapt",
+    per_device_train_batch_size=16,
+    per_device_eval_batch_size=64,
+    learning_rate=2e-3,
+    lr_scheduler_type="cosine",
+    warmup_steps=0.05,
+    weight_decay=0.1,
+    adam_beta2=0.95,
+    logging_steps=50,
+    eval_strategy="steps",
+    eval_steps=250,
+    eval_on_start=True,
+    save_steps=250,
+    save_total_limit=1,
+    include_num_input_tokens_seen="non_padding",
+)
 COLOURS = {"lora": "#1f5fa8", "full": "#c8501e", "scratch": "#6b6b6b", "scratch_long": "#b5b5b5"}
 
 
@@ -112,32 +128,10 @@ class AdaptationArguments(TextArguments):
             self.order = f"local({self.block_size})"
 
 
-@dataclass
-class RunArguments(TrainingArguments):
-    """`TrainingArguments` with defaults for this run. Each training has its own steps and learning rate."""
-
-    output_dir: str | None = field(default="outputs/convert_and_adapt", metadata={"help": "Folder of results."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per process and forward pass."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of trainings from new weights."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps (or, below 1, share) of rising learning rate."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Second-moment decay of AdamW."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between logged losses."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
-    eval_steps: float | None = field(default=250, metadata={"help": "Steps between evaluations."})
-    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step as well."})
-    save_steps: float = field(default=250, metadata={"help": "Steps between checkpoints."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
-    include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "no, all or non_padding."})
-
-
-def training_arguments(args: RunArguments, name: str, steps: int, learning_rate: float, **changes) -> TrainingArguments:
+def training_arguments(args: TrainingArguments, name: str, steps: int, rate: float, **changes) -> TrainingArguments:
     """The arguments of one training, which has its own folder."""
-    fields = {item.name: getattr(args, item.name) for item in dataclasses.fields(TrainingArguments) if item.init}
     folder = str(Path(args.output_dir) / "training" / name)
-    return TrainingArguments(**fields | changes | dict(output_dir=folder, max_steps=steps, learning_rate=learning_rate))
+    return dataclasses.replace(args, output_dir=folder, max_steps=steps, learning_rate=rate, **changes)
 
 
 def train(trainer: Trainer) -> None:
@@ -158,7 +152,7 @@ def save(folder: Path, model: PreTrainedModel | PeftModel, tokenizer: PreTrained
 
 
 def train_source(
-    settings: AdaptationArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase, rows: Dataset
+    settings: AdaptationArguments, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: Dataset
 ) -> LlamaForCausalLM:
     """Trains a small Llama from left to right with the library alone."""
     config = LlamaConfig(
@@ -186,7 +180,7 @@ def adapt(
     name: str,
     model: PreTrainedModel | PeftModel,
     settings: AdaptationArguments,
-    args: RunArguments,
+    args: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
     blocks: dict[str, Dataset],
 ) -> list[dict]:
@@ -234,20 +228,19 @@ def plot(runs: dict[str, dict], unigram: float, title: str) -> Figure:
 
 
 def print_summary(results: dict) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table("model", "trained weights", "million tokens", "bits per character, any order", "left to right")
     for name, run in results["runs"].items():
-        for number, label in ((0, f"{METHODS[name]}, before"), (-1, METHODS[name])):
-            row = run["curve"][number]
-            figures = f"{row['tokens'] / 1e6:.2f}", f"{row['any_order']:.4f}", f"{row['left_to_right']:.4f}"
-            table.add_row(label, f"{run['trainable_parameters']:,}", *figures)
-    console.print(table)
+        first, last = run["curve"][0], run["curve"][-1]
+        print(f"{METHODS[name]}: {run['trainable_parameters']:,} weights, {last['tokens'] / 1e6:.2f} million tokens")
+        for order in ("any_order", "left_to_right"):
+            print(f"    bits per character, {order.replace('_', ' ')}: {first[order]:.4f} → {last[order]:.4f}")
     for sample in results["samples"]:
-        console.print(f"{sample['canvas']}  →  {sample['filled']}", markup=False, highlight=False)
+        print(f"{sample['canvas']}  →  {sample['filled']}")
 
 
 def main(argv: list[str]) -> None:
-    settings, args = HfArgumentParser((AdaptationArguments, RunArguments)).parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser((AdaptationArguments, TrainingArguments))
+    parser.set_defaults(**TRAINING_DEFAULTS)
+    settings, args = parser.parse_args_into_dataclasses(argv)
     logging.basicConfig()
     logger.setLevel(logging.INFO)
     set_seed(args.seed)

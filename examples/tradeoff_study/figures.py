@@ -20,18 +20,6 @@ from .models import MODELS, READS_PREFIXES
 from .recipe import Cell
 
 
-LABELS = {
-    "decoupled_rope": "decoupled RoPE",
-    "two_stream_content": "two streams (content)",
-    "two_stream_learned": "two streams (learned)",
-    "bidirectional": "masked diffusion",
-    "layers_twice": "decoupled RoPE, layers twice",
-    "half_own": "decoupled RoPE, half the heads at own position",
-    "bidirectional_content": "two streams, bidirectional content",
-    "double_position": "double position",
-    "adaptive_norm": "adaptive norm",
-    "causal": "left to right",
-}
 COLOURS = {name: f"C{number}" for number, name in enumerate(MODELS)}
 # One stream, and the models compared with it. The first starts like it: the minimal pair.
 ONE = "decoupled_rope"
@@ -167,7 +155,7 @@ def _plot_line(axes: Axes, row: dict, x: Sequence[float], y: Sequence[float], **
     model = row["cell"]["model"]
     # Other seeds are thinner and share the legend's entry.
     width = 1.6 if row["cell"]["seed"] == 0 else 0.8
-    axes.plot(x, y, color=COLOURS[model], linewidth=width, label=LABELS[model], **kwargs)
+    axes.plot(x, y, color=COLOURS[model], linewidth=width, label=model, **kwargs)
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
@@ -255,7 +243,7 @@ def plot_gaps(found: list[dict], path: Path) -> None:
             name = _in_order(each["order"], each["learning_rate"])
             axes.annotate(name, (lag, each["gap"]), textcoords="offset points", xytext=(5, 5), fontsize=8)
         axes.axhline(0, color="black", linewidth=1)
-        axes.set_title(f"{source}: {LABELS[ONE]}\nminus {LABELS[other].removeprefix(f'{LABELS[ONE]}, ')}", fontsize=10)
+        axes.set_title(f"{source}: {ONE}\nminus {other}", fontsize=10)
         axes.set_xlabel("rows back to the observed symbol\nnearest to the target (mean)")
         axes.set_ylabel("gap, nats per symbol\n(two standard errors over held-out sentences)")
         axes.grid(alpha=0.3)
@@ -285,7 +273,7 @@ def plot_attention(found: list[dict], path: Path) -> None:
                 )
             score = each["specialisation"].get(stream)
             scored = "" if score is None else f"\nspecialisation {score['score']:+.2f} (heads ± {score['spread']:.2f})"
-            axes.set_title(f"{LABELS[each['cell']['model']]}\n{stream} stream{scored}", fontsize=8)
+            axes.set_title(f"{each['cell']['model']}\n{stream} stream{scored}", fontsize=8)
             axes.set_xscale("log", base=2)
             axes.set_xticks(each["counts"], each["counts"])
             axes.axhline(0, color="black", linewidth=0.8)
