@@ -87,7 +87,6 @@ TRAINING_DEFAULTS = dict(
     eval_on_start=True,
     save_steps=250,
     save_total_limit=1,
-    include_num_input_tokens_seen="non_padding",
 )
 COLOURS = {"lora": "#1f5fa8", "full": "#c8501e", "scratch": "#6b6b6b", "scratch_long": "#b5b5b5"}
 
@@ -130,8 +129,8 @@ class AdaptationArguments(TextArguments):
 
 def training_arguments(args: TrainingArguments, name: str, steps: int, rate: float, **changes) -> TrainingArguments:
     """The arguments of one training, which has its own folder."""
-    folder = str(Path(args.output_dir) / "training" / name)
-    return dataclasses.replace(args, output_dir=folder, max_steps=steps, learning_rate=rate, **changes)
+    changes |= {"output_dir": str(Path(args.output_dir) / "training" / name), "max_steps": steps, "learning_rate": rate}
+    return dataclasses.replace(args, include_num_input_tokens_seen="non_padding", **changes)
 
 
 def train(trainer: Trainer) -> None:
