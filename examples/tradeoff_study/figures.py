@@ -129,6 +129,7 @@ def _plot_panels(
                 _plot_line(axes, row, *points(row), **kwargs)
             axes.set_title(f"{setting[0]}, length {setting[1]}, {_in_order(*setting[2:])}", fontsize=10)
             axes.set_xlabel(xlabel)
+            axes.locator_params(axis="x", nbins=5)
             axes.grid(alpha=0.3)
             decorate(axes, here)
             if ylabel is None and target(here[0]) == "excess":
