@@ -86,7 +86,7 @@ def special_tokens(
 def logits_processors(
     model: GenerationMixin, generation_config: GenerationConfig, custom: LogitsProcessorList, canvas: torch.Tensor
 ) -> LogitsProcessorList:
-    """Returns the library's processors for a generation config and the caller's own, for canvases `[batch, columns]`."""
+    """Returns the library's processors and the caller's own for a generation config and canvases `[batch, columns]`."""
     return model._get_logits_processor(
         generation_config=generation_config,
         input_ids_seq_length=canvas.shape[1],
@@ -141,6 +141,26 @@ def input_device(model: nn.Module) -> torch.device:
 def class_without_sharding(model: nn.Module) -> type[nn.Module]:
     """Returns a model's own class. FSDP2 replaces it by a derived class of torch."""
     return next(each for each in type(model).__mro__ if not each.__module__.startswith("torch."))
+
+
+class SavedWithoutSharding:
+    """For models: a model that FSDP2 has sharded is saved with its own class's name and code."""
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in the library. A model that FSDP2 has sharded is saved with its code too."""
+        own_class = class_without_sharding(self)
+        if type(self) is own_class:
+            super().save_pretrained(*args, **kwargs)
+            return
+        # The library saves the code of an object's class, which is torch's here. This object has the model's own class
+        # and shares everything else.
+        plain = own_class.__new__(own_class)
+        plain.__dict__ = self.__dict__
+        plain.save_pretrained(*args, **kwargs)
+
+    def _get_name(self) -> str:
+        """The class's name without FSDP2's prefix. `Trainer` knows causal models by it."""
+        return class_without_sharding(self).__name__
 
 
 # Values on a device

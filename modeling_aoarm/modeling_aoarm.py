@@ -61,7 +61,7 @@ from .compat_aoarm import (
     CACHE_NAME,
     CACHE_NAMES,
     CacheUnderBothNames,
-    class_without_sharding,
+    SavedWithoutSharding,
     prompt_learning_of,
     refuse_orders,
     register_for_label_smoothing,
@@ -401,7 +401,7 @@ class AdaptiveNormDecoderLayer(AOARMDecoderLayer):
 # The model
 
 
-class AOARMPreTrainedModel(PreTrainedModel):
+class AOARMPreTrainedModel(SavedWithoutSharding, PreTrainedModel):
     """How the models are loaded and saved, and the features of the library that they support."""
 
     config_class = AOARMConfig
@@ -438,22 +438,6 @@ class AOARMPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
         except (SafetensorError, JSONDecodeError) as error:
             raise OSError(f"Weights of {pretrained_model_name_or_path} are truncated or damaged: {error}") from error
-
-    def save_pretrained(self, *args, **kwargs):
-        """As in the library. A model that FSDP2 has sharded is saved with its code too."""
-        own_class = class_without_sharding(self)
-        if type(self) is own_class:
-            super().save_pretrained(*args, **kwargs)
-            return
-        # The library saves the code of an object's class, which is torch's here. This object has the model's own class
-        # and shares everything else.
-        plain = own_class.__new__(own_class)
-        plain.__dict__ = self.__dict__
-        plain.save_pretrained(*args, **kwargs)
-
-    def _get_name(self) -> str:
-        """The class's name without FSDP2's prefix. `Trainer` knows causal models by it."""
-        return class_without_sharding(self).__name__
 
 
 class AOARMModel(AOARMPreTrainedModel):
