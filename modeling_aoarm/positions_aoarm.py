@@ -303,6 +303,9 @@ class RowPositions:
         is_numbered = ((self.content == self.text) | padding).all() | ((self.content == self.numbers) | padding).all()
         predicts_next = ((self.targets[..., 0] == self.content + 1) | padding).all()
         is_text = predicts_next & self.targets_given
+        if self.content.shape[1] == 1:
+            # A step of `generate` goes on from the position of the padding behind a right-padded prompt.
+            is_numbered |= is_text & (self.content >= 0).all()
         is_text_of_any_length = is_numbered & (variant not in TABLE_VARIANTS and (is_text | (not self.targets_given)))
 
         # The first broken rule is reported.
