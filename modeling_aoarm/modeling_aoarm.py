@@ -686,9 +686,8 @@ class AOARMModel(AOARMPreTrainedModel):
             is_known, ids = ids >= 0, ids.clamp(min=0).flatten(1)
             if tokens is None:
                 # One call for both: each call gathers a table that is shared out among processes.
-                tokens, left = self.embed_tokens(torch.cat([input_ids, ids], dim=1)).tensor_split(
-                    [input_ids.shape[1]], dim=1
-                )
+                both = self.embed_tokens(torch.cat([input_ids, ids], dim=1))
+                tokens, left = both.tensor_split([input_ids.shape[1]], dim=1)
             else:
                 left = self.embed_tokens(ids)
         else:
