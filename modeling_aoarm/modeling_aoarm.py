@@ -944,7 +944,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         else:
             predictions = self.predict_rows(hidden_states, logits_to_keep, scored_ids, labels)
             if labels is not None:
-                loss = self.loss_function(**predictions, labels=labels, vocab_size=self.vocab_size, **kwargs)
+                loss = self.loss_function(**predictions, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return AOARMCausalLMOutputWithPast(
             loss=loss,
             **predictions,
@@ -1086,7 +1086,7 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
     def weighted_loss(self, logits: Tensor, labels: Tensor, loss_weights: Tensor | None, **kwargs) -> Tensor:
         """Computes the weighted cross-entropy, nats per label. Without weights it is the library's loss."""
         if loss_weights is None:
-            return self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+            return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         weights = loss_weights.to(logits.device, torch.float32).flatten()
         labels = labels.to(logits.device).flatten()
         # Rows of weight 0 may hold any label, even one of infinite loss.

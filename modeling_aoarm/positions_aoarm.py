@@ -234,16 +234,14 @@ class RowPositions:
         return cls(content, targets, is_given, several, numbers, text, real, continued, segment, sees)
 
     def tell_segments_apart(self, positions: Tensor) -> Tensor:
-        """Makes positions `[batch, rows, ...]` differ between packed segments, int64."""
-        if self.segment is None:
-            return positions
-        return (self.segment << 32).view(*self.segment.shape, *[1] * (positions.ndim - 2)) + positions
+        """Makes positions, int64 `[batch, rows, targets]`, differ between packed segments."""
+        return positions if self.segment is None else (self.segment << 32)[..., None] + positions
 
     def sort_positions(self) -> tuple[Tensor, Tensor]:
         """Sorts the content positions, kept apart by segment. Returns them and their rows, `[batch, rows]`."""
         # Each row of padding has a negative position of its own. Positions that are looked for are at least -1.
         padding = -2 - torch.arange(self.content.shape[1], device=self.content.device)
-        return torch.where(self.real, self.tell_segments_apart(self.content), padding).sort(dim=1)
+        return torch.where(self.real, self.tell_segments_apart(self.content[..., None])[..., 0], padding).sort(dim=1)
 
     def find_left_neighbors(self, has_cache: bool, waits: bool) -> Tensor:
         """Finds the rows that hold the tokens left of the targets, int64 `[batch, rows, targets]`; -1 for none.
