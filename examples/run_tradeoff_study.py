@@ -6,10 +6,10 @@ Models of one size are trained on the same sentences in the same orders, at seve
 orders that move neighbours apart, at random or not. A synthetic source has exact conditionals, so what a model lacks is
 known; text gives differences. A recipe says which cells there are:
 
-    python examples/tradeoff_study.py configuration/recipes/study_smoke.yaml --output_dir outputs/study_smoke
-    python examples/tradeoff_study.py configuration/recipes/study_cpu.yaml --output_dir outputs/study_cpu \\
+    python examples/run_tradeoff_study.py configuration/recipes/study_smoke.yaml --output_dir outputs/study_smoke
+    python examples/run_tradeoff_study.py configuration/recipes/study_cpu.yaml --output_dir outputs/study_cpu \\
         --train_file wiki27_train.txt.xz --validation_file wiki27_validation.txt.xz --compile --processes 2
-    python examples/tradeoff_study.py configuration/recipes/study_gpu.yaml --output_dir outputs/study_gpu \\
+    python examples/run_tradeoff_study.py configuration/recipes/study_gpu.yaml --output_dir outputs/study_gpu \\
         --train_file ... --validation_file ... --device cuda --compile --bf16 --max_minutes 9
 
 *Smoke* takes a minute on 2 cores and shows nothing; *CPU* three and a half hours on 2 cores; *GPU* as long as it gets,
@@ -26,11 +26,13 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from timing import print_table
+from rich.console import Console
+from rich.table import Table
 from tradeoff_study import figures
 from tradeoff_study.recipe import Recipe
 from tradeoff_study.runner import Study, finished_rows, same_speed
@@ -79,6 +81,16 @@ def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | Non
     return TextSource(train), TextSource(held_out)
 
 
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> None:
+    """Prints a table whose first `texts` columns are aligned left and the others, numbers, right."""
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < texts else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
 def print_plan(study: Study, args: StudyArguments) -> None:
     """Measures rates and prints them with the time that unfinished cells train at them; measuring is not in it."""
     rates = study.rates(args.plan_seconds, args.compile, args.bf16)
@@ -90,7 +102,7 @@ def print_plan(study: Study, args: StudyArguments) -> None:
         names = measured.source, str(measured.length), measured.model
         table.append((*names, f"{rate:,.0f}", str(len(cells)), f"{minutes:.1f}"))
     columns = ("source", "length", "model", "symbols per second", "cells", "minutes")
-    print_table("Training, one process", columns, table, left=3)
+    print_table("Training, one process", columns, table, texts=3)
     print(f"All cells: {total:.0f} minutes in one process.")
 
 
@@ -126,7 +138,7 @@ def report(folder: Path) -> None:
             )
         )
     columns = ("source", "length", "order", "rate", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
-    print_table("Nats per symbol", columns, table, left=5)
+    print_table("Nats per symbol", columns, table, texts=5)
     print_table(
         f"What {figures.ONE} needs more than others, on the same sentences and orders",
         ("source", "length", "order", "rate", "other", "seed", "rows to a neighbour", "nats", "s.e."),
@@ -138,7 +150,7 @@ def report(folder: Path) -> None:
             )
             for gap in found
         ],
-        left=5,
+        texts=5,
     )
 
 

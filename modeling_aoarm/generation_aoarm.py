@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.generation import GenerationConfig, LogitsProcessorList
 from transformers.utils import ModelOutput
 
@@ -37,6 +38,7 @@ from .compat_aoarm import (
     the_cache,
 )
 from .decoding_aoarm import CanvasFilling, DecodingPlan, TokenSampler, check_order_free
+from .infilling_aoarm import Infilling, infill
 from .runner_aoarm import RowReader, check_backend
 
 
@@ -245,6 +247,12 @@ class AOARMGenerationMixin:
         )
 
     generate_batch = continuous_batching_context_manager = init_continuous_batching
+
+    def infill(
+        self, tokenizer: PreTrainedTokenizerBase, text: str | Sequence[str], **kwargs
+    ) -> str | list[str] | Infilling | list[Infilling]:
+        """Fills the blanks of text, such as `"The <blank:3> sat."`: [`~modeling_aoarm.infill`] as a method."""
+        return infill(self, tokenizer, text, **kwargs)
 
     @torch.no_grad()
     def generate(

@@ -1,11 +1,14 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Fixtures that several files use, and the example folders that tests import from."""
+"""The option `--all`, fixtures that several files use, and the example folders that tests import from."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from grid import deselect_cases
+from hypothesis import HealthCheck, settings
 from transformers.utils import logging
 
 
@@ -18,9 +21,41 @@ sys.modules["tradeoff_study"] = importlib.util.module_from_spec(study)
 study.loader.exec_module(sys.modules["tradeoff_study"])
 
 
+# Modules whose fixtures take seconds: with several processes (`--dist loadgroup`) each is made in one of them.
+SHARED_FIXTURES = [
+    *("test_accelerator_benchmark", "test_benchmarks", "test_convert_and_adapt", "test_distributed"),
+    *("test_evaluate_example", "test_finetune_peft", "test_lm_eval", "test_packaging", "test_pretrain"),
+    *("test_reliability", "test_text_metrics"),
+]
+
+
 @pytest.fixture
 def restored_logging():
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run every case of every grid, and more drawn cases")
+
+
+def pytest_configure(config):
+    everything = config.getoption("--all")
+    if everything:
+        os.environ["FRESH_PYTHON"] = "1"
+    drawn = 25 if everything else 5
+    suppressed = [HealthCheck.function_scoped_fixture]
+    settings.register_profile("drawn", max_examples=drawn, deadline=None, suppress_health_check=suppressed)
+    settings.load_profile("drawn")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        deselect_cases(config, items)
+    # One process has the tests of such a module, and they are begun first.
+    for item in items:
+        if item.path.stem in SHARED_FIXTURES:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in SHARED_FIXTURES)

@@ -6,6 +6,7 @@ from clean_process import LOAD_AND_FILL, run_clean_process
 from transformers import Trainer, TrainingArguments
 from variants import VARIANTS, all_variants, random_rows, tiny_model
 
+from modeling_aoarm import infill
 from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
@@ -37,6 +38,7 @@ report["tokens"] = tokenizer(rows["text"]).input_ids
 writer = pipeline("text-generation", folder, **trust)
 [written] = writer(rows["text"], max_new_tokens=5, do_sample=False, return_tensors=True)
 report["written"] = written["generated_token_ids"]
+report["infilled"] = model.infill(tokenizer, rows["texts with blanks"])
 
 
 def distance(other, reference=logits):
@@ -93,6 +95,8 @@ def test_everything_loads_without_the_package_and_computes_the_same(variant, tmp
     rows = random_rows(variant, 2, 6)
     rows["generation_mask"] = torch.tensor([[False, False, True, True, True, True]] * 2)
     rows["text"] = "abcd"
+    # `causal` fills blanks only at the end.
+    rows["texts with blanks"] = ["abc<blank:2>", f"a{'' if variant == 'causal' else '<blank:2>'}d<blank:1-3>"]
     rows["ways"] = [{"do_sample": True}]
     if variant != "causal":
         rows["ways"] = [
@@ -128,6 +132,7 @@ def test_everything_loads_without_the_package_and_computes_the_same(variant, tmp
     prompt = tokenizer([rows["text"]], return_tensors="pt")
     assert report["tokens"] == prompt.input_ids[0].tolist() == [5, 6, 7, 8]
     assert report["written"] == model.generate(**prompt, max_new_tokens=5, do_sample=False)[0].tolist()
+    assert report["infilled"] == infill(model, tokenizer, rows["texts with blanks"])
     assert "is not supported" not in report["stderr"]
 
     assert report["dtypes"] == ["torch.bfloat16"]
@@ -164,5 +169,5 @@ for variant, expected in rows["expected"].items():
     with torch.no_grad():
         report[variant] = torch.equal(model(**inputs).logits, expected)
 """
-    report = run_clean_process(tmp_path, tmp_path / "rows", "without", program)
+    report = run_clean_process(tmp_path, tmp_path / "rows", "without", program, from_scratch=True)
     assert {variant: report[variant] for variant in VARIANTS} == dict.fromkeys(VARIANTS, True)

@@ -355,7 +355,7 @@ def test_learning_rates_are_compared_apart():
 
 def test_smoke_study_twice_and_killed_half_way(tmp_path):
     """The smoke recipe gives the same numbers in one process, and in two that were killed and started again."""
-    whole = run_script("examples/tradeoff_study.py", SMOKE, "--output_dir", tmp_path / "whole")
+    whole = run_script("examples/run_tradeoff_study.py", SMOKE, "--output_dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     rows = {row["cell"]["model"]: row for row in finished_rows(tmp_path / "whole")}
     recipe = Recipe.load(REPOSITORY / SMOKE)
@@ -363,7 +363,7 @@ def test_smoke_study_twice_and_killed_half_way(tmp_path):
     assert set(rows) == {cell.model for cell in recipe.cells}
 
     killed = tmp_path / "killed"
-    command = [sys.executable, "examples/tradeoff_study.py", SMOKE, "--output_dir", str(killed)]
+    command = [sys.executable, "examples/run_tradeoff_study.py", SMOKE, "--output_dir", str(killed)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--save_seconds", "0.1"],
@@ -383,7 +383,7 @@ def test_smoke_study_twice_and_killed_half_way(tmp_path):
     done = {path: path.stat().st_mtime_ns for path in (killed / "cells").glob("*.json")}
     assert 3 <= len(done) < len(recipe.cells)
 
-    again = run_script("examples/tradeoff_study.py", SMOKE, "--output_dir", killed, "--processes", "2")
+    again = run_script("examples/run_tradeoff_study.py", SMOKE, "--output_dir", killed, "--processes", "2")
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in done} == done
     for one, other in zip(finished_rows(tmp_path / "whole"), finished_rows(killed), strict=True):
@@ -403,5 +403,5 @@ def test_bad_arguments_of_the_script_are_named(tmp_path):
         (["--output_dir", tmp_path], "first argument must be a recipe"),
         ([SMOKE, "--processes", "0"], "--processes must be above 0, got 0"),
     ):
-        result = run_script("examples/tradeoff_study.py", *arguments)
+        result = run_script("examples/run_tradeoff_study.py", *arguments)
         assert result.returncode != 0 and message in result.stderr

@@ -113,7 +113,7 @@ def draw(entries: list[dict]) -> Figure:
         values = [entry["seconds_to_content"] for entry in entries if entry["start"] == start]
         places = [place + 0.2 * (2 * number - 1) for place in range(len(kinds))]
         bars = axes.barh(places, values, height=0.38, color=colour, label=f"{start} start")
-        axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=4, fontsize=8)
+        axes.bar_label(bars, [f"{value:.3f}" for value in values], padding=4, fontsize=8, backgroundcolor="white")
     axes.axvline(1, color="0.35", linewidth=1, linestyle=":")
     axes.set_yticks(range(len(kinds)), kinds)
     axes.invert_yaxis()

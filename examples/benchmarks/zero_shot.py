@@ -281,7 +281,7 @@ def draw(entries: list[dict]) -> Figure:
         ]
         values, errors = ([each[name] or 0 for each in own] for name in ("nats_per_token", "standard_error"))
         bars = axes.barh(range(len(own)), values, xerr=errors, color=[COLOURS[each["model"]] for each in own])
-        axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=4, fontsize=8)
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], label_type="center", color="white", weight="bold")
         axes.set_yticks(range(len(own)), labels, fontsize=8)
         axes.axvline(own[0]["nats_per_token"], color="0.35", linewidth=1, linestyle=":")
         axes.set_ylim(len(own) - 0.4, -0.6)

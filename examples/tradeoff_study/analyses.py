@@ -55,7 +55,7 @@ def analyse_attention(
     near: int = 4,
     progress: bool = True,
 ) -> dict:
-    """Attention mass by distance, and what hiding rows costs; see `modeling_aoarm.analysis.attention` and its neighbour.
+    """Attention mass by distance, and what hiding rows costs; see `modeling_aoarm.analysis`.
 
     Args:
         model: trained.

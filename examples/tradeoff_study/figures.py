@@ -240,39 +240,39 @@ def plot_branches(rows: list[dict], path: Path) -> None:
 
 
 def plot_gaps(found: list[dict], path: Path) -> None:
-    """Gaps against how far back an observed neighbour is, in rows; a row of panels for each source."""
-    sources = sorted({each["source"] for each in found})
+    """Gaps against how far back an observed neighbour is, in rows; a panel for each source and each of `OTHERS`."""
     lengths = sorted({each["length"] for each in found})
-    others = [other for other in OTHERS if any(each["other"] == other for each in found)]
-    figure = Figure(figsize=(5 * len(others) + 0.4, 4 * len(sources) + 0.6), layout="constrained")
-    all_axes = figure.subplots(len(sources), len(others), squeeze=False, sharey="row")
-    for axes, (source, other) in zip(all_axes.flat, product(sources, others), strict=True):
-        here = [each for each in found if (each["source"], each["other"]) == (source, other)]
-        if not here:
-            axes.axis("off")
-            continue
-        for each in here:
+    orders = sorted({_in_order(each["order"], each["learning_rate"]) for each in found})
+    panels = sorted({(each["source"], OTHERS.index(each["other"])) for each in found})
+    width = min(3, len(panels))
+    height = -(-len(panels) // width)
+    figure = Figure(figsize=(4.4 * width + 0.4, 3.7 * height + 0.9), layout="constrained")
+    all_axes = figure.subplots(height, width, squeeze=False, sharex=True, sharey=True).flat
+    for axes in all_axes[len(panels) :]:
+        axes.axis("off")
+    for axes, (source, index) in zip(all_axes, panels, strict=False):
+        other = OTHERS[index]
+        for each in found:
+            if (each["source"], each["other"]) != (source, other):
+                continue
+            order = _in_order(each["order"], each["learning_rate"])
             axes.errorbar(
-                each["neighbour_row_lag"],
+                # Seeds stand side by side.
+                each["neighbour_row_lag"] + each["seed"],
                 each["gap"],
                 yerr=2 * each["standard_error"],
                 color=f"C{lengths.index(each['length'])}",
-                marker="o" if each["order_is_random"] else "s",
+                marker="osD^vX"[orders.index(order) % 6],
                 markerfacecolor=None if each["order_is_random"] else "white",
+                linestyle="",
                 capsize=2,
-                label=f"length {each['length']}, {'random' if each['order_is_random'] else 'one order for all'}",
-            )
-            axes.annotate(
-                _in_order(each["order"], each["learning_rate"]),
-                (each["neighbour_row_lag"], each["gap"]),
-                textcoords="offset points",
-                xytext=(5, 5),
-                fontsize=8,
+                label=f"length {each['length']}, {order}",
             )
         axes.axhline(0, color="black", linewidth=1)
         axes.set_title(f"{source}: {LABELS[ONE]}\nminus {LABELS[other].removeprefix(f'{LABELS[ONE]}, ')}", fontsize=10)
         axes.set_xlabel("rows back to the observed symbol\nnearest to the target (mean)")
-        axes.set_ylabel("gap, nats per symbol\n(two standard errors over held-out sentences)")
+        axes.set_ylabel("gap, nats per symbol\n(± two standard errors)")
+        axes.tick_params(labelbottom=True, labelleft=True)
         axes.grid(alpha=0.3)
     _finish(figure, path)
 
@@ -339,7 +339,8 @@ def plot_frontiers(samples: list[dict], path: Path) -> None:
                     f"T={point['temperature']}",
                     (point["diversity"], point["coherence"]),
                     textcoords="offset points",
-                    xytext=(4, 4),
+                    xytext=(0, -13),
+                    ha="center",
                     fontsize=8,
                 )
         for (name, point), marker in zip(here[0]["references"].items(), ("*", "x"), strict=False):

@@ -17,11 +17,10 @@ each sentence, where the others learn from all.
 import copy
 
 import torch
-from baselines import new_model
 from torch import nn
 
 from modeling_aoarm.configuration_aoarm import AOARMConfig
-from modeling_aoarm.modeling_aoarm import AOARMForCausalLM, AOARMModel, AOARMPreTrainedModel
+from modeling_aoarm.modeling_aoarm import AOARMForCausalLM, AOARMModel, AOARMPreTrainedModel, model_class_for
 
 
 # Name: variant and what else its configuration says.
@@ -99,11 +98,18 @@ def study_model(name: str, vocab_size: int, length: int, seed: int, **sizes) -> 
     if name not in MODELS:
         raise ValueError(f"`name` must be one of {list(MODELS)}, got {name!r}.")
     variant, options = MODELS[name]
-    options = dict(vocab_size=vocab_size + 2, max_position_embeddings=length + 1) | options | sizes
-    model = new_model(variant, seed, **options)
-    if name == "half_own":
-        torch.manual_seed(seed)
-        return HalfOwnForCausalLM(model.config).eval()
+    config = AOARMConfig(
+        attention_variant=variant,
+        vocab_size=vocab_size + 2,
+        max_position_embeddings=length + 1,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        mask_token_id=vocab_size + 1 if variant == "bidirectional" else None,
+        **(options | sizes),
+    )
+    torch.manual_seed(seed)
+    model = (HalfOwnForCausalLM if name == "half_own" else model_class_for(config))(config).eval()
     if name == "layers_twice":
         repeat_layers(model)
     return model

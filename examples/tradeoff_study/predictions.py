@@ -20,8 +20,8 @@ FIXED_SEED = 20260216
 def draw_orders(order: str, batch: int, length: int, generator: torch.Generator) -> torch.Tensor:
     """Draws orders, int64 `[batch, length]`, on the generator's device.
 
-    The distributions are those of [`modeling_aoarm.data.orders`], which draws each example's order by itself on the CPU, as
-    loaders with workers need; here a whole batch is drawn at once.
+    The distributions are those of [`modeling_aoarm.data.orders`], which draws each example's order by itself on the
+    CPU, as loaders with workers need; here a whole batch is drawn at once.
 
     Args:
         order: `fixed`, one permutation without any structure, the same for all; or an order of

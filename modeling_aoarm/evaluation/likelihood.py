@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..compat_aoarm import input_device
 from ..data.collators import DataCollatorForAnyOrderLM
-from ..data.masked_diffusion import collator_class
+from ..data.masked_diffusion import collator_class_for
 from ..generation_aoarm import default_context_order
 
 
@@ -146,7 +146,7 @@ def evaluate_order(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     process_index, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     precision = accelerator.autocast if accelerator else contextlib.nullcontext
-    collator = collator_class(model.config)(tokenizer, order=order, seed=seed, max_length=max_length)
+    collator = collator_class_for(model.config)(tokenizer, order=order, seed=seed, max_length=max_length)
     if isinstance(collator, DataCollatorForAnyOrderLM):
         # As in `score`.
         collator.context_order = default_context_order(model.generation_config)

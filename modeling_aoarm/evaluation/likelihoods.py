@@ -68,8 +68,9 @@ def exact_order_nll(
     """NLL of a tokenised data set in orders drawn from one distribution, exact in each order for every variant.
 
     Draw k gives example i the order that `sample_orders` makes from (`seed`, k, i), as in
-    [`~modeling_aoarm.evaluation.likelihood.evaluate_order`], which finds the same numbers for models whose rows are in generation
-    order. Of a `bidirectional` model that function makes an estimate by one pass for each draw; here each token is a
+    [`~modeling_aoarm.evaluation.likelihood.evaluate_order`], which finds the same numbers for models
+    whose rows are in generation order.
+    Of a `bidirectional` model that function makes an estimate by one pass for each draw; here each token is a
     pass, which is what a bound over several orders needs.
 
     Args:

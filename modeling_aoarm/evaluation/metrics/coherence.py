@@ -8,7 +8,9 @@ from modeling_aoarm.evaluation.text_metrics import check_vocabulary, coherence
 
 
 class Coherence(text_metric.TextMetric):
-    """[`~modeling_aoarm.evaluation.text_metrics.coherence`] of texts as `{"coherence": share}`, NaN where no word is long enough.
+    """[`~modeling_aoarm.evaluation.text_metrics.coherence`] of texts as `{"coherence": share}`.
+
+    NaN where no word is long enough.
 
     Args:
         vocabulary: words in lower case, see [`~modeling_aoarm.evaluation.text_metrics.vocabulary_of`].

@@ -6,7 +6,9 @@ from modeling_aoarm.evaluation.text_metrics import diversity
 
 
 class Diversity(text_metric.TextMetric):
-    """[`~modeling_aoarm.evaluation.text_metrics.diversity`] of texts as `{"diversity": ratio}`, NaN where there is no word.
+    """[`~modeling_aoarm.evaluation.text_metrics.diversity`] of texts as `{"diversity": ratio}`.
+
+    NaN where there is no word.
 
     Args:
         num_words: take exactly the first `num_words` words, so that figures can be compared. Default: all there are.
