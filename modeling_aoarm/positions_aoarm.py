@@ -107,6 +107,9 @@ def make_attention_mask(
         The mask, or `None` if the backend needs none; and more arguments for the attention interface.
     """
     in_segment, options = None, {}
+    if mask is None and embeds.shape[1] == 1 and getattr(past_key_values, "holds_canvases", False):
+        # One row sees all rows of its canvas. The library comes to the same result, but needs longer.
+        return None, options
     if segment is not None:
         # Runs of padding are segments of their own, so the caller's mask says nothing more.
         mask = None
@@ -294,6 +297,12 @@ class RowPositions:
                 not the identity in `causal`, and a cached call whose targets cannot be known.
         """
         table, variant = config.max_position_embeddings, config.attention_variant
+        if waits and self.targets_given and self.content.shape[1] == 1 and variant not in TABLE_VARIANTS:
+            # In a step of the library's `generate` each row predicts the next position. Behind a right-padded prompt it
+            # goes on from the position of the padding, so the rules below do not hold.
+            own = self.content[..., None]
+            if ((self.targets == own + 1) & (own >= 0)).all():
+                return
         padding = ~self.real
         outside = ((self.content < 0) | (self.content >= table)) & self.real
         outside_targets = ((self.targets < 0) | (self.targets > table)) & self.real[..., None]
@@ -301,9 +310,6 @@ class RowPositions:
         is_numbered = ((self.content == self.text) | padding).all() | ((self.content == self.numbers) | padding).all()
         predicts_next = ((self.targets[..., 0] == self.content + 1) | padding).all()
         is_text = predicts_next & self.targets_given
-        if self.content.shape[1] == 1:
-            # A step of `generate` goes on from the position of the padding behind a right-padded prompt.
-            is_numbered |= is_text & (self.content >= 0).all()
         is_text_of_any_length = is_numbered & (variant not in TABLE_VARIANTS and (is_text | (not self.targets_given)))
 
         # The first broken rule is reported.
