@@ -46,6 +46,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, 
 from modeling_aoarm.cli.commands import load
 from modeling_aoarm.cli.common import check_is_there
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
+from modeling_aoarm.decoding_aoarm import default_context_order
 from modeling_aoarm.evaluation.infilling import context_ensemble, evaluate_infilling
 from modeling_aoarm.evaluation.likelihoods import estimate_elbo, exact_order_nll, example_generator, multi_order_bound
 from modeling_aoarm.evaluation.plots import plot_averages, plot_infilling, plot_samples
@@ -59,7 +60,6 @@ from modeling_aoarm.evaluation.text_metrics import (
     vocabulary_of,
     words,
 )
-from modeling_aoarm.generation_aoarm import default_context_order
 from modeling_aoarm.io import finite, replacing, versions, write_json
 
 

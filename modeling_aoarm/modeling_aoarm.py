@@ -40,7 +40,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -56,7 +56,6 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .canvas_aoarm import CanvasRows
 from .compat_aoarm import (
     CACHE_NAME,
     CACHE_NAMES,
@@ -70,10 +69,10 @@ from .compat_aoarm import (
     watch_wrappers,
 )
 from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig, head_auto_class
-from .decoding_aoarm import DecodingPlan
-from .generation_aoarm import AOARMGenerationConfig, AOARMGenerationMixin
+from .decoding_aoarm import AOARMGenerationConfig
+from .generation_aoarm import AOARMGenerationMixin
 from .positions_aoarm import RowPositions, make_attention_mask, read_indices, resolve_segments
-from .runner_aoarm import MaskedReader
+from .runner_aoarm import MaskedRunner
 from .scoring_aoarm import AOARMScoringMixin, MaskedScoringMixin
 
 
@@ -1016,6 +1015,7 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
 
     # Without blanks there is nothing to generate.
     continues_text = False
+    runner_class = MaskedRunner
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """As in the other head, with minus infinity for the mask token."""
@@ -1098,40 +1098,6 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
         elif isinstance(count, Tensor):
             count = count.to(logits.device)
         return (weights * losses).sum() / count
-
-    def _check_canvas_call(
-        self,
-        inputs: Any,
-        generation_config: Any,
-        logits_processor: Any,
-        streamer: Any,
-        library_arguments: dict[str, Any],
-        cache: Any,
-        kwargs: dict[str, Any],
-    ) -> None:
-        checked = inputs, generation_config, logits_processor, streamer, library_arguments, cache, kwargs
-        super()._check_canvas_call(*checked)
-        if cache is not None:
-            raise ValueError(
-                "`past_key_values` must not be given for attention_variant='bidirectional', which has no cache; got "
-                f"{type(cache).__name__}."
-            )
-
-    def _reader(
-        self, generation_config: GenerationConfig, rows: CanvasRows, plan: DecodingPlan, cache: None, copies: int
-    ) -> tuple[MaskedReader, torch.Tensor]:
-        """What reads the canvases, and how many of each example's rows it has read: none."""
-        if plan.draft_length:
-            raise ValueError(
-                "`draft_length` needs rows in generation order, of which one pass verifies several, so another variant "
-                f"than attention_variant='bidirectional'; got {plan.draft_length}."
-            )
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                "`cache_implementation` must not be given for attention_variant='bidirectional', which has no cache; "
-                f"got {generation_config.cache_implementation!r}."
-            )
-        return MaskedReader(self), torch.zeros_like(rows.given)
 
 
 def model_class_for(config: AOARMConfig) -> type[AOARMLanguageModel]:

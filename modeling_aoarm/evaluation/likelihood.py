@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..compat_aoarm import input_device
 from ..data.collators import DataCollatorForAnyOrderLM
 from ..data.masked_diffusion import collator_class_for
-from ..generation_aoarm import default_context_order
+from ..decoding_aoarm import default_context_order
 
 
 @dataclass(frozen=True)
