@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Tokenizers built from data: one token per character, one per byte, or byte-level BPE.
 
-All three are ordinary `PreTrainedTokenizerFast` objects, so they can be saved, loaded through `AutoTokenizer` and pushed
+All three are ordinary `PreTrainedTokenizerFast` objects, so they can be saved, loaded by `AutoTokenizer` and pushed
 to the Hub. They share the special tokens `<s>` (beginning of sentence), `</s>` (end), `<pad>` and `<mask>`; character
 level adds `<unk>` for characters that the texts did not contain. No special token is added when encoding:
 `DataCollatorForAnyOrderLM` puts `<s>` in front. `decode(encode(text)) == text` holds exactly, spaces and line breaks
@@ -43,7 +43,7 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per UTF-8 byte, in a fixed order after the four special tokens. It needs no data and encodes every text."""
+    """One token per UTF-8 byte, in a fixed order after the four special tokens. It encodes every text without data."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *alphabet])}
     return _wrap(_byte_level(models.BPE(vocabulary, [])), SPECIAL_TOKENS)
