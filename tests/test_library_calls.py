@@ -32,7 +32,7 @@ from modeling_aoarm import (
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.evaluation.likelihood import evaluate_order
 from modeling_aoarm.evaluation.likelihoods import exact_order_nll
-from modeling_aoarm.training.trainer import AnyOrderTrainer
+from modeling_aoarm.training import AnyOrderTrainer
 
 
 TEXT = torch.randint(0, 23, (2, 6), generator=torch.Generator().manual_seed(0))
