@@ -24,7 +24,7 @@ from scripts import REPOSITORY
 from test_configuration import pretrain
 from test_training import CURRICULUM, make_trainer
 
-from modeling_aoarm.training import trainer
+from modeling_aoarm.training import callbacks
 
 
 CHANGES = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
@@ -45,7 +45,7 @@ class Killer:
         torch.save = self.halving(torch.save)
         for module, name in (
             (transformers.modeling_utils, "safe_save_file"),
-            (trainer, "save_file"),
+            (callbacks, "save_file"),
         ):
             setattr(module, name, self.halving(getattr(module, name)))
 
