@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import pkgutil
 import re
 import runpy
 import shlex
@@ -195,6 +196,15 @@ def test_every_path_that_is_named_exists():
     paths = {path for text in PAGES.values() for path in re.findall(rf"(?<![\w/])(?:{folders})/[\w./]*", text)}
     assert len(paths) > 30
     assert [path for path in paths if not (ROOT / path.rstrip(".")).exists()] == []
+
+
+def test_every_name_of_the_package_exists():
+    """Modules and their members, by their dotted names."""
+    names = {name for text in PAGES.values() for name in re.findall(r"\bmodeling_aoarm(?:\.[a-zA-Z_]\w*)+", text)}
+    names = {name for name in names if not name.endswith(".py")}
+    assert len(names) > 10
+    for name in names:
+        assert pkgutil.resolve_name(name), name
 
 
 def test_pages_are_short_and_linked():
