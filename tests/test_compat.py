@@ -173,6 +173,7 @@ def test_private_api_is_used_in_two_modules_only():
         for path in PACKAGE.rglob("*.py")
         if path.name not in ("compat.py", "compat_aoarm.py")
         for name in private_attributes(path)
-        if name not in ours | assigned | set(PRIVATE)
+        # The underscore of a named tuple's `_replace` only keeps it apart from fields.
+        if name not in ours | assigned | set(PRIVATE) | {"_replace"}
     }
     assert not found

@@ -213,6 +213,7 @@ def test_two_machines_train_as_one_process_which_resumes_them(sources, one_proce
     check_weights(resumed, whole)
 
 
+@pytest.mark.full
 def test_fsdp2_trains_as_one_process_which_resumes_it(sources, one_process, tmp_path):
     expected, whole = one_process
     results, output, resumed = (tmp_path / name for name in ("results", "output", "resumed"))

@@ -84,6 +84,7 @@ def test_the_saved_model_loads_and_has_the_likelihood_that_was_reported(finished
         assert result.nll_per_draw == pytest.approx(expected["nll_per_draw"], abs=1e-5)
 
 
+@pytest.mark.full
 def test_two_processes_have_the_losses_of_one(finished, tmp_path):
     folder, _ = finished
     with socket.socket() as free:
