@@ -54,7 +54,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from modeling_aoarm import DataCollatorForAnyOrderLM, lora_config, with_example_index
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
-from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 from modeling_aoarm.io import loss_curve, plot_loss_curve, versions, write_json
 from modeling_aoarm.model_card import CardArguments
 from modeling_aoarm.training.checkpoints import (
@@ -239,7 +239,7 @@ def measure(
     """The figures of one model: likelihoods in both kinds of orders, and accuracies. Processes share the work."""
     characters = sum(dataset["num_characters"])
     likelihoods = {
-        name: evaluate_order(
+        name: evaluate_likelihood(
             model,
             dataset,
             tokenizer,

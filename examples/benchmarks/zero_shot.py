@@ -51,7 +51,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_aoarm import AOARMForCausalLM, convert_causal_lm, sample_orders
 from modeling_aoarm.data.text import TextArguments
-from modeling_aoarm.evaluation.stats import ratio
+from modeling_aoarm.evaluation.stats import estimate_ratio
 
 
 DECODER = "decoder, left side only"
@@ -158,7 +158,7 @@ def decoder_log_probs(model: PreTrainedModel, windows: torch.Tensor) -> torch.Te
 
 def entry(model: str, task: str, context_order: str | None, log_probs: torch.Tensor, counts: torch.Tensor) -> dict:
     """What one way gives one task, from nats `[windows]` and how many tokens they are of."""
-    value, error = ratio(-log_probs.double().numpy(), counts.numpy())
+    value, error = estimate_ratio(-log_probs.double().numpy(), counts.numpy())
     return {
         "model": model,
         "task": task,
@@ -235,7 +235,7 @@ def find(entries: list[dict], model: str, task: str, context_order: str | None =
 def difference(entry: dict, other: dict) -> tuple[float, float | None]:
     """Nats per token of one entry less those of another, on the same windows, and its standard error."""
     nats = [mine - theirs for mine, theirs in zip(entry["window_nats"], other["window_nats"], strict=True)]
-    return ratio(nats, entry["window_tokens"])
+    return estimate_ratio(nats, entry["window_tokens"])
 
 
 def judge(entries: list[dict]) -> list[dict]:

@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from modeling_aoarm.evaluation.text_metrics import coherence, diversity, words
+from modeling_aoarm.evaluation.text_metrics import measure_coherence, measure_diversity, split_words
 
 from .predictions import draw_orders
 from .text import TextSource
@@ -89,7 +89,7 @@ def frontier(
                 sentences = sample_sentences(model, order, length, batch, temperature, seed + part)
                 new = [whole_words(text) for text in TextSource.spell(sentences)]
                 texts += new
-                gained = sum(len(words(text)) for text in new)
+                gained = sum(len(split_words(text)) for text in new)
                 bar.update(min(gained, num_words - found))
                 found, part = found + gained, part + 1
             point = measure_words(texts, vocabulary, num_words) if found >= num_words else None
@@ -105,9 +105,9 @@ def whole_words(text: str) -> str:
 def measure_words(texts: list[str], vocabulary: set[str], num_words: int) -> dict:
     """Coherence of texts, and the diversity of their first `num_words` words."""
     return {
-        "coherence": coherence(texts, vocabulary),
-        "diversity": diversity(texts, num_words=num_words),
-        "words": sum(len(words(text)) for text in texts),
+        "coherence": measure_coherence(texts, vocabulary),
+        "diversity": measure_diversity(texts, num_words=num_words),
+        "words": sum(len(split_words(text)) for text in texts),
     }
 
 
@@ -133,5 +133,5 @@ def _first_words(texts: list[str], num_words: int) -> list[str]:
         if count >= num_words:
             break
         kept.append(text)
-        count += len(words(text))
+        count += len(split_words(text))
     return kept

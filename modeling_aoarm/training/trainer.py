@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from ..compat import TrainerHooks
 from ..data.collators import DataCollatorForAnyOrderLM, DataCollatorWithOrders, check_example_index, with_example_index
 from ..data.masked_diffusion import collator_class
-from ..evaluation.likelihood import OrderNLL, evaluate_order
+from ..evaluation.likelihood import OrderNLL, evaluate_likelihood
 from ..io import naming_disk_errors, replacing, versions
 from ..model_card import model_card, write_model_card
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
@@ -148,7 +148,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
     `eval_left_to_right_nll`, and `eval_loss`, which is the any-order one; the same with `_bpc` in bits per character
     where the evaluation dataset has a column `num_characters` (characters that each row's predicted tokens spell).
     A `causal` model knows no other order than left to right and gets only that. Those of a `bidirectional` model are
-    estimates, see [`evaluate_order`].
+    estimates, see [`evaluate_likelihood`].
     In several processes each scores its share. Results do not depend on the number of processes or on the batch size.
     A streamed evaluation dataset is read into memory in each evaluation, by every process.
 
@@ -467,7 +467,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
         return metrics
 
     def evaluate_orders(self, dataset, draws: int):
-        """`evaluate_order` in `draws` uniform orders and left to right, with averaged weights where there are any.
+        """`evaluate_likelihood` in `draws` uniform orders and left to right, with averaged weights where there are any.
 
         Returns a dict from `any_order` (not for `causal` models) and `left_to_right` to `OrderNLL`.
         """
@@ -480,7 +480,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
             del orders["any_order"]
         with self._averaged_weights():
             self.measured = {
-                name: evaluate_order(
+                name: evaluate_likelihood(
                     model,
                     dataset,
                     self.data_collator.tokenizer,
