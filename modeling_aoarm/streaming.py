@@ -1,9 +1,11 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Canvases that fill in before one's eyes: a streamer for `generate`."""
+"""A streamer for `generate` that shows canvases in the terminal while they fill."""
 
-import itertools
+import functools
 import math
 import time
+from collections.abc import Sequence
+from os.path import commonprefix
 
 import torch
 from rich.console import Console, Group
@@ -15,36 +17,38 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import TextDiffusionStreamer
 
-from .display import TokenTexts, age_colour, check_colour_by, confidence_colour, legend, visible
 
-
-DRAFTED = Style(dim=True, italic=True)
-QUIET = Style(dim=True)
-NUMBER = Style(dim=True, bold=True)
+# Decoders write this for bytes that are not (yet) a whole character.
+REPLACEMENT = "\ufffd"
+# From this age on, in forward passes, all filled tokens have the same colour.
+OLD = 16
+NEWEST, OLDEST = (255, 135, 0), (95, 120, 155)
+UNSURE, HALF_SURE, SURE = (209, 36, 47), (191, 135, 0), (26, 127, 55)
+DRAFTED, QUIET, NUMBER = Style(dim=True, italic=True), Style(dim=True), Style(dim=True, bold=True)
 
 
 class CanvasStreamer(TextDiffusionStreamer):
-    """Shows canvases in the terminal while `generate` fills them, tokens coloured by their age or probability.
+    """Shows canvases in the terminal while `generate` fills them, with tokens coloured by age or probability.
 
-    Where the output is no terminal (a file, a pipe, a notebook) it prints plain lines without colours instead: each
-    canvas with its blanks once the first forward pass is done, and filled at the end. Padding at the ends is left out.
+    If the output is not a terminal (a file, a pipe, a notebook), it prints plain lines without colours: each canvas
+    with its blanks after the first forward pass, and each filled canvas at the end. Padding at the ends is left out.
 
         model.generate(canvas, generation_mask=blanks, streamer=CanvasStreamer(tokenizer))
 
     Args:
         tokenizer: decodes the tokens.
-        colour_by: `"age"`, how many forward passes ago a token was filled, or `"confidence"`, the probability that the
-            model gave it. Given tokens have no colour.
-        blank: what is shown for each column that is still blank.
-        console: a `rich.console.Console`; default: one on the standard output.
-        sleep_time: seconds to wait after each forward pass, so that one can watch.
-        **decode_kwargs: passed to `tokenizer.decode`, as `skip_special_tokens=True`.
+        colour_by: `"age"`, the number of forward passes since a token was filled, or `"confidence"`, the probability
+            that the model gave it. Given tokens have no colour.
+        blank: shown for each remaining blank.
+        console: a `rich.console.Console`. Default: one on the standard output.
+        sleep_time: seconds to wait after each forward pass.
+        **decode_kwargs: passed to `tokenizer.decode`, for example `skip_special_tokens=True`.
 
     Raises:
         ValueError: for an unknown `colour_by`, a `blank` that is empty or not printable, a negative `sleep_time`.
     """
 
-    # `generate` passes the state of the canvas to `put_draft` of streamers that have this.
+    # `generate` passes the state of the canvas to `put_draft` of streamers that have this attribute.
     _takes_canvas_state = True
 
     def __init__(
@@ -56,27 +60,23 @@ class CanvasStreamer(TextDiffusionStreamer):
         sleep_time: float | None = None,
         **decode_kwargs,
     ):
-        check_colour_by(colour_by)
+        if colour_by not in ("age", "confidence"):
+            raise ValueError(f"`colour_by` must be one of 'age', 'confidence', got {colour_by!r}.")
         if not isinstance(blank, str) or not blank or not blank.isprintable():
             raise ValueError(f"`blank` must be a string of at least one printable character, got {blank!r}.")
         if sleep_time is not None and not sleep_time >= 0:
             raise ValueError(f"`sleep_time` must be None or at least 0 seconds, got {sleep_time}.")
         super().__init__(tokenizer, sleep_time=sleep_time, **decode_kwargs)
-        self.colour_by = colour_by
-        self.blank = blank
-        self.console = Console() if console is None else console
+        self.colour_by, self.blank = colour_by, blank
+        self.console = console or Console()
         self._texts = TokenTexts(tokenizer, **decode_kwargs)
-        self._forget()
-
-    def _forget(self) -> None:
         self._value = None
-        self._display = None
 
     def put(self, value: torch.Tensor) -> None:
-        """Takes the canvases as given, and once more when they are filled.
+        """Takes the given canvases at the start, and the filled ones at the end.
 
         Args:
-            value: int64 `[batch, columns]`; or `[batch]`, one more token at the end of each, as the library's own
+            value: int64 `[batch, columns]`; or `[batch]`, one more token at the end of each canvas, as the library's
                 left-to-right `generate` sends them.
 
         Raises:
@@ -86,13 +86,13 @@ class CanvasStreamer(TextDiffusionStreamer):
         if value.ndim == 1 and self._value is not None and len(value) == len(self._value):
             self._value, self._steps = (pad(each, (0, 1), value=-1) for each in (self._value, self._steps))
             self._filled, self._blank = (pad(each, (0, 1), value=False) for each in (self._filled, self._blank))
-            return self.put_draft(torch.cat([self._value[:, :-1], value[:, None]], dim=1))
-        if value.ndim != 2:
+            self.put_draft(torch.cat([self._value[:, :-1], value[:, None]], dim=1))
+        elif value.ndim != 2:
             raise ValueError(
                 "`value` must have the shape [batch, columns], or [batch] for one more token of each canvas that is "
                 f"there; got {list(value.shape)}."
             )
-        if self._can_end_with(value):
+        elif self._completes(value):
             self._value = value
             self._filled = torch.ones_like(self._filled)
             self._drafted = torch.zeros_like(self._filled)
@@ -113,9 +113,9 @@ class CanvasStreamer(TextDiffusionStreamer):
 
         Args:
             value: int64 `[batch, columns]`.
-            filled: bool `[batch, columns]`, False for columns that are still blank. Default: no column is.
-            steps: int64 `[batch, columns]`, the number of the forward pass in which each column was filled, -1 where
-                it is given or blank. Default: the pass in which a column was last seen to change.
+            filled: bool `[batch, columns]`, False for remaining blanks. Default: no blanks remain.
+            steps: int64 `[batch, columns]`, the number of the forward pass that filled each column, -1 for columns
+                that are given or blank. Default: the pass in which a column last changed.
             confidence: float `[batch, columns]`, the probability (0 to 1) of each filled token, NaN elsewhere.
             drafted: bool `[batch, columns]`, blanks that hold a guess which may change.
         """
@@ -124,7 +124,7 @@ class CanvasStreamer(TextDiffusionStreamer):
             self._begin(value)
         changed = (value != self._value) | ~self._filled
         self._value = value
-        self._knows_filled = filled is not None
+        self._has_mask = filled is not None
         self._filled = torch.ones_like(self._filled) if filled is None else filled.cpu().bool()
         if steps is None:
             self._steps = self._steps.masked_fill(changed & self._filled, self._passes)
@@ -134,18 +134,21 @@ class CanvasStreamer(TextDiffusionStreamer):
         self._drafted = torch.zeros_like(self._filled) if drafted is None else drafted.cpu().bool() & ~self._filled
         self._confidence = torch.full(value.shape, math.nan) if confidence is None else confidence.cpu()
         self._passes += 1
-        self._after_draft()
+        self._draw()
+        if not self._is_live() and self._passes == 1:
+            self._print_lines("given", ~self._blank)
+        if self.sleep_time is not None:
+            time.sleep(self.sleep_time)
 
     def end(self) -> None:
         """Draws the canvases for the last time, at their full height."""
         if self._value is None:
             return
-        if self._is_live():
-            self._draw(whole=True)
-        else:
+        self._draw(whole=True)
+        if not self._is_live():
             self._print_lines("filled" if self._filled.all() else "so far", self._filled)
             self.console.print(self._summary(), highlight=False, markup=False, soft_wrap=True)
-        self._forget()
+        self._value = None
 
     def _begin(self, value: torch.Tensor) -> None:
         self._value = value
@@ -158,61 +161,51 @@ class CanvasStreamer(TextDiffusionStreamer):
         self._finished = False
         self._display = LiveRender("")
 
-    def _can_end_with(self, value: torch.Tensor) -> bool:
-        """Whether `value` can be the end of what was shown, not the start of another call after one that failed."""
+    def _completes(self, value: torch.Tensor) -> bool:
+        """Whether `value` completes the canvases on the screen. A call after one that failed starts new ones."""
         if self._value is None or self._passes == 0 or self._finished or value.shape != self._value.shape:
             return False
-        return not self._knows_filled or bool((value == self._value)[self._filled].all())
+        return not self._has_mask or bool((value == self._value)[self._filled].all())
 
     def _is_live(self) -> bool:
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
-    def _after_draft(self) -> None:
-        self._draw()
-        if not self._is_live() and self._passes == 1:
-            self._print_lines("given", ~self._blank)
-        if self.sleep_time is not None:
-            time.sleep(self.sleep_time)
-
     def _draw(self, whole: bool = False) -> None:
         if not self._is_live():
             return
-        # The cursor waits at the start of a line of its own and is never hidden, no thread runs and no stream is
-        # redirected: an error in `generate` finds the terminal as it should be.
+        # The cursor is never hidden and always rests on an empty line. No thread runs and no stream is redirected,
+        # so an error in `generate` leaves the terminal in order.
         self._display.set_renderable(Group(self._canvases(), self._legend(), Text("")))
         self._display.vertical_overflow = "visible" if whole else "ellipsis"
         self.console.print(self._display.position_cursor(), self._display, end="")
 
     def _canvases(self) -> Table:
-        numbered = len(self._value) > 1
         grid = Table.grid(padding=(0, 1))
         for example in range(len(self._value)):
             text = Text(overflow="fold")
-            pieces = self._pieces(example, self._filled, self._drafted)
-            for style, alike in itertools.groupby(pieces, key=lambda piece: piece[1]):
-                text.append("".join(piece for piece, _ in alike), style)
-            grid.add_row(*([Text(f"{example}", NUMBER)] if numbered else []), text)
+            for piece, style in self._pieces(example, self._filled, self._drafted):
+                text.append(piece, style)
+            grid.add_row(*([Text(f"{example}", NUMBER)] if len(self._value) > 1 else []), text)
         return grid
 
     def _pieces(self, example: int, filled: torch.Tensor, drafted: torch.Tensor) -> list[tuple[str, Style | None]]:
-        """One canvas as (text, style) of each column, without the padding at its ends."""
+        """Text and style of each column of one canvas, without the padding at its ends."""
         ids, filled, drafted = (t[example].tolist() for t in (self._value, filled, drafted))
         steps, confidence = self._steps[example].tolist(), self._confidence[example].tolist()
         pad_id = self.tokenizer.pad_token_id
         shown = [column for column, token in enumerate(ids) if token != pad_id or not filled[column]]
         start, stop = (shown[0], shown[-1] + 1) if shown else (0, 0)
-        known = [is_filled or guess for is_filled, guess in zip(filled, drafted, strict=True)]
-        texts = self._texts(ids[start:stop], known[start:stop])
+        known = [is_filled or is_draft for is_filled, is_draft in zip(filled, drafted, strict=True)]
         now = int(self._steps.max()) if self._steps.numel() else 0
         pieces = []
-        for column, text in enumerate(texts, start):
+        for column, text in enumerate(self._texts(ids[start:stop], known[start:stop]), start):
             if text is None:
                 pieces.append((self.blank, QUIET))
-            elif drafted[column]:
-                pieces.append((visible(text, self.console.encoding), DRAFTED))
-            else:
-                style = self._style(now - steps[column], confidence[column]) if steps[column] >= 0 else None
-                pieces.append((visible(text, self.console.encoding), style))
+                continue
+            style = DRAFTED if drafted[column] else None
+            if style is None and steps[column] >= 0:
+                style = self._style(now - steps[column], confidence[column])
+            pieces.append((visible(text, self.console.encoding), style))
         return pieces
 
     def _style(self, age: int, probability: float) -> Style | None:
@@ -221,21 +214,27 @@ class CanvasStreamer(TextDiffusionStreamer):
         return None if math.isnan(probability) else Style(color=confidence_colour(probability))
 
     def _summary(self) -> str:
-        """How far the canvases are, in words."""
         blanks, done = int(self._blank.sum()), int((self._blank & self._filled).sum())
         passes = f"{self._passes} forward pass{'' if self._passes == 1 else 'es'}"
         return f"{passes}, {done} of {blanks} blanks done"
 
     def _legend(self) -> Text:
         line = Text(f"{self._summary()} | ", style=QUIET)
-        for word, colour in legend(self.colour_by):
+        if self.colour_by == "age":
+            words = [("filled ", None), ("now", age_colour(0))]
+            words += [(f" {age}", age_colour(age)) for age in (1, 2, 4, 8)]
+            words += [(f" {OLD}+", age_colour(OLD)), (" passes ago", None)]
+        else:
+            words = [("probability", None)]
+            words += [(f" {percent}%", confidence_colour(percent / 100)) for percent in (0, 25, 50, 75, 100)]
+        for word, colour in words:
             line.append(word, None if colour is None else Style(color=colour, dim=False))
         if self._drafted.any():
             line.append(" | ").append("draft", DRAFTED)
         return line
 
     def _print_lines(self, title: str, filled: torch.Tensor) -> None:
-        """One plain line for each canvas; line breaks and tabs of the text are written \\n and \\t."""
+        """Prints one plain line for each canvas. Line breaks and tabs of the text are written \\n and \\t."""
         for example in range(len(self._value)):
             pieces = self._pieces(example, filled, torch.zeros_like(self._filled))
             name = f"canvas {example}, {title}" if len(self._value) > 1 else title
@@ -243,4 +242,92 @@ class CanvasStreamer(TextDiffusionStreamer):
             self.console.print(Text(f"{name}: {line}"), soft_wrap=True)
 
 
-__all__ = ["CanvasStreamer"]
+class TokenTexts:
+    """Finds the text of each token of a canvas, also if blanks interrupt it.
+
+    Each token is decoded behind the token before it, so leading spaces stay. If several tokens are the bytes of one
+    character, the last of them gets the character and the others get no text.
+
+    Args:
+        tokenizer: decodes the tokens.
+        **decode_kwargs: passed to `tokenizer.decode`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, **decode_kwargs):
+        decode_kwargs = {"clean_up_tokenization_spaces": False, **decode_kwargs}
+
+        # Most tokens and their neighbours do not change from one pass to the next.
+        @functools.lru_cache(maxsize=1 << 14)
+        def decode(ids: tuple[int, ...]) -> str:
+            return tokenizer.decode(list(ids), **decode_kwargs) if ids else ""
+
+        self._decode = decode
+
+    def __call__(self, ids: Sequence[int], known: Sequence[bool] | None = None) -> list[str | None]:
+        """Texts of `ids`, with None where `known` is False. The texts of a run of known tokens join to its own text."""
+        texts: list[str | None] = [None] * len(ids)
+        start = 0
+        while start < len(ids):
+            stop = start
+            while stop < len(ids) and (known is None or known[stop]):
+                stop += 1
+            # After a blank there is no token to decode behind. The run's first token stands in for it, unless it is
+            # part of a character: that would spoil the next token, and has no leading space.
+            anchor = tuple(ids[start : start + 1]) if start else ()
+            if REPLACEMENT in self._decode(anchor):
+                anchor = ()
+            texts[start:stop] = self._decode_run(tuple(ids[start:stop]), anchor)
+            start = stop + 1
+        return texts
+
+    def _decode_run(self, ids: tuple[int, ...], anchor: tuple[int, ...]) -> list[str]:
+        texts, start = [], 0
+        while start < len(ids):
+            # One token, or as many as it takes to end with a whole character.
+            decoded = []
+            for stop in range(start + 1, len(ids) + 1):
+                decoded.append(self._decode(anchor + ids[start:stop]))
+                if not decoded[-1].endswith(REPLACEMENT):
+                    break
+            if not decoded[-1].startswith(self._decode(anchor)):
+                # With byte-fallback tokenizers, bytes that are no character spoil a character of bytes before them.
+                anchor = ()
+                decoded = [self._decode(ids[start:end]) for end in range(start + 1, stop + 1)]
+            whole, done = decoded[-1], len(self._decode(anchor))
+            for prefix in decoded[:-1]:
+                # A token owns the text that later tokens no longer change.
+                settled = max(done, len(commonprefix([prefix, whole])))
+                texts.append(whole[done:settled])
+                done = settled
+            texts.append(whole[done:])
+            anchor, start = ids[start:stop], stop
+        return texts
+
+
+def visible(text: str, encoding: str = "utf-8") -> str:
+    """Replaces control characters by their Unicode pictures, and characters that `encoding` lacks by `?`.
+
+    Line breaks and tabs stay.
+    """
+    pictures = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+    pictures |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), REPLACEMENT)
+    return text.translate(pictures).encode(encoding, "replace").decode(encoding)
+
+
+def age_colour(age: int) -> str:
+    """`#rrggbb` for a token filled `age` forward passes ago: bright orange for the newest, fading to slate."""
+    return _mix(OLDEST, NEWEST, 1 / (1 + min(age, OLD) / 3))
+
+
+def confidence_colour(probability: float) -> str:
+    """`#rrggbb` for the probability (0 to 1) of a filled token: red, amber, green."""
+    if probability < 0.5:
+        return _mix(UNSURE, HALF_SURE, max(2 * probability, 0.0))
+    return _mix(HALF_SURE, SURE, min(2 * probability - 1, 1.0))
+
+
+def _mix(first: tuple[int, ...], second: tuple[int, ...], share: float) -> str:
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(first, second, strict=True))
+
+
+__all__ = ["CanvasStreamer", "TokenTexts", "age_colour", "confidence_colour", "visible"]

@@ -14,8 +14,8 @@ from variants import tiny_model
 
 from modeling_aoarm import infill
 from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
-from modeling_aoarm.display import TokenTexts
 from modeling_aoarm.infilling_aoarm import TextTemplate, Vocabulary, write_blanks
+from modeling_aoarm.streaming import TokenTexts
 
 
 SENTENCES = [

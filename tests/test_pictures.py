@@ -2,10 +2,8 @@
 """Pictures of a generation say what its output says."""
 
 import json
-import math
 import re
 import runpy
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +15,8 @@ from PIL import Image
 from variants import tiny_model
 
 from modeling_aoarm import AOARMGenerateOutput
-from modeling_aoarm.animation import BLANK
 from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
-from modeling_aoarm.display import age_colour, confidence_colour
-from modeling_aoarm.plots import GIVEN, animate_generation, plot_decoding_order
+from modeling_aoarm.plots import GIVEN, plot_decoding_order
 
 
 TEXT = "The <b>café</b> costs $x$ & \\alpha,\n  or so"
@@ -74,30 +70,6 @@ def pixels(picture):
 def count_of(picture, colour, tolerance=4):
     target = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)])
     return int((abs(pixels(picture).astype(int) - target).max(-1) <= tolerance).sum())
-
-
-class Page(HTMLParser):
-    """The spans of a page's canvas: (text, attributes)."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.spans, self.inside, self.depth = [], False, 0
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        if tag == "p":
-            self.inside = attributes.get("id") == "canvas"
-        elif self.inside:
-            assert tag == "span"
-            self.spans.append(["", attributes])
-
-    def handle_data(self, data):
-        if self.inside:
-            self.spans[-1][0] += data
-
-    def handle_endtag(self, tag):
-        self.inside &= tag != "p"
 
 
 @pytest.mark.parametrize("columns", [12, 200])
@@ -169,119 +141,11 @@ def test_without_a_tokenizer_ids_are_shown_and_without_masks_padding_at_the_ends
     assert real["columns"] == list(range(2, 9))
 
 
-@pytest.mark.parametrize(("name", "per_pass"), [("character", 1), ("byte", 4), ("bpe", 3)])
-def test_the_gif_has_a_frame_before_and_after_each_pass_and_blanks_vanish(tmp_path, name, per_pass):
-    tokenizer = TOKENIZERS[name]
-    output, masks = made_output(tokenizer, TEXT, per_pass=per_pass, closed=2)
-    animate_generation(output, tmp_path / "canvas.gif", tokenizer, example=1, seconds_per_pass=0.1, **masks)
-    picture = Image.open(tmp_path / "canvas.gif")
-    passes = max(step for step, _ in fillings(output).values()) + 1
-    assert passes == math.ceil(len(fillings(output)) / per_pass)
-    assert picture.n_frames == passes + 1
-    blank, durations = [], []
-    for number in range(passes + 1):
-        picture.seek(number)
-        blank.append(count_of(picture, BLANK))
-        durations.append(picture.info["duration"])
-    assert durations == [100] * passes + [2100]
-    assert blank == sorted(blank, reverse=True)
-    # What is left in the end is in the legend.
-    assert len(set(blank)) == passes + 1 and blank[-1] < 400 < blank[0]
-    assert list(tmp_path.glob("*")) == [tmp_path / "canvas.gif"]
-
-
-def test_the_gif_shows_closed_blanks_until_the_end_of_sentence(tmp_path):
-    output, masks = made_output(CHARACTERS, "The", share=1.0, closed=5)
-    # The end of sentence comes second.
-    output.decoding_order[1, :4] = torch.tensor([0, 3, 1, 2])
-    animate_generation(output, tmp_path / "all.gif", CHARACTERS, example=1, generation_mask=masks["generation_mask"])
-    animate_generation(output, tmp_path / "some.gif", CHARACTERS, example=1)
-    counts = []
-    for name in ("all", "some"):
-        picture = Image.open(tmp_path / f"{name}.gif")
-        for number in range(5):
-            picture.seek(number)
-            counts.append(count_of(picture, BLANK))
-    # A cell for one character has about 9 x 22 pixels.
-    closed = [round((first - second) / 200) for first, second in zip(counts[:5], counts[5:], strict=True)]
-    assert closed == [5, 5, 0, 0, 0]
-
-
-@pytest.mark.parametrize(("colour_by", "colours"), [("age", age_colour), ("confidence", confidence_colour)])
-def test_the_gif_is_coloured_as_asked(tmp_path, colour_by, colours):
-    output, _ = made_output(CHARACTERS, "Thecostsso", share=1.0)
-    output.logprobs[1, :10] = math.log(0.9)
-    animate_generation(output, tmp_path / "canvas.gif", CHARACTERS, example=1, colour_by=colour_by)
-    picture = Image.open(tmp_path / "canvas.gif")
-    picture.seek(9)
-    body = picture.convert("RGB").crop((0, 50, picture.width, 85))
-    wanted = [age_colour(0), age_colour(8)] if colour_by == "age" else [confidence_colour(0.9)]
-    other = [confidence_colour(0.9)] if colour_by == "age" else [age_colour(0)]
-    assert all(count_of(body, colour, tolerance=24) > 0 for colour in wanted)
-    assert all(count_of(body, colour, tolerance=24) == 0 for colour in other)
-
-
-def test_a_text_wider_than_the_gif_is_broken_into_lines_between_words(tmp_path):
-    heights = []
-    for text in ("The cost", "The costs or so " * 8):
-        output, _ = made_output(CHARACTERS, text, per_pass=50)
-        animate_generation(output, tmp_path / "canvas.gif", CHARACTERS, example=1)
-        heights.append(Image.open(tmp_path / "canvas.gif").height)
-    # 128 characters on lines of 64 in words of at most 5.
-    assert heights[1] - heights[0] == pytest.approx(28, abs=1)
-
-
-@pytest.mark.parametrize("name", sorted(TOKENIZERS))
-def test_the_page_holds_every_token_escaped_with_the_pass_that_filled_it(tmp_path, name):
-    tokenizer = TOKENIZERS[name]
-    output, masks = made_output(tokenizer, TEXT, per_pass=2, left_padding=3, closed=2)
-    animate_generation(output, tmp_path / "canvas.html", tokenizer, example=1, **masks)
-    text = (tmp_path / "canvas.html").read_text(encoding="utf-8")
-    spans = Page(text).spans
-    columns = list(range(3, output.sequences.shape[1]))
-    assert len(spans) == len(columns)
-    # Parts of characters and closed blanks are dots.
-    assert "".join(span for span, _ in spans).replace("·", "").replace("↵", "") == TEXT + "</s>"
-    body = re.search(r'<p id="canvas">(.*?)</p>', text, re.DOTALL)[1]
-    assert "<b>" not in body and "</s>" not in body and body.count("<") == 2 * len(spans)
-    filled = fillings(output)
-    last = max(step for step, _ in filled.values()) + 1
-    end = filled[max(filled)][0] + 1
-    for column, (_, attributes) in zip(columns, spans, strict=True):
-        is_closed = column >= len(columns) + 3 - 2
-        expected = filled[column][0] + 1 if column in filled else end if is_closed else 0
-        assert int(attributes["data-until"]) == expected
-        assert ("data-closed" in attributes) == is_closed
-        if column in filled:
-            assert f"probability {math.exp(filled[column][1]):.3g}" in attributes["title"]
-            assert attributes["style"] == f"color: {age_colour(last - expected)}"
-    assert f'max="{last}"' in text and f"last = {last}" in text
-    # Nothing is fetched from elsewhere.
-    assert not re.search(r"https?:|src=|<link", text)
-
-
-def test_the_page_is_coloured_by_confidence_when_asked(tmp_path):
-    output, _ = made_output(CHARACTERS, "The", share=1.0)
-    animate_generation(output, tmp_path / "canvas.html", CHARACTERS, example=1, colour_by="confidence")
-    spans = Page((tmp_path / "canvas.html").read_text(encoding="utf-8")).spans
-    expected = [confidence_colour(math.exp(fillings(output)[column][1])) for column in range(3)]
-    assert [attributes["style"] for _, attributes in spans] == [f"color: {colour}" for colour in expected]
-
-
-def test_the_other_example_is_another_picture(tmp_path):
-    output, _ = made_output(CHARACTERS, TEXT)
-    animate_generation(output, tmp_path / "canvas.html", CHARACTERS)
-    spans = Page((tmp_path / "canvas.html").read_text(encoding="utf-8")).spans
-    assert [attributes["data-until"] for _, attributes in spans] == ["1"] + ["0"] * (len(TEXT) - 1)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "canvas.mp4"}, r"path.*\.gif or \.html.*canvas\.mp4"),
-        ({"path": "canvas"}, r"path.*\.gif or \.html.*canvas"),
-        ({"colour_by": "size"}, "colour_by.*'size'"),
-        ({"seconds_per_pass": 0}, "seconds_per_pass.*above 0.*0"),
+        ({"path": "order.json"}, r"path.*\.png.*order\.json"),
+        ({"path": "order"}, r"path.*\.png.*order"),
         ({"example": 2}, r"example.*\[0, 2\).*2"),
         ({"example": -1}, r"example.*\[0, 2\).*-1"),
         ({"output": torch.zeros(1, 2)}, "output.*return_dict_in_generate.*Tensor without decoding_order"),
@@ -291,17 +155,15 @@ def test_the_other_example_is_another_picture(tmp_path):
 )
 def test_bad_arguments_are_refused(tmp_path, changes, message):
     output, _ = made_output(CHARACTERS, "The")
-    arguments = {"output": output, "path": "canvas.gif", "tokenizer": CHARACTERS} | changes
+    arguments = {"output": output, "path": "order.png", "tokenizer": CHARACTERS} | changes
     arguments["path"] = tmp_path / arguments["path"]
     with pytest.raises(ValueError, match=message):
-        animate_generation(**arguments)
+        plot_decoding_order(**arguments)
     assert not list(tmp_path.glob("*"))
 
 
-def test_a_plot_is_a_png_of_an_example_with_blanks(tmp_path):
+def test_an_example_without_blanks_is_refused(tmp_path):
     output, _ = made_output(CHARACTERS, "The")
-    with pytest.raises(ValueError, match=r"path.*\.png.*order\.json"):
-        plot_decoding_order(output, tmp_path / "order.json", CHARACTERS)
     output.decoding_order[0] = -1
     with pytest.raises(ValueError, match="example.*filled blanks.*0"):
         plot_decoding_order(output, tmp_path / "order.png", CHARACTERS)
@@ -319,12 +181,10 @@ def test_the_example_draws_a_saved_model(tmp_path, monkeypatch, capsys):
     letters.save_pretrained(tmp_path)
     figures = tmp_path / "figures"
     run_example(monkeypatch, "--model", tmp_path, "--text", "a <blank:3> b<blank:2>", "--output_dir", figures)
-    assert sorted(path.suffix for path in figures.glob("generation.*")) == [".gif", ".html", ".json", ".png"]
+    assert sorted(path.suffix for path in figures.glob("generation.*")) == [".json", ".png"]
     numbers = json.loads((figures / "generation.json").read_text())
     assert sorted(numbers["decoding_order"]) == [3, 4, 5, 8, 9]
     assert numbers["tokens"][:3] + numbers["tokens"][6:8] == ["<s>", "a", " ", " ", "b"]
-    # The canvas as given, the pass that reads the context, and one for each blank.
-    assert Image.open(figures / "generation.gif").n_frames == 1 + 1 + 5
     assert "given: a ___ b__" in capsys.readouterr().out
 
 
@@ -344,4 +204,3 @@ def test_a_token_is_never_read_as_a_formula(tmp_path):
 
     output, _ = made_output(CHARACTERS, "The")
     plot_decoding_order(output, tmp_path / "order.png", Formulas)
-    animate_generation(output, tmp_path / "canvas.gif", Formulas)

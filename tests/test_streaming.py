@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from variants import tiny_model
 
 from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
-from modeling_aoarm.display import TokenTexts, age_colour, confidence_colour
-from modeling_aoarm.streaming import CanvasStreamer
+from modeling_aoarm.streaming import CanvasStreamer, TokenTexts, age_colour, confidence_colour
 
 
 TEXTS = ["The café  is\n open, 漢字 too", "a  b"]
