@@ -34,7 +34,7 @@ from modeling_aoarm import model_class_for
 from modeling_aoarm.analysis.attention import AttentionMass, attention_mass
 from modeling_aoarm.analysis.interventions import HiddenRowLosses, hidden_row_losses
 from modeling_aoarm.analysis.plots import plot_attention_curves, plot_attention_mass, plot_hidden_rows
-from modeling_aoarm.cli.common import find_device
+from modeling_aoarm.cli import find_device
 from modeling_aoarm.data.masked_diffusion import collator_class
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 

@@ -5,7 +5,10 @@ All of it is used through this module, and `tests/test_compat.py` says what a ne
 code that travels is [`~modeling_aoarm.compat_aoarm`].
 """
 
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from torch import nn
 from transformers import GenerationConfig
@@ -89,6 +92,14 @@ def peft_target_tables() -> dict[str, dict[str, list[str]]]:
         for name, table in vars(constants).items()
         if name.startswith("TRANSFORMERS_MODELS_TO_") and "llama" in table
     }
+
+
+def run_harness_command(arguments: Sequence[str]) -> None:
+    """Runs the command line of lm-eval, which reads its arguments from `sys.argv`."""
+    from lm_eval.__main__ import cli_evaluate
+
+    with mock.patch.object(sys, "argv", ["lm-eval", *arguments]):
+        cli_evaluate()
 
 
 def loglikelihood_tokens(lm: "HFLM", requests: list, disable_tqdm: bool) -> list[tuple[float, bool]]:
