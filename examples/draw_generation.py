@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import modeling_aoarm  # noqa: F401  (registers the models)
-from modeling_aoarm.infilling_aoarm import TextTemplate, restriction_of
+from modeling_aoarm.infilling_aoarm import make_canvases, make_generate_inputs
 from modeling_aoarm.plots import plot_decoding_order
 from modeling_aoarm.streaming import CanvasStreamer
 
@@ -26,14 +26,8 @@ TEXT = "The <blank:9> statement is used to <blank:6> a function. If the <blank:1
 
 def make_canvas(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> dict[str, torch.Tensor]:
     """Makes arguments of `generate`: a canvas, a mask of its blanks, and the tokens that its blanks may hold."""
-    template = TextTemplate.from_text(tokenizer, text, model.config.max_position_embeddings)
-    [canvas] = template.canvases(max_candidates=1)
-    ids, blanks = canvas.columns()
-    is_blank = torch.zeros(1, len(ids), dtype=torch.bool)
-    for blank in blanks:
-        is_blank[0, list(blank)] = True
-    restriction = restriction_of(tokenizer, [canvas], is_blank, model.config.vocab_size)
-    return {"inputs": torch.tensor([ids]), "generation_mask": is_blank, **restriction}
+    canvases = make_canvases(tokenizer, text, model.config.max_position_embeddings, max_candidates=1)
+    return make_generate_inputs(model, tokenizer, canvases)
 
 
 def main() -> None:

@@ -1,354 +1,298 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Filling blanks in text, of known and of unknown length: `"The <blank:3> sat on the <blank:1-4>."`."""
+"""Fills blanks in text: `"The <blank:3> sat on the <blank:1-4>."`.
 
-import heapq
+In the order of this file: how blanks are written, how the text around them becomes tokens, `infill`, and its two steps,
+filling canvases with `generate` and comparing them with `score`.
+"""
+
 import itertools
 import math
 import re
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .canvas_aoarm import check_count, padded_rows
 from .compat_aoarm import input_device
 
 
-BLANK = re.compile(r"<blank(?::([0-9]+)(?:-([0-9]+))?)?>")
+# A blank, and the backslashes before it.
+BLANK = re.compile(r"(?<!\\)(\\*)(<blank(?::([0-9]+)(?:-([0-9]+))?)?>)")
 
-# Text to decode tokens behind: a letter, which no tokenizer makes of bytes.
+# Tokens are decoded behind this letter, because many decoders drop a space at the start.
 ANCHOR = "a"
-# What stands in a blank while the text behind it is tokenised: a character that merges with no other, or letters for
-# tokenizers that do not know it.
+# Text behind a blank is tokenized behind one of these: a character that merges with no other, or letters for tokenizers
+# that do not know it.
 STAND_INS = "☺qzxk"
-# How many words are tried to find out whether the tokenizer joins them with the white space before them.
+# How many words are tried to see whether the tokenizer joins words with the white space before them.
 PROBES = 3
+
+# Arguments of `generate` that `infill` sets itself: the value that they may have, and what to do instead.
+RESERVED_ARGUMENTS = {
+    "return_dict_in_generate": (False, "`return_candidates=True` returns more than text"),
+    "num_return_sequences": (1, "repeat the text instead"),
+    "max_new_tokens": (None, "write a blank at the end of `text` instead"),
+    "token_sets": (None, "use `suppress_tokens`, or `generate`"),
+    "column_sets": (None, "use `suppress_tokens`, or `generate`"),
+}
 
 
 def read_blanks(text: str) -> tuple[list[str], list[range], list[str]]:
     r"""Splits a text at its blanks.
 
     Args:
-        text: `<blank>`, `<blank:n>` and `<blank:m-n>` are blanks, everything else is text. Backslashes directly before
-            one of these forms are read in pairs, each of which stands for one; a single one that is left makes the form
-            text: `\<blank>`.
+        text: `<blank>`, `<blank:n>` and `<blank:m-n>` are blanks. Everything else is text. Directly before one of these
+            forms, `\\` stands for one backslash, and a single `\` makes the form text: `\<blank>`.
 
     Returns:
-        The text before, between and after blanks, one piece more than there are blanks; the lengths, in tokens, that
-        each blank may have; and the blanks as they are written. Blanks side by side are one.
+        The pieces of text around the blanks, one more than there are blanks; the lengths, in tokens, that each blank
+        may have; and the blanks as they are written. Adjacent blanks are read as one.
 
     Raises:
-        ValueError: for a blank without tokens, and one whose shortest length is above its longest.
+        ValueError: a blank has no tokens, or its shortest length is above its longest.
     """
     pieces, lengths, written, end = [""], [], [], 0
     for match in BLANK.finditer(text):
-        before = text[end : match.start()]
-        backslashes = len(before) - len(before.rstrip("\\"))
-        pieces[-1] += before[: len(before) - (backslashes + 1) // 2]
+        backslashes, form, shortest, longest = match.groups()
+        pieces[-1] += text[end : match.start()] + backslashes[: len(backslashes) // 2]
         end = match.end()
-        if backslashes % 2:
-            pieces[-1] += match[0]
+        if len(backslashes) % 2:
+            pieces[-1] += form
             continue
-        shortest = 1 if match[1] is None else _number(match[1])
-        longest = shortest if match[2] is None else _number(match[2])
+        # Python refuses numbers of thousands of digits. 18 digits are more than any model has positions for.
+        shortest = int((shortest or "1").lstrip("0")[:18] or 0)
+        longest = shortest if longest is None else int(longest.lstrip("0")[:18] or 0)
         if not 1 <= shortest <= longest:
             raise ValueError(
                 "A blank of `text` must be written <blank>, <blank:n> or <blank:m-n> with m <= n, and be at least one "
-                rf"token long, got {_cut(match[0])}. Write \{_cut(match[0])} for these characters themselves."
+                rf"token long; got {_cut(form)}. Write \{_cut(form)} for these characters themselves."
             )
         if lengths and not pieces[-1]:
-            # A character's bytes may be shared out between blanks side by side.
+            # Adjacent blanks may share the bytes of a character, so they are filled as one.
             shortest, longest = shortest + lengths[-1][0], longest + lengths[-1][-1]
-            lengths[-1], written[-1] = range(shortest, longest + 1), written[-1] + match[0]
+            lengths[-1], written[-1] = range(shortest, longest + 1), written[-1] + form
         else:
             lengths.append(range(shortest, longest + 1))
-            written.append(match[0])
+            written.append(form)
             pieces.append("")
     pieces[-1] += text[end:]
     return pieces, lengths, written
 
 
-def _number(digits: str) -> int:
-    """Python does not read numbers of thousands of digits. 18 are more than any model has positions for."""
-    digits = digits.lstrip("0") or "0"
-    return int(digits) if len(digits) <= 18 else 10**18
-
-
-def _cut(text: str) -> str:
-    """`text`, cut to a length for messages."""
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
 def write_blanks(pieces: Sequence[str], blanks: Sequence[str]) -> str:
-    r"""Writes any pieces of text with blanks between them; [`read_blanks`] reads the same pieces.
+    r"""Joins any pieces of text with blanks between them, so that [`read_blanks`] reads the same pieces.
 
-    Backslashes are put where a piece has the form of a blank, and doubled directly before a blank.
+    A `\` is put before text that has the form of a blank, and backslashes directly before a blank are doubled.
 
     Args:
         pieces: one more than there are blanks.
         blanks: `<blank>`, `<blank:n>` or `<blank:m-n>`.
     """
-    escaped = [_escape(piece) for piece in pieces]
-    before = [_double_last_backslashes(piece) + blank for piece, blank in zip(escaped[:-1], blanks, strict=True)]
+    escaped = [BLANK.sub(r"\1\1\\\2", piece) for piece in pieces]
+    before = [re.sub(r"(\\*)\Z", r"\1\1", piece) + blank for piece, blank in zip(escaped[:-1], blanks, strict=True)]
     return "".join(before) + escaped[-1]
 
 
-def _escape(piece: str) -> str:
-    escaped, end = "", 0
-    for match in BLANK.finditer(piece):
-        escaped += _double_last_backslashes(piece[end : match.start()]) + "\\" + match[0]
-        end = match.end()
-    return escaped + piece[end:]
-
-
-def _double_last_backslashes(text: str) -> str:
-    return text + text[len(text.rstrip("\\")) :]
+def _cut(text: str) -> str:
+    """Cuts a text to a length for messages."""
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def with_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """`ids` behind the beginning-of-sentence token, unless they begin with it or the tokenizer has none."""
+    """Puts the beginning-of-sentence token before `ids`, unless they begin with it or the tokenizer has none."""
     bos = tokenizer.bos_token_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
-
-
-class Vocabulary:
-    """A tokenizer's ids, and the text behind other text of those that begin with white space.
-
-    Args:
-        tokenizer: it is not kept.
-    """
-
-    _cache: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Vocabulary]" = weakref.WeakKeyDictionary()
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.ids = sorted(set(tokenizer.get_vocab().values()))
-        self.size = len(tokenizer)
-        anchor = tokenizer.encode(ANCHOR, add_special_tokens=False)
-        start = len(_decode(tokenizer, anchor))
-        decoded = tokenizer.batch_decode([[*anchor, index] for index in self.ids], clean_up_tokenization_spaces=False)
-        texts = ((index, text[start:]) for index, text in zip(self.ids, decoded, strict=True))
-        self.spaced = {index: text for index, text in texts if text[:1].isspace()}
-        self._probes: dict[str, list[str]] = {}
-        self._beginning: dict[tuple[str, bool], list[int]] = {}
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Vocabulary":
-        """The tokenizer's vocabulary, made once for as long as no tokens are added."""
-        known = cls._cache.get(tokenizer)
-        if known is None or known.size != len(tokenizer):
-            known = cls._cache[tokenizer] = cls(tokenizer)
-        return known
-
-    def probes(self, space: str) -> list[str]:
-        """Words that tokens join with the white space before them, first those with the character `space`."""
-        if space not in self._probes:
-            words = (text for text in self.spaced.values() if text[1:].isalpha())
-            shortest = heapq.nsmallest(PROBES, words, key=lambda text: (text[0] != space, len(text)))
-            self._probes[space] = [text[1:] for text in shortest]
-        return self._probes[space]
-
-    def beginning_with(self, space: str, goes_on: bool) -> list[int]:
-        """The ids whose text begins with `space`, and goes on behind it if `goes_on`."""
-        key = space, goes_on
-        if key not in self._beginning:
-            self._beginning[key] = [
-                index
-                for index, text in self.spaced.items()
-                if text.startswith(space) and not (goes_on and text == space)
-            ]
-        return self._beginning[key]
-
-
-@dataclass
-class TextTemplate:
-    """A text with blanks.
-
-    White space before a blank is a token of its own only where the tokenizer would not join it with the next word. It
-    is moved into the blank otherwise, whose first token then begins with it.
-
-    Args:
-        pieces: the text before, between and after blanks: one more than there are blanks.
-        piece_ids: the token ids of each piece, without white space that is moved; the first begins with the
-            beginning-of-sentence token, if there is one.
-        unmoved_ids: the token ids of each piece, with all of its white space.
-        moved: the white space that is moved into each blank, which its first token begins with.
-        lengths: the lengths, in tokens, that each blank may have.
-        placeholder: the id that stands in blanks, which is never read.
-    """
-
-    pieces: list[str]
-    piece_ids: list[list[int]]
-    unmoved_ids: list[list[int]]
-    moved: list[str]
-    lengths: list[range]
-    placeholder: int
-
-    @classmethod
-    def from_text(
-        cls, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, appended: int = 0
-    ) -> "TextTemplate":
-        """Reads a text.
-
-        Args:
-            tokenizer: the model's.
-            text: as in [`read_blanks`].
-            max_length: the model's `max_position_embeddings`.
-            appended: how many tokens will be appended to the text.
-
-        Raises:
-            ValueError: for blanks that may make the text longer than `max_length`, and as in [`read_blanks`].
-        """
-        pieces, lengths, written = read_blanks(text)
-        piece_ids, unmoved_ids, moved = [], [], []
-        for number, piece in enumerate(pieces):
-            encode = encode_behind_blank if number else _encode
-            unmoved = encode(tokenizer, piece)
-            ids, space = unmoved, ""
-            if number < len(lengths):
-                ids, space = _move_space(tokenizer, encode, piece, unmoved)
-            if number == 0:
-                unmoved, ids = with_bos(tokenizer, unmoved), with_bos(tokenizer, ids)
-                if not ids:
-                    # The first token is what the others are predicted from.
-                    ids, space = unmoved, ""
-            piece_ids.append(ids)
-            unmoved_ids.append(unmoved)
-            moved.append(space)
-        placeholder = 0 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
-        given = sum(map(len, piece_ids)) + appended
-        longest = given + sum(each[-1] for each in lengths)
-        if lengths and longest > max_length:
-            raise ValueError(
-                f"`text` must have at most max_position_embeddings={max_length} tokens with its blanks at their "
-                f"longest; got {longest}, of which {given} are given, with {_cut(', '.join(written))}. Write shorter "
-                "blanks or less text."
-            )
-        return cls(pieces, piece_ids, unmoved_ids, moved[: len(lengths)], lengths, placeholder)
-
-    def canvases(self, max_candidates: int) -> Iterator["TextCanvas"]:
-        """A canvas for each combination of lengths, the shorter first.
-
-        Raises:
-            ValueError: for more than `max_candidates` of them, and for more than one without a given first token.
-        """
-        number = math.prod(map(len, self.lengths))
-        if number > max_candidates:
-            raise ValueError(
-                f"`text` must not have more than max_candidates={max_candidates} combinations of blank lengths, got "
-                f"{number} for lengths from {[(each[0], each[-1]) for each in self.lengths]}."
-            )
-        if number > 1 and not self.piece_ids[0]:
-            raise ValueError(
-                "`text` must not begin with a blank where lengths are unknown and the tokenizer has no "
-                "beginning-of-sentence token: candidates are compared given their first token, which must be the same."
-            )
-        for blank_lengths in itertools.product(*self.lengths):
-            yield TextCanvas(self, blank_lengths)
-
-
-@dataclass
-class TextCanvas:
-    """A text whose blanks have lengths, to be filled.
-
-    Args:
-        template: the text.
-        blank_lengths: how many tokens each blank has.
-        fillings: the token ids shown in each blank, once it is filled: as many as its length, or fewer.
-        log_probability: nats, of the filled text, once it is scored.
-    """
-
-    template: TextTemplate
-    blank_lengths: tuple[int, ...]
-    fillings: list[list[int]] = field(default_factory=list)
-    log_probability: float = 0.0
-
-    def columns(self) -> tuple[list[int], list[range]]:
-        """Token ids with placeholders in blanks, and the columns of each blank."""
-        ids, blanks = list(self.template.piece_ids[0]), []
-        for length, piece_ids in zip(self.blank_lengths, self.template.piece_ids[1:], strict=True):
-            blanks.append(range(len(ids), len(ids) + length))
-            ids += [self.template.placeholder] * length + piece_ids
-        return ids, blanks
-
-    def filled_ids(self) -> list[int]:
-        """The token ids of the filled text."""
-        template, ids = self.template, []
-        for filling, piece_ids, unmoved_ids in zip(
-            self.fillings, template.piece_ids[:-1], template.unmoved_ids[:-1], strict=True
-        ):
-            # An end of sentence may have closed the blank. No token of it holds the white space then.
-            ids += piece_ids + filling if filling else unmoved_ids
-        return ids + template.piece_ids[-1]
-
-    def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The filled text: the pieces as they were written, and the fillings decoded."""
-        template = self.template
-        text, before = template.pieces[0], template.piece_ids[0]
-        if before[:1] == [tokenizer.bos_token_id]:
-            before = before[1:]
-        for filling, moved, piece, piece_ids in zip(
-            self.fillings, template.moved, template.pieces[1:], template.piece_ids[1:], strict=True
-        ):
-            # A piece holds whole characters, so what is before it does not matter to what follows.
-            text += _decode_behind(tokenizer, before, filling).removeprefix(moved) + piece
-            before = piece_ids or before + filling
-        return text
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def encode_behind_blank(tokenizer: PreTrainedTokenizerBase, piece: str) -> list[int]:
-    """The ids of a piece of text that follows a blank, without a space that the tokenizer would put in front."""
-    ids = _encode(tokenizer, piece)
-    text = _decode_behind(tokenizer, _encode(tokenizer, ANCHOR), ids)
-    continued = piece[: len(piece) - len(piece.lstrip())] + text.lstrip()
-    if text == continued:
+def _decode_behind(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: list[int]) -> str:
+    """Decodes `ids` where they follow `before`."""
+    start, both, alone = tokenizer.batch_decode([before, before + ids, ids], clean_up_tokenization_spaces=False)
+    # Byte tokens that form no character can spoil the byte tokens before them.
+    return both[len(start) :] if both.startswith(start) else alone
+
+
+def encode_behind_blank(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenizes text that follows a blank, without the space that some tokenizers put before every text."""
+    ids = _encode(tokenizer, text)
+    decoded = _decode_behind(tokenizer, _encode(tokenizer, ANCHOR), ids)
+    continued = text[: len(text) - len(text.lstrip())] + decoded.lstrip()
+    if decoded == continued:
         return ids
     for stand_in in STAND_INS:
-        before, both = _encode(tokenizer, stand_in), _encode(tokenizer, stand_in + piece)
+        before, both = _encode(tokenizer, stand_in), _encode(tokenizer, stand_in + text)
         behind = both[len(before) :]
         if both == before + behind and _decode_behind(tokenizer, before, behind) == continued:
             return behind
     return ids
 
 
-def _move_space(
-    tokenizer: PreTrainedTokenizerBase,
-    encode: Callable[[PreTrainedTokenizerBase, str], list[int]],
-    piece: str,
-    ids: list[int],
-) -> tuple[list[int], str]:
-    """The ids of a piece before a blank without the white space that a word there would join, and that white space.
+class Vocabulary:
+    """A tokenizer's ids, and its tokens that begin with white space.
 
-    A word is put behind the piece. White space that its token begins with is what the tokenizer joins.
+    Attributes:
+        size: the number of tokens.
+        ids: all ids, rising. A tokenizer may skip numbers.
+        spaced: the text of each token that begins with white space, by its id.
+        words: the words that tokens join with a white-space character, by that character, shortest first.
     """
-    if not piece[-1:].isspace():
-        return ids, ""
-    vocabulary = Vocabulary.of(tokenizer)
-    for word in vocabulary.probes(piece[-1]):
-        *before, last = encode(tokenizer, piece + word)
-        text = vocabulary.spaced.get(last, "")
-        space = text.removesuffix(word)
-        # Some decoders drop the space at the start of a text.
-        is_shown = _decode_behind(tokenizer, before, [last]) in (text, word)
-        if text.endswith(word) and space.isspace() and is_shown:
-            return before, space
-    return ids, ""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.size, self.ids = len(tokenizer), sorted(set(tokenizer.get_vocab().values()))
+        anchor = _encode(tokenizer, ANCHOR)
+        rows = [anchor, *([*anchor, index] for index in self.ids)]
+        start, *texts = tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+        texts = {index: text[len(start) :] for index, text in zip(self.ids, texts, strict=True)}
+        self.spaced = {index: text for index, text in texts.items() if text[:1].isspace()}
+        self.words: dict[str, list[str]] = {}
+        for text in sorted(self.spaced.values(), key=len):
+            if text[1:].isalpha():
+                self.words.setdefault(text[0], []).append(text[1:])
+
+    def find_spaced(self, space: str, has_more: bool) -> set[int]:
+        """Finds the tokens that begin with `space`; if `has_more`, without those that are nothing else."""
+        return {i for i, text in self.spaced.items() if text.startswith(space) and not (has_more and text == space)}
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+# Entries go when their tokenizer does.
+_vocabularies: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Vocabulary]" = weakref.WeakKeyDictionary()
 
 
-def _decode_behind(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: list[int]) -> str:
-    """The text of `ids` where they follow `before`."""
-    start, both = _decode(tokenizer, before), _decode(tokenizer, before + ids)
-    # Bytes that are no character spoil a character before them that is made of bytes too. They are decoded alone then.
-    return both[len(start) :] if both.startswith(start) else _decode(tokenizer, ids)
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """Reads a tokenizer's vocabulary, once for as long as no tokens are added."""
+    known = _vocabularies.get(tokenizer)
+    if known is None or known.size != len(tokenizer):
+        known = _vocabularies[tokenizer] = Vocabulary(tokenizer)
+    return known
+
+
+@dataclass
+class Piece:
+    """A piece of text before, between or behind blanks.
+
+    Args:
+        text: as it is written.
+        ids: its tokens, without `moved`. The first piece begins with the beginning-of-sentence token, if there is one.
+        unmoved_ids: its tokens, with `moved`.
+        moved: the white space at its end that is moved into the blank behind it, whose first token begins with it.
+    """
+
+    text: str
+    ids: list[int]
+    unmoved_ids: list[int]
+    moved: str
+
+
+def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool, is_last: bool) -> Piece:
+    """Tokenizes a piece. White space is moved if the tokenizer would join it with a word behind it."""
+    encode = _encode if is_first else encode_behind_blank
+    ids = unmoved_ids = encode(tokenizer, text)
+    moved = ""
+    if text[-1:].isspace() and not is_last:
+        vocabulary = read_vocabulary(tokenizer)
+        words = vocabulary.words.get(text[-1], [])[:PROBES] + vocabulary.words.get(" ", [])[:PROBES]
+        for word in words[:PROBES]:
+            *before, last = encode(tokenizer, text + word)
+            token = vocabulary.spaced.get(last, "")
+            space = token.removesuffix(word)
+            # Some decoders drop the space at the start of a text.
+            is_shown = _decode_behind(tokenizer, before, [last]) in (token, word)
+            if token.endswith(word) and space.isspace() and is_shown:
+                ids, moved = before, space
+                break
+    if is_first:
+        ids, unmoved_ids = with_bos(tokenizer, ids), with_bos(tokenizer, unmoved_ids)
+        if not ids:
+            # Without a beginning-of-sentence token, the white space stays: it is the token that all others are given.
+            ids, moved = unmoved_ids, ""
+    return Piece(text, ids, unmoved_ids, moved)
+
+
+@dataclass
+class TextCanvas:
+    """A text with blanks of fixed lengths.
+
+    Args:
+        pieces: the text around the blanks, one piece more than there are blanks.
+        blank_lengths: how many tokens each blank has.
+        fillings: the tokens in each blank: as many fillers as its length, or those that are shown once it is filled.
+        log_probability: in nats, once the filled text is scored.
+    """
+
+    pieces: list[Piece]
+    blank_lengths: tuple[int, ...]
+    fillings: list[list[int]]
+    log_probability: float = 0.0
+
+    def join_ids(self) -> tuple[list[int], list[range]]:
+        """Returns the token ids of the text, and the columns of each blank."""
+        ids, blanks = [], []
+        for piece, filling in zip(self.pieces[:-1], self.fillings, strict=True):
+            # If an end of sentence closed the blank, no token in it holds the white space.
+            ids += piece.ids if filling else piece.unmoved_ids
+            blanks.append(range(len(ids), len(ids) + len(filling)))
+            ids += filling
+        return ids + self.pieces[-1].ids, blanks
+
+    def write_text(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Returns the text: the pieces as they are written, and the fillings decoded."""
+        first, *others = self.pieces
+        text, moved = first.text, first.moved
+        before = first.ids[1:] if first.ids[:1] == [tokenizer.bos_token_id] else first.ids
+        for filling, piece in zip(self.fillings, others, strict=True):
+            text += _decode_behind(tokenizer, before, filling).removeprefix(moved) + piece.text
+            # A piece holds whole characters, so what is before it does not change what is behind it.
+            before, moved = piece.ids or before + filling, piece.moved
+        return text
+
+
+def make_canvases(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, max_candidates: int = 64, appended: int = 0
+) -> list[TextCanvas]:
+    """Makes a canvas of a text for each combination of blank lengths, shorter ones first.
+
+    Args:
+        tokenizer: the model's.
+        text: as in [`read_blanks`].
+        max_length: the most tokens that the text may have.
+        max_candidates: the most canvases.
+        appended: how many tokens will be appended to the text.
+
+    Raises:
+        ValueError: the text has more canvases, more tokens, or several canvases without a common first token; and as in
+            [`read_blanks`].
+    """
+    check_count("max_candidates", max_candidates)
+    texts, lengths, written = read_blanks(text)
+    pieces = [_encode_piece(tokenizer, each, n == 0, n == len(lengths)) for n, each in enumerate(texts)]
+    given = sum(len(piece.ids) for piece in pieces) + appended
+    longest = given + sum(each[-1] for each in lengths)
+    if lengths and longest > max_length:
+        raise ValueError(
+            f"`text` must have at most max_position_embeddings={max_length} tokens with its blanks at their longest; "
+            f"got {longest}, of which {given} are given, with {_cut(', '.join(written))}. Write shorter blanks or less "
+            "text."
+        )
+    number = math.prod(map(len, lengths))
+    if number > max_candidates:
+        raise ValueError(
+            f"`text` must not have more than max_candidates={max_candidates} combinations of blank lengths, got "
+            f"{number} for lengths from {[(each[0], each[-1]) for each in lengths]}."
+        )
+    if number > 1 and not pieces[0].ids:
+        raise ValueError(
+            "`text` must not begin with a blank where lengths are unknown and the tokenizer has no "
+            "beginning-of-sentence token: candidates are compared given their first token, which must be the same."
+        )
+    filler = 0 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+    return [TextCanvas(pieces, each, [[filler] * n for n in each]) for each in itertools.product(*lengths)]
 
 
 @dataclass
@@ -357,9 +301,9 @@ class Candidate:
 
     Args:
         text: the filled text.
-        blank_lengths: how many tokens each blank of the canvas had. What was filled in may be shorter: an end of
-            sentence closes blanks, and special tokens are not shown.
-        log_probability: nats, of the filled text given its first token (see [`infill`]).
+        blank_lengths: how many tokens each blank had. Fewer are shown if an end of sentence or special tokens were
+            filled in.
+        log_probability: of the filled text given its first token, in nats (see [`infill`]).
     """
 
     text: str
@@ -369,12 +313,11 @@ class Candidate:
 
 @dataclass
 class Infilling:
-    """What `infill` returns for a text when `return_candidates=True`.
+    """The result of `infill` for a text when `return_candidates=True`.
 
     Args:
-        text: the best candidate's text.
-        log_probability: nats, the best candidate's.
-        candidates: all of them, the best first; equal ones in the order of their lengths, the shorter first.
+        text, log_probability: the best candidate's.
+        candidates: all candidates, the best first. Where they are equal, shorter blanks come first.
     """
 
     text: str
@@ -394,82 +337,57 @@ def infill(
     batch_size: int = 64,
     **generate_kwargs,
 ) -> str | list[str] | Infilling | list[Infilling]:
-    r"""Fills the blanks of a text, or of a batch of texts with any numbers of blanks.
+    r"""Fills the blanks of a text, or of each text of a batch.
 
-    A blank is written `<blank:n>`, n tokens long, `<blank>`, one token, or `<blank:m-n>`, from m to n tokens. Blanks
-    side by side are one. Everything else is text and comes back as it was: `<Blank>`, `<blanket>`, also `\<blank>`,
-    which stands for the characters `<blank>` (and `\\<blank>` for a backslash and a blank);
-    [`~modeling_aoarm.infilling_aoarm.write_blanks`] puts blanks between any pieces of text. Where the tokenizer has a
-    beginning-of-sentence token, it is put in front, unless the text begins with it.
+    **Blanks.** `<blank:n>` is n tokens long, `<blank>` one token, `<blank:m-n>` m to n tokens. Adjacent blanks are read
+    as one. All other text is returned as it is. `\<blank>` stands for the characters `<blank>`;
+    [`~modeling_aoarm.infilling_aoarm.write_blanks`] escapes any text.
 
-    **Unknown lengths.** All combinations of a text's lengths are candidates. `generate` fills each of them, and the one
-    with the highest log p(filled text | its first token) is returned. Two things to know about this comparison:
+    **White space.** Write text as usual: `the <blank> sat`. If the tokenizer joins words with the space before them,
+    the blank's first token holds the space. Text directly behind a blank continues it: `<blank>ing` is the end of a
+    word. With `the<blank> sat` the model decides whether a new word begins.
 
-    - Log-probabilities of different lengths are compared as they are, so longer candidates pay for more tokens.
-      Nothing is divided by the length: probabilities may be compared, their averages per token may not.
-    - It is the probability that a text *begins with* these tokens. For a blank inside a text that is the question.
-      A blank at the very end has almost always its shortest length then, since every continuation costs something.
-      `score_end=True` appends the end-of-sentence token, and compares how probable the texts are as whole texts. It
-      is not the default because only models that saw ends in training can tell (`pad_with_eos` of
-      `DataCollatorForAnyOrderLM`); to others it adds noise.
+    **Unknown lengths.** Every combination of a text's lengths is a candidate. `generate` fills each one, and the
+    candidate with the highest log p(filled text | its first token) is returned. The log-probability is a sum, not an
+    average per token, so longer candidates pay for more tokens. It is the probability that a text *begins* with these
+    tokens, so a blank at the very end nearly always gets its shortest length. `score_end=True` compares whole texts
+    instead: it also scores an end-of-sentence token behind the text. Use it with models that saw ends in training
+    (`pad_with_eos` of `DataCollatorForAnyOrderLM`); for others it adds noise.
 
-    What is scored is the text that is shown, as the tokens that it was made of: tokens behind a filled-in end of
-    sentence, it itself, and other special tokens in blanks are left out.
-
-    **Spaces.** Write text as usual: `the <blank> sat`. Where the tokenizer joins a word with the space before it, the
-    space before a blank belongs to the blank's first token. Text directly behind a blank continues it: `<blank>ing` is
-    the end of a word, and `the<blank> sat` leaves it to the model whether a new word begins.
+    Special tokens in blanks, and all tokens behind an end of sentence in a blank, are neither shown nor scored.
 
     Args:
         model: a model with `generate(..., generation_mask=...)` and `score`.
-        tokenizer: its tokenizer.
+        tokenizer: the model's. Its beginning-of-sentence token, if any, is put before texts that do not begin with it.
         text: one text or several.
-        return_candidates: return an [`Infilling`] for each text: its candidates with their log-probabilities. Texts
-            without blanks of unknown length have one candidate.
-        candidate_order: the order in which candidates are scored, the same for all: `"left_to_right"`, or `"random"`,
-            one order drawn in each call from the global random numbers (every column draws its rank; a candidate uses
-            the columns that it has). It is not the order of filling, which is `decoding_order`.
-        score_end: score an end-of-sentence token behind the text too, see above.
+        return_candidates: return an [`Infilling`] for each text, with the log-probabilities of its candidates.
+        candidate_order: the order in which candidates are scored: `"left_to_right"`, or `"random"`, one order for all
+            candidates, drawn in each call from the global random numbers. (The order of filling is `decoding_order`.)
+        score_end: score an end-of-sentence token behind the text too.
         max_candidates: the most candidates that a text may have.
         batch_size: the most canvases in one call of `generate` or `score`.
-        **generate_kwargs: passed to `generate`: `decoding_order`, `do_sample`, `temperature`, ... Orders given as
-            tensors and lists of generators have an entry for each text with blanks. A generator is advanced by the
-            call, so that the next call gives other samples.
+        **generate_kwargs: passed to `generate`: `decoding_order`, `do_sample`, `temperature`, ... Tensors of orders and
+            lists of generators have one entry for each text with blanks. Each call advances the generators.
 
     Returns:
-        The filled text, or its [`Infilling`]; a list of them for several texts. A text without blanks comes back as it
-        is.
+        The filled text, or its [`Infilling`]; a list of them for several texts.
 
     Raises:
-        TypeError: if `text` is neither a string nor a sequence of strings.
-        ValueError: for a blank of length 0 or whose lengths are reversed (`<blank:6-2>`), a text that may become longer
-            than the model's `max_position_embeddings`, a text of blanks only with a tokenizer without a
-            beginning-of-sentence token, too many candidates, several candidates for a text without a first token to
-            condition on or with a tensor of columns as an order, a tokenizer that gives ids outside of the model's
-            vocabulary, `return_dict_in_generate`, `num_return_sequences`, `max_new_tokens`, `token_sets` or
-            `column_sets` among the arguments, and as in `generate` and `score`.
+        TypeError: `text` is neither a string nor a sequence of strings.
+        ValueError: a blank is malformed (`<blank:0>`, `<blank:6-2>`); a text may become longer than the model's
+            `max_position_embeddings`, has no first token, or has too many candidates; an order is a tensor of columns
+            while lengths are unknown; the tokenizer has ids outside the model's vocabulary; an argument of `generate`
+            is one that `infill` sets itself; and as in `generate` and `score`.
     """
     texts = [text] if isinstance(text, str) else text
     for each in texts if isinstance(texts, Sequence) else [texts]:
         if not isinstance(each, str):
             raise TypeError(f"`text` must be a string or a sequence of strings, got {type(each).__name__}.")
-    for name, only in (("return_dict_in_generate", False), ("num_return_sequences", 1)):
+    for name, (only, way_out) in RESERVED_ARGUMENTS.items():
         value = generate_kwargs.pop(name, only)
-        if value != only:
-            raise ValueError(f"`{name}` must be {only} in `infill`, which returns one text for each; got {value}.")
-    if generate_kwargs.get("max_new_tokens") is not None:
-        raise ValueError(
-            "`max_new_tokens` has no place in `infill`: write a blank at the end of `text`; got "
-            f"{generate_kwargs['max_new_tokens']}."
-        )
-    for name in ("token_sets", "column_sets"):
-        if generate_kwargs.get(name) is not None:
-            raise ValueError(
-                f"`{name}` has no place in `infill`, which sets it itself, and knows no columns; use `suppress_tokens` "
-                f"or `generate`. Got a {type(generate_kwargs[name]).__name__}."
-            )
-    for name, value in (("max_candidates", max_candidates), ("batch_size", batch_size)):
-        check_count(name, value)
+        if value is not only and value != only:
+            raise ValueError(f"`{name}` must be {only} in `infill`: {way_out}. Got {_cut(repr(value))}.")
+    check_count("batch_size", batch_size)
     if candidate_order not in ("left_to_right", "random"):
         raise ValueError(f"`candidate_order` must be 'left_to_right' or 'random', got {candidate_order!r}.")
     if score_end and tokenizer.eos_token_id is None:
@@ -477,25 +395,16 @@ def infill(
 
     end = [tokenizer.eos_token_id] if score_end else []
     max_length = model.config.max_position_embeddings
-    templates = [TextTemplate.from_text(tokenizer, each, max_length, len(end)) for each in texts]
-    canvases = [list(each.canvases(max_candidates)) for each in templates]
-    largest = max([-1, *end, *(index for own in canvases for ids in own[0].template.piece_ids for index in ids)])
-    if largest >= model.config.vocab_size:
-        raise ValueError(
-            f"`tokenizer` must fit the model's vocab_size={model.config.vocab_size}, got one of {len(tokenizer)} "
-            f"tokens that gives the id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}). Take the model's own "
-            f"tokenizer, or call `model.resize_token_embeddings({len(tokenizer)})` and train."
-        )
-    several = [own for own in canvases if len(own) > 1]
-    for name in ("decoding_order", "context_order"):
-        if several and isinstance(generate_kwargs.get(name), torch.Tensor):
-            raise ValueError(
-                f"`{name}` must be a name for blanks of unknown length, whose columns depend on the lengths; got a "
-                "tensor."
-            )
-    # Drawn before anything is filled, so that sampling and `batch_size` have no part in it.
-    ranks = torch.rand(max_length, dtype=torch.float32) if candidate_order == "random" else None
+    # A list of candidates for each text.
+    canvases = [make_canvases(tokenizer, each, max_length, max_candidates, len(end)) for each in texts]
+    _check_vocabulary(model, tokenizer, [*end, *(index for own in canvases for index in own[0].join_ids()[0])])
     with_blanks = [own for own in canvases if own[0].blank_lengths]
+    with_choice = [own for own in canvases if len(own) > 1]
+    for name in ("decoding_order", "context_order"):
+        if with_choice and isinstance(generate_kwargs.get(name), torch.Tensor):
+            raise ValueError(
+                f"`{name}` must be a name for blanks of unknown length, since columns depend on lengths; got a tensor."
+            )
     generators = generate_kwargs.get("generator")
     if isinstance(generators, Sequence):
         if len(generators) != len(with_blanks):
@@ -503,27 +412,76 @@ def infill(
                 f"`generator` must be one generator or one for each of {len(with_blanks)} texts with blanks, got "
                 f"{len(generators)}."
             )
-        # A text's candidates are filled with the same random numbers. The longest one's advance the caller's generator.
+        # All candidates of a text get the same random numbers. The longest one advances the caller's generator.
         generate_kwargs["generator"] = [
             generator if canvas is own[-1] else generator.clone_state()
             for generator, own in zip(generators, with_blanks, strict=True)
             for canvas in own
         ]
-    _fill(model, tokenizer, [canvas for own in with_blanks for canvas in own], batch_size, generate_kwargs)
-    scored = [canvas for own in (canvases if return_candidates else several) for canvas in own]
-    log_probabilities = _log_probabilities(model, [canvas.filled_ids() + end for canvas in scored], ranks, batch_size)
-    for canvas, log_probability in zip(scored, log_probabilities, strict=True):
-        canvas.log_probability = log_probability
+    # Drawn before anything is filled, so that it does not depend on sampling and `batch_size`.
+    ranks = torch.rand(max_length, dtype=torch.float32).tolist() if candidate_order == "random" else None
 
+    _fill(model, tokenizer, [canvas for own in with_blanks for canvas in own], batch_size, generate_kwargs)
+    scored = canvases if return_candidates else with_choice
+    _score(model, [canvas for own in scored for canvas in own], end, ranks, batch_size)
     results = []
     for own in canvases:
         own.sort(key=lambda canvas: -canvas.log_probability)
-        if return_candidates:
-            candidates = [Candidate(each.text(tokenizer), each.blank_lengths, each.log_probability) for each in own]
-            results.append(Infilling(candidates[0].text, candidates[0].log_probability, candidates))
-        else:
-            results.append(own[0].text(tokenizer))
+        candidates = [Candidate(each.write_text(tokenizer), each.blank_lengths, each.log_probability) for each in own]
+        infilling = Infilling(candidates[0].text, candidates[0].log_probability, candidates)
+        results.append(infilling if return_candidates else infilling.text)
     return results[0] if isinstance(text, str) else results
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
+    """Raises a ValueError if the model does not have all `ids`."""
+    largest = max(ids, default=0)
+    if largest >= model.config.vocab_size:
+        raise ValueError(
+            f"`tokenizer` must fit the model's vocab_size={model.config.vocab_size}, got one of {len(tokenizer)} "
+            f"tokens that gives the id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}). Take the model's own "
+            f"tokenizer, or call `model.resize_token_embeddings({len(tokenizer)})` and train."
+        )
+
+
+def _find_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Finds the ids that are never shown."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def make_generate_inputs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, canvases: list[TextCanvas]
+) -> dict[str, torch.Tensor]:
+    """Makes the arguments of `generate` for a batch of canvases, on the model's device.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64, and `generation_mask`, bool, all `[batch, columns]`. If some tokens may
+        not stand in some blanks, also `token_sets`, bool `[sets, vocab]`, and `column_sets`, int64 `[batch, columns]`:
+        only the tokenizer's own ids are filled in, and a blank that white space was moved into begins with it.
+    """
+    rows = [canvas.join_ids() for canvas in canvases]
+    input_ids, attention_mask = padded_rows([ids for ids, _ in rows])
+    generation_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
+    vocabulary, special, vocab_size = read_vocabulary(tokenizer), _find_special_ids(tokenizer), model.config.vocab_size
+    sets = {} if vocabulary.ids == list(range(vocab_size)) else {"any": vocabulary.ids}
+    column_sets = torch.full(input_ids.shape, len(sets) - 1)
+    for row, (canvas, (_, blanks)) in enumerate(zip(canvases, rows, strict=True)):
+        for piece, blank in zip(canvas.pieces[:-1], blanks, strict=True):
+            generation_mask[row, blank.start : blank.stop] = True
+            if piece.moved:
+                # A single token must be more than the white space. The first of several may be only that.
+                key = piece.moved, len(blank) == 1
+                if key not in sets:
+                    sets[key] = vocabulary.find_spaced(*key) - special
+                column_sets[row, blank.start] = list(sets).index(key)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "generation_mask": generation_mask}
+    if sets:
+        token_sets = torch.zeros(len(sets), vocab_size, dtype=torch.bool)
+        for number, ids in enumerate(sets.values()):
+            token_sets[number, [index for index in ids if index < vocab_size]] = True
+        inputs |= {"token_sets": token_sets, "column_sets": column_sets}
+    return {name: value.to(input_device(model)) for name, value in inputs.items()}
 
 
 def _fill(
@@ -533,9 +491,9 @@ def _fill(
     batch_size: int,
     generate_kwargs: dict,
 ) -> None:
-    """Gives canvases their `fillings`."""
-    unseen = _special_ids(tokenizer)
-    cut = {
+    """Sets the `fillings` of canvases to the tokens that are shown."""
+    special = _find_special_ids(tokenizer)
+    per_canvas = {
         name: value
         for name, value in generate_kwargs.items()
         if name in ("decoding_order", "context_order", "generator")
@@ -544,111 +502,39 @@ def _fill(
     }
     for start in range(0, len(canvases), batch_size):
         chunk = canvases[start : start + batch_size]
-        own_kwargs = {name: value[start : start + batch_size] for name, value in cut.items()}
-        columns = [canvas.columns() for canvas in chunk]
-        input_ids, attention_mask = padded_rows([ids for ids, _ in columns])
-        generation_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
-        for row, (_, blanks) in enumerate(columns):
-            for blank in blanks:
-                generation_mask[row, list(blank)] = True
-        restriction = restriction_of(tokenizer, chunk, generation_mask, model.config.vocab_size)
         output = model.generate(
-            input_ids.to(input_device(model)),
-            generation_mask=generation_mask.to(input_device(model)),
-            attention_mask=attention_mask.to(input_device(model)),
+            **make_generate_inputs(model, tokenizer, chunk),
+            **generate_kwargs | {name: value[start : start + batch_size] for name, value in per_canvas.items()},
             return_dict_in_generate=True,
             num_return_sequences=1,
-            **{name: value.to(input_device(model)) for name, value in restriction.items()},
-            **(generate_kwargs | own_kwargs),
         )
-        for canvas, (_, blanks), ids, filled in zip(
-            chunk, columns, output.sequences.tolist(), output.decoding_order.tolist(), strict=True
-        ):
-            # Columns that an end of sentence closed are in no order. Their padding may be any token.
-            shown = {column for column in filled if ids[column] not in unseen}
+        for canvas, ids, order in zip(chunk, output.sequences.tolist(), output.decoding_order.tolist(), strict=True):
+            # Blanks that an end of sentence closed are not in the order. Any token may pad them.
+            shown = {column for column in order if ids[column] not in special}
+            _, blanks = canvas.join_ids()
             canvas.fillings = [[ids[column] for column in blank if column in shown] for blank in blanks]
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids that are never shown."""
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
+def _score(
+    model: PreTrainedModel, canvases: list[TextCanvas], end: list[int], ranks: list[float] | None, batch_size: int
+) -> None:
+    """Sets the `log_probability` of filled canvases: log p(text and `end` | its first token), in nats.
 
-
-def restriction_of(
-    tokenizer: PreTrainedTokenizerBase, canvases: list[TextCanvas], generation_mask: torch.Tensor, vocab_size: int
-) -> dict[str, torch.Tensor]:
-    """Which tokens may be filled in where, as arguments of `generate`; none where any token may stand everywhere.
-
-    A blank that white space was moved into begins with it. Ids that the tokenizer does not have stand nowhere.
-
-    Args:
-        tokenizer: the canvases' own.
-        canvases: the texts.
-        generation_mask: bool `[batch, columns]`, their blanks.
-        vocab_size: the model's.
+    Columns are scored by rising `ranks`, which has one for each column, or from left to right if it is `None`.
     """
-    vocabulary, special = Vocabulary.of(tokenizer), _special_ids(tokenizer)
-    sets, numbers = [], {}
-    if vocabulary.ids != list(range(vocab_size)):
-        sets.append(vocabulary.ids)
-    column_sets = torch.full(generation_mask.shape, len(sets) - 1)
-    for row, canvas in enumerate(canvases):
-        _, blanks = canvas.columns()
-        for moved, blank in zip(canvas.template.moved, blanks, strict=True):
-            if moved:
-                # One token must hold more than the white space. Of several, the first need not.
-                key = moved, len(blank) == 1
-                if key not in numbers:
-                    numbers[key] = len(sets)
-                    sets.append([index for index in vocabulary.beginning_with(*key) if index not in special])
-                column_sets[row, blank[0]] = numbers[key]
-    if not sets:
-        return {}
-    token_sets = torch.zeros(len(sets), vocab_size, dtype=torch.bool)
-    for number, ids in enumerate(sets):
-        token_sets[number, [index for index in ids if index < vocab_size]] = True
-    return {"token_sets": token_sets, "column_sets": column_sets}
-
-
-def _log_probabilities(
-    model: PreTrainedModel, rows: list[list[int]], ranks: torch.Tensor | None, batch_size: int
-) -> list[float]:
-    """log p(row | its first token), nats, from left to right or by rising `ranks` `[columns]` of the columns."""
-    results = [0.0] * len(rows)
-    # Where nothing follows the first token there is nothing to score.
-    longer = [index for index, ids in enumerate(rows) if len(ids) > 1]
-    for start in range(0, len(longer), batch_size):
-        chunk = longer[start : start + batch_size]
-        input_ids, attention_mask = padded_rows([rows[index] for index in chunk])
+    rows = [(canvas, canvas.join_ids()[0] + end) for canvas in canvases]
+    # Without a token behind the first one, the log-probability is 0.
+    rows = [(canvas, ids) for canvas, ids in rows if len(ids) > 1]
+    for start in range(0, len(rows), batch_size):
+        chunk, texts = zip(*rows[start : start + batch_size], strict=True)
+        input_ids, attention_mask = (each.to(input_device(model)) for each in padded_rows(texts))
         order = "left_to_right"
         if ranks is not None:
-            width = min(input_ids.shape[1], len(ranks))
-            padding = attention_mask[:, 1:width] == 0
-            # Padding is last, whatever its rank.
-            places = ranks[1:width].expand(padding.shape).masked_fill(padding, torch.inf).argsort(dim=1, stable=True)
-            counts = (~padding).sum(1, keepdim=True)
-            order = (places + 1).masked_fill(torch.arange(width - 1) >= counts, -1).to(input_device(model))
-        scores = model.score(
-            input_ids.to(input_device(model)),
-            attention_mask=attention_mask.to(input_device(model)),
-            decoding_order=order,
-        )
-        for index, log_probability in zip(chunk, scores.log_likelihood[0].tolist(), strict=True):
-            results[index] = log_probability
-    return results
+            orders = [torch.tensor(sorted(range(1, len(ids)), key=ranks.__getitem__)) for ids in texts]
+            order = pad_sequence(orders, batch_first=True, padding_value=-1).to(input_ids.device)
+        scores = model.score(input_ids, attention_mask=attention_mask, decoding_order=order)
+        for canvas, log_probability in zip(chunk, scores.log_likelihood[0].tolist(), strict=True):
+            canvas.log_probability = log_probability
 
 
-__all__ = [
-    "Candidate",
-    "Infilling",
-    "TextCanvas",
-    "TextTemplate",
-    "Vocabulary",
-    "encode_behind_blank",
-    "infill",
-    "read_blanks",
-    "restriction_of",
-    "with_bos",
-    "write_blanks",
-]
+__all__ = ["Candidate", "Infilling", "encode_behind_blank", "infill", "make_canvases", "read_blanks", "write_blanks"]

@@ -2,9 +2,8 @@
 """Programs in a fresh Python process, which has this package or cannot import it, as on another machine."""
 
 import json
-import os
-import subprocess
-import sys
+
+from warm_python import run_python
 
 
 # Arguments: a saved folder, a file of rows, "with" or "without" the package. What comes after may fill `report`.
@@ -53,21 +52,17 @@ print(json.dumps(report))
 """
 
 
-def run_clean_process(folder, rows, package, program=LOAD_AND_FILL, **variables):
+def run_clean_process(folder, rows, package, program=LOAD_AND_FILL, from_scratch=False, **variables):
     """Runs a program beside the file of rows, `"with"` the package or `"without"`; returns its `report`.
 
     Nobody answers its questions, and it finds no code that other processes have loaded. It is offline, unless
-    environment variables say where its Hub is.
+    environment variables say where its Hub is. See `run_python` for `from_scratch`.
     """
-    alone = {"HF_MODULES_CACHE": str(rows.parent / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment = {**os.environ, **alone, **variables}
-    process = subprocess.run(
-        [sys.executable, "-c", START + program + FINISH, str(folder), str(rows), package],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=environment,
+    process = run_python(
+        *("-c", START + program + FINISH, folder, rows, package),
         cwd=rows.parent,
+        variables={"HF_HUB_OFFLINE": "1", **variables},
+        from_scratch=from_scratch or bool(variables),
     )
     assert process.returncode == 0, process.stderr
     return {**json.loads(process.stdout.splitlines()[-1]), "stderr": process.stderr}

@@ -1,11 +1,14 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Fixtures that several files use, and the example folders that tests import from."""
+"""The option `--all`, fixtures that several files use, and the example folders that tests import from."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from grid import deselect_cases
+from hypothesis import HealthCheck, settings
 from transformers.utils import logging
 
 
@@ -24,3 +27,22 @@ def restored_logging():
     yield
     logging.set_verbosity(verbosity)
     logging.enable_progress_bar()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run every case of every grid, and more drawn cases")
+
+
+def pytest_configure(config):
+    everything = config.getoption("--all")
+    if everything:
+        os.environ["FRESH_PYTHON"] = "1"
+    drawn = 25 if everything else 5
+    suppressed = [HealthCheck.function_scoped_fixture]
+    settings.register_profile("drawn", max_examples=drawn, deadline=None, suppress_health_check=suppressed)
+    settings.load_profile("drawn")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        deselect_cases(config, items)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from warm_python import run_python
+
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -23,12 +25,19 @@ def load_script(path):
     return module
 
 
-def run_script(path, *arguments, launcher=(sys.executable,), cwd=REPOSITORY, **variables):
-    """Runs a script, by its path in the repository, on one thread; nobody answers its questions."""
+def run_script(path, *arguments, launcher=None, cwd=REPOSITORY, **variables):
+    """Runs a script, by its path in the repository, on one thread; nobody answers its questions.
+
+    Args:
+        launcher: a command that starts the script, such as accelerate's.
+    """
+    variables = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **variables}
+    if launcher is None:
+        return run_python(REPOSITORY / path, *arguments, cwd=cwd, variables=variables)
     return subprocess.run(
         [*launcher, str(REPOSITORY / path), *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **variables},
+        env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

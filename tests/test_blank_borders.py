@@ -5,6 +5,7 @@ import gc
 import json
 import random
 import re
+import weakref
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from variants import tiny_model
 
 from modeling_aoarm import infill
 from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
-from modeling_aoarm.infilling_aoarm import TextTemplate, Vocabulary, write_blanks
+from modeling_aoarm.infilling_aoarm import make_canvases, read_vocabulary, write_blanks
 from modeling_aoarm.streaming import TokenTexts
 
 
@@ -80,8 +81,9 @@ def encode(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def template_of(tokenizer, text):
-    return TextTemplate.from_text(tokenizer, text, LONGEST)
+def canvas_of(tokenizer, text):
+    [canvas] = make_canvases(tokenizer, text, LONGEST, max_candidates=1)
+    return canvas
 
 
 def continuing(tokenizer, before, text):
@@ -104,18 +106,18 @@ def test_a_natural_filling_has_the_tokens_of_the_whole_text(kind, text):
         fillings.append(continuing(tokenizer, "the", " cat") if joins else continuing(tokenizer, "\n", "cat"))
     pieces = text.split("_")
     written = "".join(f"{piece}<blank:{len(ids)}>" for piece, ids in zip(pieces, fillings, strict=False)) + pieces[-1]
-    [canvas] = template_of(tokenizer, written).canvases(1)
+    canvas = canvas_of(tokenizer, written)
     canvas.fillings = fillings
-    assert canvas.filled_ids() == [tokenizer.bos_token_id, *encode(tokenizer, whole)]
-    assert canvas.text(tokenizer) == whole
+    assert canvas.join_ids()[0] == [tokenizer.bos_token_id, *encode(tokenizer, whole)]
+    assert canvas.write_text(tokenizer) == whole
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
 def test_nothing_is_moved_where_nothing_is_joined(kind):
     tokenizer = TOKENIZERS[kind]
-    template = template_of(tokenizer, "the <blank:3> sat\n<blank>")
-    assert template.moved == ["", ""] and template.piece_ids == template.unmoved_ids
-    assert template.piece_ids[1] == encode(tokenizer, " sat\n")
+    pieces = canvas_of(tokenizer, "the <blank:3> sat\n<blank>").pieces
+    assert all(piece.moved == "" and piece.ids == piece.unmoved_ids for piece in pieces)
+    assert pieces[1].ids == encode(tokenizer, " sat\n")
 
 
 class Records:
@@ -164,30 +166,29 @@ def test_a_word_piece_behind_a_space_begins_a_word():
 
 def test_a_word_piece_behind_a_blank_ends_its_word():
     tokenizer = TOKENIZERS["WordPiece"]
-    template = template_of(tokenizer, "walk<blank>ing dogs")
-    assert tokenizer.convert_ids_to_tokens(template.piece_ids[1])[0].startswith("##")
-    assert "".join(tokenizer.decode(template.piece_ids[1]).split("##")) == "ing dogs"
-    assert not tokenizer.convert_ids_to_tokens(template_of(tokenizer, "<blank> dogs").piece_ids[1])[0].startswith("##")
+    ids, other_ids = (canvas_of(tokenizer, text).pieces[1].ids for text in ("walk<blank>ing dogs", "<blank> dogs"))
+    assert tokenizer.convert_ids_to_tokens(ids)[0].startswith("##")
+    assert "".join(tokenizer.decode(ids).split("##")) == "ing dogs"
+    assert not tokenizer.convert_ids_to_tokens(other_ids)[0].startswith("##")
 
 
 def test_indentation_is_joined_as_in_code():
     """The last space of several belongs to the next word, the others and the line break do not."""
     tokenizer = TOKENIZERS["byte-level BPE"]
-    template = template_of(tokenizer, "def run(cat):\n    <blank> cat\n")
-    assert template.moved == [" "]
-    assert tokenizer.decode(template.piece_ids[0][1:]) == "def run(cat):\n   "
-    assert template.piece_ids[1] == encode(tokenizer, " cat\n")
+    before, after = canvas_of(tokenizer, "def run(cat):\n    <blank> cat\n").pieces
+    assert before.moved == " "
+    assert tokenizer.decode(before.ids[1:]) == "def run(cat):\n   "
+    assert after.ids == encode(tokenizer, " cat\n")
 
 
 @pytest.mark.parametrize("kind", SUBWORDS)
 def test_a_blank_that_an_end_of_sentence_closed_leaves_its_space(kind):
     """The text is shown with it, so it is scored with it."""
     tokenizer = TOKENIZERS[kind]
-    template = template_of(tokenizer, "the<blank> <blank>")
-    [canvas] = template.canvases(1)
+    canvas = canvas_of(tokenizer, "the<blank> <blank>")
     canvas.fillings = [continuing(tokenizer, "the", " cat"), []]
-    assert canvas.text(tokenizer) == "the cat "
-    assert canvas.filled_ids() == template.unmoved_ids[0] + canvas.fillings[0] + template.unmoved_ids[1]
+    assert canvas.write_text(tokenizer) == "the cat "
+    assert canvas.join_ids()[0] == canvas.pieces[0].unmoved_ids + canvas.fillings[0] + canvas.pieces[1].unmoved_ids
 
 
 def test_a_text_keeps_its_first_token():
@@ -196,8 +197,8 @@ def test_a_text_keeps_its_first_token():
     tokenizer.bos_token = None
     model = model_for(tokenizer)
     for text in (" <blank:1-2> sat", " <blank:1-2>"):
-        template = template_of(tokenizer, text)
-        assert (template.piece_ids[0], template.moved) == (encode(tokenizer, " "), [""])
+        first = make_canvases(tokenizer, text, LONGEST)[0].pieces[0]
+        assert (first.ids, first.moved) == (encode(tokenizer, " "), "")
         before, after = text.split("<blank:1-2>")
         assert infill(model, tokenizer, text).startswith(before) and infill(model, tokenizer, text).endswith(after)
 
@@ -207,12 +208,12 @@ def test_the_bytes_of_a_character_behind_one_of_bytes():
     tokenizer = TOKENIZERS["byte fallback"]
     ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "😀".encode()]
     for before, after in (("love it 🎉", " ok"), ("🎉", "🎉"), ("the ", "🎉"), ("", ""), ("🎉 ", " 🎉")):
-        [canvas] = template_of(tokenizer, f"{before}<blank:4>{after}").canvases(1)
+        canvas = canvas_of(tokenizer, f"{before}<blank:4>{after}")
         canvas.fillings = [ids]
-        assert canvas.text(tokenizer) == f"{before}😀{after}"
+        assert canvas.write_text(tokenizer) == f"{before}😀{after}"
         for part in (ids[:3], ids[1:], ids[:1], ids[1:2] * 3):
             canvas.fillings = [part]
-            shown = canvas.text(tokenizer)
+            shown = canvas.write_text(tokenizer)
             assert shown == before + "\ufffd" * len(part) + after
 
 
@@ -230,21 +231,21 @@ def test_pictures_show_bytes_as_texts_do():
 def test_the_space_behind_a_special_token_is_shown():
     """Decoding without special tokens would take the filling for the start of a text, and drop its space."""
     tokenizer = TOKENIZERS["byte fallback"]
-    [canvas] = template_of(tokenizer, "the<blank><pad><blank> cat").canvases(1)
+    canvas = canvas_of(tokenizer, "the<blank><pad><blank> cat")
     canvas.fillings = [continuing(tokenizer, "the", " cat"), continuing(tokenizer, "the", " cat")]
-    assert canvas.text(tokenizer) == "the cat<pad> cat cat"
+    assert canvas.write_text(tokenizer) == "the cat<pad> cat cat"
 
 
 def test_a_vocabulary_is_read_once_and_again_when_it_grows():
     tokenizer = train_bpe_tokenizer(SENTENCES * 10, 330)
-    vocabulary = Vocabulary.of(tokenizer)
-    assert Vocabulary.of(tokenizer) is vocabulary
+    vocabulary = read_vocabulary(tokenizer)
+    assert read_vocabulary(tokenizer) is vocabulary
     tokenizer.add_tokens([" new"])
-    assert len(tokenizer) - 1 in Vocabulary.of(tokenizer).beginning_with(" ", goes_on=True)
-    kept = len(Vocabulary._cache)
+    assert len(tokenizer) - 1 in read_vocabulary(tokenizer).find_spaced(" ", has_more=True)
+    alive = weakref.ref(tokenizer), weakref.ref(read_vocabulary(tokenizer))
     del tokenizer, vocabulary
     gc.collect()
-    assert len(Vocabulary._cache) == kept - 1
+    assert [each() for each in alive] == [None, None]
 
 
 FRAGMENTS = [*"thecas", " the", " cat", "dog", " ", " ", "  ", "\n", "\n    ", "\t", "é", "e\u0301", "\u0301", "🎉"]

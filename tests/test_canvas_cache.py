@@ -51,6 +51,7 @@ def check_continuing(model, longer, order, cache, **how):
     return actual
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("kind", ["dynamic", "static", "kept"])
@@ -242,6 +243,7 @@ def test_a_cached_step_writes_in_place(variant):
         assert len(places) == 1
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", [*ONE_BY_ONE[1:3], {"draft_length": 2}, {"tokens_per_step": 2}], ids=str)
 def test_compiled_steps_fill_the_same_and_compile_once(variant, way):
@@ -266,6 +268,7 @@ def test_compiled_steps_fill_the_same_and_compile_once(variant, way):
     assert graphs["unique_graphs"] - before == 1
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 @pytest.mark.parametrize("implementation", ["eager"])
 def test_attention_backends_fill_the_same(variant, implementation):

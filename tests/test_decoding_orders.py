@@ -44,6 +44,7 @@ def slow_filling(model, canvas, blanks, rule, sizes, eos_token_id=None):
     return canvas, order
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
 @pytest.mark.parametrize("size", [1, 2, "cosine(3)"])
@@ -61,6 +62,7 @@ def test_adaptive_orders_fill_the_surest_blanks_first(variant, rule, size, cache
         assert torch.equal(output.sequences[row, : len(canvas)], canvas)
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
 def test_blanks_where_a_sentence_must_not_end_are_judged_without_the_end(variant, rule):
@@ -102,6 +104,7 @@ def test_sure_places_are_told_apart(rule):
     assert len(certainty(noisy, rule).unique()) == 1
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
 def test_confident_models_fill_the_surest_blanks_first(variant, rule):
@@ -141,6 +144,7 @@ def test_schedules_share_the_blanks_out(tokens_per_step, blanks, sizes):
     assert step_sizes(tokens_per_step, blanks) == sizes
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("order", ["random", "entropy"])
 @pytest.mark.parametrize("size", [2, 4, "linear(2)", "cosine(4)"])

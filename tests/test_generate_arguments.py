@@ -23,6 +23,7 @@ from modeling_aoarm.generation_aoarm import choose_ways
 # Appended blanks
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("with_blanks", [True, False])
@@ -224,6 +225,7 @@ class Recorder:
         self.calls.append(("end",))
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize(
     "way",
@@ -476,6 +478,7 @@ def test_what_is_for_blanks_is_refused_without_them(name):
         tiny_model("two_stream").generate(torch.tensor([[3, 4]]), max_new_tokens=2, **{name: value})
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", [{}, {"draft_length": 10**12}, {"tokens_per_step": 10**12}], ids=str)
 def test_more_than_there_are_blanks_is_all_of_them(variant, way):
@@ -494,6 +497,7 @@ def test_ids_that_are_no_tokens_end_nothing(variant):
         assert torch.equal(model.generate(**ragged_canvases(), eos_token_id=eos, pad_token_id=0), expected)
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_mixed_precision_fills_blanks(variant, way):
@@ -514,6 +518,7 @@ def test_several_random_orders_of_greedy_fillings(variant):
     assert len({tuple(order) for order in output.decoding_order[-4:].tolist()}) > 1
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("places", [1, 2, 4])
 def test_processors_see_all_rows_before_each_place(variant, places):
@@ -538,6 +543,7 @@ def test_processors_see_all_rows_before_each_place(variant, places):
             assert places > 1 or rows == filled[: len(rows)]
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 def test_prompt_learning_is_refused_and_lora_is_not(variant):
     peft = pytest.importorskip("peft")

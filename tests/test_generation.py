@@ -4,7 +4,7 @@
 import pytest
 import torch
 from canvases import BLANKS, IN_GROUPS, LENGTHS, ONE_BY_ONE, WAYS, check_filling, example_of, ragged_canvases, replay
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -14,6 +14,7 @@ from variants import all_strings, any_order_variants, chain_log_probs, checkpoin
 CACHES = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("cache", CACHES, ids=str)
@@ -32,6 +33,7 @@ def test_replaying_the_realised_order_gives_the_same_log_probabilities(variant, 
             assert ((output.decoding_order.diff(dim=1) > 0) | ~real[:, 1:]).all()
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", [*WAYS, {"decoding_order": "left_to_right", "tokens_per_step": "linear(3)"}], ids=str)
 @pytest.mark.parametrize("cache", CACHES, ids=str)
@@ -52,6 +54,7 @@ def test_examples_that_start_in_step_may_fall_out_of_it(variant, way, cache):
     torch.testing.assert_close(output.logprobs, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", [{}, {"tokens_per_step": 2}, {"draft_length": 3}], ids=str)
 def test_a_given_order_is_the_order_that_is_realised(variant, way):
@@ -69,6 +72,7 @@ def test_a_given_order_is_the_order_that_is_realised(variant, way):
     )
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", [*ONE_BY_ONE, *IN_GROUPS[:3]], ids=str)
 def test_seeded_results_do_not_depend_on_the_kind_of_cache(variant, way):
@@ -103,6 +107,7 @@ def test_greedy_filling_takes_the_likeliest_token_of_each_step(variant):
         assert torch.equal(filled[row], canvas)
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 def test_sampled_fillings_follow_the_enumerated_distribution(variant):
     model = tiny_model(variant, vocab_size=3)
@@ -135,6 +140,7 @@ def test_sampled_fillings_follow_the_enumerated_distribution(variant):
         assert chisquare(observed[kept], other[kept] * (observed[kept].sum() / other[kept].sum())).pvalue < 1e-3
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("way", [way for way in WAYS if way["decoding_order"] != "random"], ids=str)
@@ -150,6 +156,7 @@ def test_greedy_fillings_do_not_depend_on_neighbours(variant, side, way):
         assert torch.equal(alone[0], together[row, canvases["attention_mask"][row].bool()])
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_with_a_generator_for_each_canvas_samples_do_not_depend_on_neighbours(variant, way):
@@ -183,6 +190,7 @@ def test_no_token_id_means_blank(variant):
         assert torch.equal(model.generate(canvas, generation_mask=blanks), output.sequences)
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("how", [{}, {"use_cache": False}, {"repetition_penalty": 20.0}], ids=str)
 def test_what_stands_in_blanks_and_padding_is_never_read(variant, how):
@@ -335,8 +343,8 @@ def test_the_default_order_comes_from_the_call_then_the_generation_config(varian
     assert realised(decoding_order="left_to_right") == sorted(shuffled)
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_canvases_are_filled_completely_and_nowhere_else(variant, data):
     model = tiny_model(variant)
@@ -385,8 +393,8 @@ def check_filling_with_ends(canvases, output, ends):
         assert all(output.sequences[row, column] == 0 for column in closed)
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_canvases_with_sentence_ends(variant, data):
     """Every blank is filled once or closed, in every way of decoding, and greedy fillings ignore their neighbours."""

@@ -168,9 +168,13 @@ def test_a_texts_candidates_do_not_depend_on_the_batch(variant, tokenizer, monke
     together = infill(model, tokenizer, TEXTS, return_candidates=True)
     alone = [infill(model, tokenizer, text, return_candidates=True) for text in TEXTS]
     sizes = []
+
+    def count_sizes(call):
+        return lambda input_ids, **kwargs: sizes.append(len(input_ids)) or call(input_ids, **kwargs)
+
     for name in ("generate", "score"):
         call = getattr(model, name)
-        monkeypatch.setattr(model, name, lambda ids, call=call, **kwargs: sizes.append(len(ids)) or call(ids, **kwargs))
+        monkeypatch.setattr(model, name, count_sizes(call))
     for batch_size, expected in ((1, [1] * 31), (4, [4, 4, 4, 3] + [4, 4, 4, 4]), (100, [15, 16])):
         sizes.clear()
         limited = infill(model, tokenizer, TEXTS, return_candidates=True, batch_size=batch_size)

@@ -281,7 +281,7 @@ def test_a_saved_tokenizer_and_model_fill_the_same(variant, tokenizer, tmp_path)
         ("a" * 50 + "<blank:9> b<blank:9>", {}, ValueError, "=64.*71, of which 53.*<blank:9>, <blank:9>"),
         ("a <blank:1-62>", {}, ValueError, "=64.*65, of which 3.*<blank:1-62>"),
         ("a <blank:1-61>", {"score_end": True, "max_candidates": 99}, ValueError, "=64.*65, of which 4"),
-        ("a <blank>", {"token_sets": torch.ones(1, 28).bool()}, ValueError, "token_sets.*no place in `infill`"),
+        ("a <blank>", {"token_sets": torch.ones(1, 28).bool()}, ValueError, "token_sets.*`infill`.*suppress_tokens"),
         (3, {}, TypeError, "text.*int"),
         (["a", None], {}, TypeError, "text.*NoneType"),
         ("a <blank>", {"num_return_sequences": 2}, ValueError, "num_return_sequences"),

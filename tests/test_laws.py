@@ -31,6 +31,7 @@ def logits_of(model, **arguments):
 # Law 1: no leak
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_logits_depend_on_exactly_the_rows_up_to_their_own(variant, implementation):
@@ -72,6 +73,7 @@ def test_in_two_streams_a_target_changes_only_its_own_row(variant):
         assert change[r] > 1e-3 or r == 0
 
 
+@pytest.mark.grid
 @two_stream_variants
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_several_targets_of_a_row_are_answered_as_if_each_were_alone(variant, implementation):
@@ -88,6 +90,7 @@ def test_several_targets_of_a_row_are_answered_as_if_each_were_alone(variant, im
 # Law 2: the chain rule
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 def test_probabilities_of_all_strings_sum_to_one_in_every_order(variant):
     model = tiny_model(variant, vocab_size=3)
@@ -114,6 +117,7 @@ def left_of(variant, sentences, target, seen):
     return {"query_input_ids": tokens if target - 1 in seen else torch.full_like(tokens, -1)}
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 def test_sequential_conditionals_multiply_to_the_joint(variant):
     """One row at a time on a cache, each conditional asked for by itself, against the one-pass joint."""
@@ -148,6 +152,7 @@ def padded_batch(variant, side):
     )
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -213,6 +218,7 @@ def test_many_targets_are_scored_against_one_cache(variant, kind):
 # Law 5: batch invariance
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -258,6 +264,7 @@ def test_prepared_masks_tell_of_padding_too(variant):
         torch.testing.assert_close(logits_of(model, **{**padded, "attention_mask": mask})[real], expected)
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
 def test_packed_sequences_equal_separate_ones(variant, implementation):
@@ -333,6 +340,7 @@ def test_outputs_and_gradients_equal_the_naive_reference(variant, case):
         torch.testing.assert_close(gradient / scale, expected_gradient / scale, atol=1e-4, rtol=0)
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("layout", ["left", "right", "packed"])
 def test_outputs_and_gradients_equal_the_naive_reference_on_padded_and_packed_rows(variant, layout):
@@ -380,6 +388,7 @@ def test_two_training_steps_change_every_parameter(variant):
     assert same == []
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activation_checkpointing_changes_no_gradient(variant, reentrant):
@@ -398,6 +407,7 @@ def test_activation_checkpointing_changes_no_gradient(variant, reentrant):
 # Law 9: backends
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 def test_attention_backends_agree(variant, padding):
@@ -424,6 +434,7 @@ def test_bfloat16_is_float32_within_its_error(variant):
     assert (logits_of(model.bfloat16(), **rows).float() - exact).abs().max() <= allowed
 
 
+@pytest.mark.grid(pairs=False)
 @all_variants
 def test_compiled_equals_uncompiled(variant):
     torch._dynamo.reset()

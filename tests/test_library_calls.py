@@ -75,6 +75,7 @@ def test_a_cache_that_would_be_lost_is_refused(variant):
         assert model(TEXT, past_key_values=cache).past_key_values.get_seq_length() == 6
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_models_in_training_generate_what_they_do_otherwise(variant, checkpointed):
@@ -177,6 +178,7 @@ def test_masked_models_read_packed_text_too():
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.grid
 @all_variants
 @pytest.mark.parametrize("kind", ["bool", "additive"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -251,6 +253,7 @@ def test_positions_that_are_no_text_are_checked_with_next_targets_too(variant):
                 model(TEXT[:, :4], position_ids=given, target_position_ids=given + 1)
 
 
+@pytest.mark.grid(pairs=False)
 @all_variants
 def test_positions_alone_may_be_compiled_with_a_cache(variant):
     model = tiny_model(variant)
@@ -360,12 +363,13 @@ report["hooks"] = len(module._global_module_registration_hooks)
 
 def test_an_import_changes_nothing_of_torch(tmp_path):
     torch.save({"input_ids": TEXT, "position_ids": None, "target_position_ids": None}, tmp_path / "rows")
-    assert run_clean_process(tmp_path, tmp_path / "rows", "with", program=IMPORT)["hooks"] == 0
+    assert run_clean_process(tmp_path, tmp_path / "rows", "with", program=IMPORT, from_scratch=True)["hooks"] == 0
 
 
 # Dtypes and devices
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("variant", ANY_ORDER[:3] + ["bidirectional"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_default_dtype_of_torch_does_not_matter(variant, dtype):

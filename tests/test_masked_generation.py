@@ -35,6 +35,7 @@ def conditional(model, tokens, real, known, column):
     return logits_of(model, input_ids[None])[0, int((rows < column).sum())].log_softmax(-1)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("way", FILLING, ids=str)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_replaying_the_realised_order_gives_the_same_log_probabilities(way, side):
@@ -79,6 +80,7 @@ def test_adaptive_orders_fill_the_surest_blank_with_its_likeliest_token(rule):
         assert torch.equal(output.sequences[row], tokens)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("way", FILLING, ids=str)
 def test_fillings_do_not_depend_on_neighbours(way):
     model, canvases = masked_model(), ragged_canvases("left")

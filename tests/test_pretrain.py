@@ -26,14 +26,14 @@ from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 TINY = ["configuration/recipes/pretrain_tiny.yaml", "--cpu_threads", "1", "--disable_tqdm", "true", "--use_cpu", "true"]
 
 
-def run(launcher, folder, *flags):
+def run(folder, *flags, launcher=None):
     return run_script("examples/pretrain.py", *TINY, "--output_dir", folder, *flags, launcher=launcher)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain") / "one"
-    process = run([sys.executable], folder)
+    process = run(folder)
     assert process.returncode == 0, process.stderr
     return folder, process.stdout
 
@@ -91,7 +91,8 @@ def test_two_processes_have_the_losses_of_one(finished, tmp_path):
         port = free.getsockname()[1]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    process = run([*accelerate, "--main_process_port", str(port)], tmp_path, "--per_device_train_batch_size", "4")
+    accelerate += ["--main_process_port", str(port)]
+    process = run(tmp_path, "--per_device_train_batch_size", "4", launcher=accelerate)
     assert process.returncode == 0, process.stderr
     results = read_json(tmp_path, "results.json")
     assert results["training"]["processes"] == 2 and results["training"]["batch_rows"] == 8
@@ -107,7 +108,7 @@ def test_two_processes_have_the_losses_of_one(finished, tmp_path):
 def test_a_resumed_run_is_the_uninterrupted_run(finished, tmp_path):
     folder, _ = finished
     shutil.copytree(folder / "checkpoint-6", tmp_path / "checkpoint-6")
-    process = run([sys.executable], tmp_path, "--resume_from_checkpoint", "true")
+    process = run(tmp_path, "--resume_from_checkpoint", "true")
     assert process.returncode == 0, process.stderr
     assert losses(tmp_path) == losses(folder)
     results, whole = (read_json(path, "results.json") for path in (tmp_path, folder))

@@ -169,5 +169,5 @@ for variant, expected in rows["expected"].items():
     with torch.no_grad():
         report[variant] = torch.equal(model(**inputs).logits, expected)
 """
-    report = run_clean_process(tmp_path, tmp_path / "rows", "without", program)
+    report = run_clean_process(tmp_path, tmp_path / "rows", "without", program, from_scratch=True)
     assert {variant: report[variant] for variant in VARIANTS} == dict.fromkeys(VARIANTS, True)

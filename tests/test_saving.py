@@ -176,6 +176,7 @@ def test_logits_to_keep_keeps_the_last_rows(variant):
         torch.testing.assert_close(model(**rows, logits_to_keep=2).logits, model(**rows).logits[:, -2:])
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 def test_one_compiled_step_serves_all_positions(variant):
     """A cached step compiles as one graph, and positions, targets and the place in a static cache are data to it."""

@@ -108,6 +108,7 @@ def canvases_of(*blanks):
 ORDERS = {"left_to_right": [1, 2, 3, 4, 5], "mixed": [4, 2, 5, 1, 3]}
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 @pytest.mark.parametrize("order", list(ORDERS))
 @pytest.mark.parametrize("draft_length", [1, 2, 3, 4, 5])
@@ -125,6 +126,7 @@ def test_samples_follow_the_one_by_one_distribution(variant, order, draft_length
     assert passes.unique().numel() > 1
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 def test_the_test_can_tell_distributions_apart(variant):
     """Samples of one order do not fit another order's distribution, or another temperature's."""
@@ -144,6 +146,7 @@ BIASED = {
 }
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 @pytest.mark.parametrize("rule", list(BIASED))
 def test_a_biased_acceptance_rule_is_found_out(variant, rule, monkeypatch):
@@ -155,6 +158,7 @@ def test_a_biased_acceptance_rule_is_found_out(variant, rule, monkeypatch):
     assert fits(output.sequences, enumerated(model, canvases["input_ids"][0], order)) < 1e-3
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("draft_length", [1, 3])
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}], ids=str)
@@ -187,6 +191,7 @@ def test_ragged_batches_follow_the_distributions_of_their_canvases(variant, draf
         assert fits(output[row::3, :length], expected) > 1e-3
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 @pytest.mark.parametrize("draft_length", [1, 2, 5])
 def test_sentence_ends_follow_the_distribution_too(variant, draft_length):
@@ -211,6 +216,7 @@ def test_sentence_ends_follow_the_distribution_too(variant, draft_length):
     assert (steps <= BLANKS - closed).all()
 
 
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 def test_processed_distributions_are_the_ones_that_are_followed(variant):
     """Temperature and a nucleus that leaves tokens out, which drafts may fall into and verification not."""
@@ -236,6 +242,7 @@ def test_processed_distributions_are_the_ones_that_are_followed(variant):
             assert abs(int(mine) - count) < 4.5 * (2 * count) ** 0.5
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("draft_length", [1, 2, 8])
 def test_greedy_drafts_change_nothing(variant, draft_length):
@@ -273,6 +280,7 @@ def test_never_more_passes_than_one_by_one(variant):
         assert (output.tokens_per_forward >= 1).all()
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("end", [None, END])
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)

@@ -21,6 +21,7 @@ def restricted_canvases():
     return canvases, torch.stack([tokens % 3 == 0, tokens >= 15]), column_sets
 
 
+@pytest.mark.grid
 @any_order_variants
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("do_sample", [False, True])

@@ -40,7 +40,7 @@ from timing import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_aoarm import convert_causal_lm, infill
-from modeling_aoarm.infilling_aoarm import TextTemplate
+from modeling_aoarm.infilling_aoarm import make_canvases
 
 
 SENTENCES = [
@@ -111,12 +111,12 @@ def segment(tokenizer: PreTrainedTokenizerBase, text: str, word: str, max_length
     Raises:
         ValueError: the tokenizer does not join words with the space before them.
     """
-    template = TextTemplate.from_text(tokenizer, text, max_length)
-    if template.moved != [" "]:
-        raise ValueError(f"The tokenizer of --model must join words with the space before them, got {template.moved}.")
+    before, after = make_canvases(tokenizer, text, max_length)[0].pieces
+    if before.moved != " ":
+        raise ValueError(f"The tokenizer of --model must join words with the space before them, got {before.moved!r}.")
     return {
-        OWN_TOKEN: Segmentation(template.unmoved_ids[0], tokenizer.encode(word, **PLAIN), template.piece_ids[1]),
-        IN_BLANK: Segmentation(template.piece_ids[0], tokenizer.encode(f" {word}", **PLAIN), template.piece_ids[1]),
+        OWN_TOKEN: Segmentation(before.unmoved_ids, tokenizer.encode(word, **PLAIN), after.ids),
+        IN_BLANK: Segmentation(before.ids, tokenizer.encode(f" {word}", **PLAIN), after.ids),
     }
 
 

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from ..canvas_aoarm import check_count
 from ..compat import encode_pair, harness_batch_size, has_own_max_length, loglikelihood_tokens
-from ..infilling_aoarm import BLANK, TextTemplate, encode_behind_blank, infill, read_blanks
+from ..infilling_aoarm import BLANK, encode_behind_blank, infill, make_canvases, read_blanks
 
 
 logger = logging.getLogger(__name__)
@@ -392,13 +392,14 @@ class AnyOrderLM(HFLM):
 
     def _check_blanks(self, text: str, arguments: dict) -> None:
         """Refuses a prompt before any is filled."""
-        template = TextTemplate.from_text(self.tokenizer, text, self.config.max_position_embeddings)
+        max_candidates = arguments.get("max_candidates", 64)
+        blanks = make_canvases(self.tokenizer, text, self.config.max_position_embeddings, max_candidates)[0].fillings
         what = arguments.get("infill_return", "blank")
         if what not in ("blank", "text"):
             raise ValueError(f"`infill_return` must be 'blank' or 'text', got {what!r}.")
-        if what == "blank" and len(template.lengths) > 1:
+        if what == "blank" and len(blanks) > 1:
             raise ValueError(
-                f"`infill_return` must be 'text' for several blanks, got 'blank' for {len(template.lengths)}: {text!r}."
+                f"`infill_return` must be 'text' for several blanks, got 'blank' for {len(blanks)}: {text!r}."
             )
 
     def _fill(self, requests: list[Instance], generators: list[torch.Generator]) -> list[str]:
