@@ -35,7 +35,7 @@ from modeling_aoarm.analysis.attention import AttentionMass, attention_mass
 from modeling_aoarm.analysis.interventions import HiddenRowLosses, hidden_row_losses
 from modeling_aoarm.analysis.plots import plot_attention_curves, plot_attention_mass, plot_hidden_rows
 from modeling_aoarm.cli import find_device
-from modeling_aoarm.data.masked_diffusion import collator_class
+from modeling_aoarm.data.masked_diffusion import collator_class_for
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 
 
@@ -72,7 +72,7 @@ def held_out_batches(
         raise ValueError(f"--block_size must leave whole rows of the held-out text, got {args.block_size}.")
     rows = whole[:: max(1, len(whole) // args.examples)][: args.examples]
     order = args.order or ("left_to_right" if config.attention_variant == "causal" else "uniform")
-    collator = collator_class(config)(tokenizer, order=order, seed=args.seed)
+    collator = collator_class_for(config)(tokenizer, order=order, seed=args.seed)
     return [collator(rows[start : start + args.batch_size]) for start in range(0, len(rows), args.batch_size)]
 
 

@@ -64,7 +64,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_aoarm import infill, model_class_for
 from modeling_aoarm.data.collators import DataCollatorWithOrders
-from modeling_aoarm.data.masked_diffusion import WEIGHTINGS, collator_class
+from modeling_aoarm.data.masked_diffusion import WEIGHTINGS, collator_class_for
 from modeling_aoarm.data.orders import OrderCurriculum
 from modeling_aoarm.data.text import TextArguments, count_characters, sample_texts, tokenize_and_chunk, unigram_bits
 from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
@@ -254,7 +254,7 @@ def build_collator(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase,
         # Any order is hard to learn from nothing: left to right first, where neighbours are known, is faster.
         start, end = start or "left_to_right", "uniform"
     order = end if start in (None, "none") else OrderCurriculum(start, end, until=data_args.anneal_until)
-    return collator_class(config)(tokenizer, order=order, seed=data_args.order_seed, **options)
+    return collator_class_for(config)(tokenizer, order=order, seed=data_args.order_seed, **options)
 
 
 def count_token(rows: Dataset, token_id: int | None) -> int:

@@ -197,7 +197,7 @@ def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool,
     moved = ""
     if text[-1:].isspace() and not is_last:
         vocabulary = read_vocabulary(tokenizer)
-        words = vocabulary.words.get(text[-1], [])[:PROBES] + vocabulary.words.get(" ", [])[:PROBES]
+        words = [*vocabulary.words.get(text[-1], []), *vocabulary.words.get(" ", [])]
         for word in words[:PROBES]:
             *before, last = encode(tokenizer, text + word)
             token = vocabulary.spaced.get(last, "")
@@ -258,16 +258,9 @@ def make_canvases(
 ) -> list[TextCanvas]:
     """Makes a canvas of a text for each combination of blank lengths, shorter ones first.
 
-    Args:
-        tokenizer: the model's.
-        text: as in [`read_blanks`].
-        max_length: the most tokens that the text may have.
-        max_candidates: the most canvases.
-        appended: how many tokens will be appended to the text.
-
     Raises:
-        ValueError: the text has more canvases, more tokens, or several canvases without a common first token; and as in
-            [`read_blanks`].
+        ValueError: the text and `appended` more tokens are longer than `max_length`; there are more than
+            `max_candidates` canvases, or several without a common first token; and as in [`read_blanks`].
     """
     check_count("max_candidates", max_candidates)
     texts, lengths, written = read_blanks(text)
@@ -339,9 +332,9 @@ def infill(
 ) -> str | list[str] | Infilling | list[Infilling]:
     r"""Fills the blanks of a text, or of each text of a batch.
 
-    **Blanks.** `<blank:n>` is n tokens long, `<blank>` one token, `<blank:m-n>` m to n tokens. Adjacent blanks are read
-    as one. All other text is returned as it is. `\<blank>` stands for the characters `<blank>`;
-    [`~modeling_aoarm.infilling_aoarm.write_blanks`] escapes any text.
+    **Blanks.** `<blank:n>` is n tokens long, `<blank>` one token, `<blank:m-n>` m to n tokens. Adjacent blanks are one.
+    All other text is returned as it is. `\<blank>` stands for the characters `<blank>`; see
+    [`~modeling_aoarm.infilling_aoarm.write_blanks`].
 
     **White space.** Write text as usual: `the <blank> sat`. If the tokenizer joins words with the space before them,
     the blank's first token holds the space. Text directly behind a blank continues it: `<blank>ing` is the end of a
@@ -361,8 +354,8 @@ def infill(
         tokenizer: the model's. Its beginning-of-sentence token, if any, is put before texts that do not begin with it.
         text: one text or several.
         return_candidates: return an [`Infilling`] for each text, with the log-probabilities of its candidates.
-        candidate_order: the order in which candidates are scored: `"left_to_right"`, or `"random"`, one order for all
-            candidates, drawn in each call from the global random numbers. (The order of filling is `decoding_order`.)
+        candidate_order: the order in which columns are scored: `"left_to_right"`, or `"random"`, one order for all
+            candidates, drawn in each call from the global random numbers. `decoding_order` is the order of filling.
         score_end: score an end-of-sentence token behind the text too.
         max_candidates: the most candidates that a text may have.
         batch_size: the most canvases in one call of `generate` or `score`.
@@ -374,10 +367,10 @@ def infill(
 
     Raises:
         TypeError: `text` is neither a string nor a sequence of strings.
-        ValueError: a blank is malformed (`<blank:0>`, `<blank:6-2>`); a text may become longer than the model's
-            `max_position_embeddings`, has no first token, or has too many candidates; an order is a tensor of columns
-            while lengths are unknown; the tokenizer has ids outside the model's vocabulary; an argument of `generate`
-            is one that `infill` sets itself; and as in `generate` and `score`.
+        ValueError: a blank is malformed (`<blank:0>`, `<blank:6-2>`); a text may exceed `max_position_embeddings` or
+            `max_candidates`, or has no first token to condition on; an order is a tensor while lengths are unknown; the
+            tokenizer does not fit the model; an argument of `generate` is one that `infill` sets itself; and as in
+            `generate` and `score`.
     """
     texts = [text] if isinstance(text, str) else text
     for each in texts if isinstance(texts, Sequence) else [texts]:
@@ -394,36 +387,54 @@ def infill(
         raise ValueError("`score_end=True` needs an end-of-sentence token, but `tokenizer.eos_token_id` is None.")
 
     end = [tokenizer.eos_token_id] if score_end else []
-    max_length = model.config.max_position_embeddings
+    max_length, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
     # A list of candidates for each text.
     canvases = [make_canvases(tokenizer, each, max_length, max_candidates, len(end)) for each in texts]
-    _check_vocabulary(model, tokenizer, [*end, *(index for own in canvases for index in own[0].join_ids()[0])])
+    largest = max([-1, *end, *(index for own in canvases for piece in own[0].pieces for index in piece.ids)])
+    if largest >= vocab_size:
+        raise ValueError(
+            f"`tokenizer` must fit the model's vocab_size={vocab_size}, got one of {len(tokenizer)} tokens that gives "
+            f"the id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}). Take the model's own tokenizer, or call "
+            f"`model.resize_token_embeddings({len(tokenizer)})` and train."
+        )
     with_blanks = [own for own in canvases if own[0].blank_lengths]
     with_choice = [own for own in canvases if len(own) > 1]
-    for name in ("decoding_order", "context_order"):
-        if with_choice and isinstance(generate_kwargs.get(name), torch.Tensor):
+    # Arguments that have one entry for each canvas.
+    per_canvas = {
+        name: generate_kwargs.pop(name)
+        for name in ("decoding_order", "context_order", "generator")
+        if isinstance(generate_kwargs.get(name), (torch.Tensor, list, tuple))
+    }
+    for name, entries in per_canvas.items():
+        if len(entries) != len(with_blanks):
+            raise ValueError(
+                f"`{name}` must have one entry for each of {len(with_blanks)} texts with blanks, got {len(entries)}."
+            )
+        if with_choice and isinstance(entries, torch.Tensor):
             raise ValueError(
                 f"`{name}` must be a name for blanks of unknown length, since columns depend on lengths; got a tensor."
             )
-    generators = generate_kwargs.get("generator")
-    if isinstance(generators, Sequence):
-        if len(generators) != len(with_blanks):
-            raise ValueError(
-                f"`generator` must be one generator or one for each of {len(with_blanks)} texts with blanks, got "
-                f"{len(generators)}."
-            )
+    if "generator" in per_canvas:
         # All candidates of a text get the same random numbers. The longest one advances the caller's generator.
-        generate_kwargs["generator"] = [
+        per_canvas["generator"] = [
             generator if canvas is own[-1] else generator.clone_state()
-            for generator, own in zip(generators, with_blanks, strict=True)
+            for generator, own in zip(per_canvas["generator"], with_blanks, strict=True)
             for canvas in own
         ]
     # Drawn before anything is filled, so that it does not depend on sampling and `batch_size`.
     ranks = torch.rand(max_length, dtype=torch.float32).tolist() if candidate_order == "random" else None
 
-    _fill(model, tokenizer, [canvas for own in with_blanks for canvas in own], batch_size, generate_kwargs)
-    scored = canvases if return_candidates else with_choice
-    _score(model, [canvas for own in scored for canvas in own], end, ranks, batch_size)
+    to_fill = [canvas for own in with_blanks for canvas in own]
+    for start in range(0, len(to_fill), batch_size):
+        batch = slice(start, start + batch_size)
+        entries_of_batch = {name: entries[batch] for name, entries in per_canvas.items()}
+        _fill(model, tokenizer, to_fill[batch], generate_kwargs | entries_of_batch)
+    to_score = [canvas for own in (canvases if return_candidates else with_choice) for canvas in own]
+    # Without a token behind the first one, the log-probability is 0.
+    to_score = [canvas for canvas in to_score if len(canvas.join_ids()[0] + end) > 1]
+    for start in range(0, len(to_score), batch_size):
+        _score(model, to_score[start : start + batch_size], end, ranks)
+
     results = []
     for own in canvases:
         own.sort(key=lambda canvas: -canvas.log_probability)
@@ -431,17 +442,6 @@ def infill(
         infilling = Infilling(candidates[0].text, candidates[0].log_probability, candidates)
         results.append(infilling if return_candidates else infilling.text)
     return results[0] if isinstance(text, str) else results
-
-
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
-    """Raises a ValueError if the model does not have all `ids`."""
-    largest = max(ids, default=0)
-    if largest >= model.config.vocab_size:
-        raise ValueError(
-            f"`tokenizer` must fit the model's vocab_size={model.config.vocab_size}, got one of {len(tokenizer)} "
-            f"tokens that gives the id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}). Take the model's own "
-            f"tokenizer, or call `model.resize_token_embeddings({len(tokenizer)})` and train."
-        )
 
 
 def _find_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -484,57 +484,31 @@ def make_generate_inputs(
     return {name: value.to(input_device(model)) for name, value in inputs.items()}
 
 
-def _fill(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    canvases: list[TextCanvas],
-    batch_size: int,
-    generate_kwargs: dict,
-) -> None:
-    """Sets the `fillings` of canvases to the tokens that are shown."""
-    special = _find_special_ids(tokenizer)
-    per_canvas = {
-        name: value
-        for name, value in generate_kwargs.items()
-        if name in ("decoding_order", "context_order", "generator")
-        and isinstance(value, (torch.Tensor, list))
-        and len(value) == len(canvases)
-    }
-    for start in range(0, len(canvases), batch_size):
-        chunk = canvases[start : start + batch_size]
-        output = model.generate(
-            **make_generate_inputs(model, tokenizer, chunk),
-            **generate_kwargs | {name: value[start : start + batch_size] for name, value in per_canvas.items()},
-            return_dict_in_generate=True,
-            num_return_sequences=1,
-        )
-        for canvas, ids, order in zip(chunk, output.sequences.tolist(), output.decoding_order.tolist(), strict=True):
-            # Blanks that an end of sentence closed are not in the order. Any token may pad them.
-            shown = {column for column in order if ids[column] not in special}
-            _, blanks = canvas.join_ids()
-            canvas.fillings = [[ids[column] for column in blank if column in shown] for blank in blanks]
+def _fill(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, canvases: list[TextCanvas], kwargs: dict) -> None:
+    """Sets the `fillings` of canvases to the tokens that are shown. `kwargs` are passed to `generate`."""
+    inputs, special = make_generate_inputs(model, tokenizer, canvases), _find_special_ids(tokenizer)
+    output = model.generate(**inputs, **kwargs, return_dict_in_generate=True, num_return_sequences=1)
+    for canvas, ids, order in zip(canvases, output.sequences.tolist(), output.decoding_order.tolist(), strict=True):
+        # Blanks that an end of sentence closed are not in the order. Any token may pad them.
+        shown = {column for column in order if ids[column] not in special}
+        _, blanks = canvas.join_ids()
+        canvas.fillings = [[ids[column] for column in blank if column in shown] for blank in blanks]
 
 
-def _score(
-    model: PreTrainedModel, canvases: list[TextCanvas], end: list[int], ranks: list[float] | None, batch_size: int
-) -> None:
+def _score(model: PreTrainedModel, canvases: list[TextCanvas], end: list[int], ranks: list[float] | None) -> None:
     """Sets the `log_probability` of filled canvases: log p(text and `end` | its first token), in nats.
 
     Columns are scored by rising `ranks`, which has one for each column, or from left to right if it is `None`.
     """
-    rows = [(canvas, canvas.join_ids()[0] + end) for canvas in canvases]
-    # Without a token behind the first one, the log-probability is 0.
-    rows = [(canvas, ids) for canvas, ids in rows if len(ids) > 1]
-    for start in range(0, len(rows), batch_size):
-        chunk, texts = zip(*rows[start : start + batch_size], strict=True)
-        input_ids, attention_mask = (each.to(input_device(model)) for each in padded_rows(texts))
-        order = "left_to_right"
-        if ranks is not None:
-            orders = [torch.tensor(sorted(range(1, len(ids)), key=ranks.__getitem__)) for ids in texts]
-            order = pad_sequence(orders, batch_first=True, padding_value=-1).to(input_ids.device)
-        scores = model.score(input_ids, attention_mask=attention_mask, decoding_order=order)
-        for canvas, log_probability in zip(chunk, scores.log_likelihood[0].tolist(), strict=True):
-            canvas.log_probability = log_probability
+    rows = [canvas.join_ids()[0] + end for canvas in canvases]
+    input_ids, attention_mask = (each.to(input_device(model)) for each in padded_rows(rows))
+    order = "left_to_right"
+    if ranks is not None:
+        orders = [torch.tensor(sorted(range(1, len(ids)), key=ranks.__getitem__)) for ids in rows]
+        order = pad_sequence(orders, batch_first=True, padding_value=-1).to(input_ids.device)
+    scores = model.score(input_ids, attention_mask=attention_mask, decoding_order=order)
+    for canvas, log_probability in zip(canvases, scores.log_likelihood[0].tolist(), strict=True):
+        canvas.log_probability = log_probability
 
 
 __all__ = ["Candidate", "Infilling", "encode_behind_blank", "infill", "make_canvases", "read_blanks", "write_blanks"]

@@ -58,11 +58,7 @@ def run_clean_process(folder, rows, package, program=LOAD_AND_FILL, from_scratch
     Nobody answers its questions, and it finds no code that other processes have loaded. It is offline, unless
     environment variables say where its Hub is. See `run_python` for `from_scratch`.
     """
-    process = run_python(
-        *("-c", START + program + FINISH, folder, rows, package),
-        cwd=rows.parent,
-        variables={"HF_HUB_OFFLINE": "1", **variables},
-        from_scratch=from_scratch or bool(variables),
-    )
+    command = ("-c", START + program + FINISH, folder, rows, package)
+    process = run_python(*command, cwd=rows.parent, from_scratch=from_scratch or bool(variables), **variables)
     assert process.returncode == 0, process.stderr
     return {**json.loads(process.stdout.splitlines()[-1]), "stderr": process.stderr}

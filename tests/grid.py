@@ -2,9 +2,9 @@
 """Which cases of a grid run by default: the mark `grid` and the option `--all`.
 
 A test with several `parametrize` marks is a grid. `@pytest.mark.grid` keeps as many of its cases as it takes for every
-value of every parameter to occur once, and for every pair of mechanisms to occur together once.
-`@pytest.mark.grid(pairs=False)` asks for the values only. Values that the engine treats alike share a mechanism.
-`pytest --all` (`make test-all`) runs every case.
+value of every parameter to occur once, and for every pair of mechanisms to occur together once. Values that the engine
+treats alike share a mechanism. `@pytest.mark.grid(pairs=False)` asks for the values only; `seldom=VALUE` names a value
+that takes long. `pytest --all` (`make test-all`) runs every case.
 """
 
 import itertools
@@ -41,13 +41,13 @@ def _needs(params: dict, pairs: bool) -> set:
     return values | (set(itertools.combinations(mechanisms, 2)) if pairs else set())
 
 
-def choose_cases(cases: dict[str, dict], pairs: bool) -> set[str]:
+def choose_cases(cases: dict[str, dict], pairs: bool = True, seldom=None) -> set[str]:
     """Chooses greedily among cases, `{id: {parameter: value}}`, until all that they cover together is covered.
 
     Ties are decided by the ids' checksums, so that the choice is the same everywhere and different tests take different
     variants of a mechanism.
     """
-    names = sorted(cases, key=lambda name: zlib.crc32(name.encode()))
+    names = sorted(cases, key=lambda name: (seldom in cases[name].values(), zlib.crc32(name.encode())))
     needs = {name: _needs(cases[name], pairs) for name in names}
     missing, chosen = set().union(*needs.values()), set()
     while missing:
@@ -66,7 +66,7 @@ def deselect_cases(config, items: list) -> None:
     left_out = set()
     for grid in grids.values():
         cases = {item.nodeid: item.callspec.params for item in grid}
-        chosen = choose_cases(cases, **{"pairs": True, **grid[0].get_closest_marker("grid").kwargs})
+        chosen = choose_cases(cases, **grid[0].get_closest_marker("grid").kwargs)
         left_out |= cases.keys() - chosen
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
     items[:] = [item for item in items if item.nodeid not in left_out]

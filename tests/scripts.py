@@ -6,12 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-from warm_python import run_python
-
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from warm_python import REPOSITORY, VARIABLES, run_python
 
 
 def load_script(path):
@@ -25,19 +21,19 @@ def load_script(path):
     return module
 
 
-def run_script(path, *arguments, launcher=None, cwd=REPOSITORY, **variables):
+def run_script(path, *arguments, launcher=None, cwd=REPOSITORY, from_scratch=False, **variables):
     """Runs a script, by its path in the repository, on one thread; nobody answers its questions.
 
     Args:
         launcher: a command that starts the script, such as accelerate's.
+        from_scratch: see `run_python`.
     """
-    variables = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **variables}
     if launcher is None:
-        return run_python(REPOSITORY / path, *arguments, cwd=cwd, variables=variables)
+        return run_python(REPOSITORY / path, *arguments, cwd=cwd, from_scratch=from_scratch, **variables)
     return subprocess.run(
         [*launcher, str(REPOSITORY / path), *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, **variables},
+        env={**os.environ, **VARIABLES, **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -243,7 +243,7 @@ def test_a_cached_step_writes_in_place(variant):
         assert len(places) == 1
 
 
-@pytest.mark.grid
+@pytest.mark.grid(pairs=False)
 @any_order_variants
 @pytest.mark.parametrize("way", [*ONE_BY_ONE[1:3], {"draft_length": 2}, {"tokens_per_step": 2}], ids=str)
 def test_compiled_steps_fill_the_same_and_compile_once(variant, way):

@@ -2,13 +2,11 @@
 """`python -m modeling_aoarm`, as a process of its own next to a tiny saved model."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from variants import tiny_model
+from warm_python import run_python
 
 from modeling_aoarm import infill
 from modeling_aoarm.__main__ import main
@@ -37,15 +35,7 @@ pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 def run(*arguments, stdin=""):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(
-        [sys.executable, "-m", "modeling_aoarm", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-    )
+    return run_python("-m", "modeling_aoarm", *arguments, text=stdin)
 
 
 def test_filled_texts_come_one_on_a_line(folder):

@@ -8,7 +8,7 @@ from scripts import REPOSITORY, load_script
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_aoarm import AOARMConfig, model_class_for
-from modeling_aoarm.data.masked_diffusion import collator_class
+from modeling_aoarm.data.masked_diffusion import collator_class_for
 from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
@@ -104,4 +104,4 @@ def test_training_orders_follow_the_flags(variant, flags, expected):
     tokenizer = character_tokenizer(["abc"])
     config = AOARMConfig(attention_variant=variant, mask_token_id=tokenizer.mask_token_id)
     collator = pretrain.build_collator(pretrain.DataArguments(**flags), tokenizer, config)
-    assert str(collator.order) == expected and isinstance(collator, collator_class(config))
+    assert str(collator.order) == expected and isinstance(collator, collator_class_for(config))

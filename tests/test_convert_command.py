@@ -4,8 +4,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from clean_process import run_clean_process
 from test_conversion import logits_of, source_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from variants import random_rows
+from warm_python import run_python
 
 from modeling_aoarm.__main__ import main
 from modeling_aoarm.data.tokenizers import character_tokenizer
@@ -37,14 +36,8 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize("variant", ["decoupled_rope", "two_stream"])
 def test_the_command_writes_a_model_that_loads_everywhere(checkpoint, variant, tmp_path):
     destination = tmp_path / "new" / "converted"
-    command = [sys.executable, "-m", "modeling_aoarm", "convert", checkpoint, destination]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    process = subprocess.run(
-        [*map(str, command), "--attention-variant", variant, "--dtype", "float32"],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    command = ("-m", "modeling_aoarm", "convert", checkpoint, destination)
+    process = run_python(*command, "--attention-variant", variant, "--dtype", "float32")
     assert process.returncode == 0 and process.stderr == "", process.stderr
     source = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="float32")
     parameters = source.num_parameters() + (source.config.hidden_size if variant == "two_stream" else 0)

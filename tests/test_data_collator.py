@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from modeling_aoarm import AOARMConfig, AOARMForCausalLM
+from modeling_aoarm.canvas_aoarm import resolve_context_order
 from modeling_aoarm.data.collators import DataCollatorForAnyOrderLM, with_example_index
 from modeling_aoarm.data.orders import sample_orders
 
@@ -34,7 +35,9 @@ def test_rows_hold_each_sentence_in_its_order_with_labels_on_what_is_predicted(o
     examples = make_examples(20)
     batch = make_collator(order, bos=bos, seed=3)(examples)
     lengths = [len(example["input_ids"]) for example in examples]
-    orders = sample_orders(order, lengths, example_indices=range(20), seed=3, min_context=0 if bos else 1)
+    orders = sample_orders(
+        order, lengths, example_indices=range(20), seed=3, min_context=1 - bos, first_column=int(bos)
+    )
     longest = max(lengths) + bos
     for name in ("input_ids", "attention_mask", "position_ids", "target_position_ids", "labels"):
         assert batch[name].shape == (20, longest) and batch[name].dtype == torch.int64
@@ -43,9 +46,7 @@ def test_rows_hold_each_sentence_in_its_order_with_labels_on_what_is_predicted(o
         rows = len(example["input_ids"]) + bos
         assert batch["attention_mask"][row].tolist() == [1] * rows + [0] * (longest - rows)
         assert sentence_of(batch, row) == [BOS] * bos + example["input_ids"]
-        assert batch["position_ids"][row, bos:rows].tolist() == [
-            column + bos for column in orders.columns[row].tolist() if column >= 0
-        ]
+        assert torch.equal(batch["position_ids"][row, bos:rows], orders.columns[row, : rows - bos])
         positions = batch["position_ids"][row, :rows].tolist()
         assert batch["target_position_ids"][row, :rows].tolist() == [*positions[1:], positions[-1] + 1]
         first_predicted = int(orders.num_context[row]) + bos
@@ -173,8 +174,10 @@ def test_pad_with_eos_makes_eos_part_of_the_sentence_its_order_and_its_loss(bos)
     examples = make_examples(20, longest=11)
     batch = make_collator(bos=bos, max_length=12, pad_with_eos=True)(examples)
     columns = 12 - bos
-    orders = sample_orders("uniform", [columns] * 20, example_indices=range(20), min_context=1 - bos)
-    assert torch.equal(batch["position_ids"][:, bos:], orders.columns + int(bos))
+    orders = sample_orders(
+        "uniform", [columns] * 20, example_indices=range(20), min_context=1 - bos, first_column=int(bos)
+    )
+    assert torch.equal(batch["position_ids"][:, bos:], orders.columns)
     assert (batch["attention_mask"] == 1).all()
     for row, example in enumerate(examples):
         missing = columns - len(example["input_ids"])
@@ -428,6 +431,23 @@ def test_the_suffix_comes_first_where_it_is_asked_for(order, bos):
         targets = batch["target_position_ids"][row, : len(given) + len(blanks)].tolist()
         assert targets[:-1] == [*given, *blanks.tolist()][1:]
     assert changed or order == "uniform"
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_suffix_first_is_the_order_that_generate_and_score_use(bos):
+    """The collator has the rule in numpy for one order, `resolve_context_order` in torch for masks of a batch."""
+    examples = make_examples(60)
+    for example in examples[::3]:
+        ids = example["input_ids"]
+        example["labels"] = [-100 if column % 3 == 1 else token for column, token in enumerate(ids)]
+    batch = make_collator("block", bos=bos, context_order="suffix_first")(examples)
+    real, is_given = batch["attention_mask"].bool(), batch["labels"] == -100
+    by_column = batch["position_ids"].argsort(dim=1)
+    given = (real & is_given).gather(1, by_column)
+    expected = resolve_context_order("suffix_first", given, real & ~given, real)
+    assert [given_of(batch, row) for row in range(60)] == [
+        [column for column in columns if column >= 0] for columns in expected.tolist()
+    ]
 
 
 def test_orders_of_an_examples_own_keep_their_context():

@@ -12,7 +12,7 @@ import pytest
 from scripts import REPOSITORY, read_json, run_script
 from variants import tiny_model
 
-from modeling_aoarm.data.text import load_texts, tokenize_and_chunk
+from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.evaluation import collect_vocabulary, evaluate_likelihood, measure_coherence, measure_diversity
 
@@ -58,7 +58,7 @@ def arguments(folder, variant, output, *flags):
 def finished(folder):
     """What a run with all measures of a two-stream model leaves, and what it prints."""
     flags = arguments(folder, "two_stream", folder / "all", "--judge", folder / "causal")
-    process = run_script("examples/evaluate.py", *flags, HF_HUB_OFFLINE="1")
+    process = run_script("examples/evaluate.py", *flags)
     assert process.returncode == 0, process.stderr
     return folder / "all", process.stdout
 
@@ -117,7 +117,7 @@ def test_the_examples_sum_to_the_figures(finished):
 
     rows = examples(folder, "samples")
     vocabulary = collect_vocabulary(
-        load_texts(train_file=str(folder.parent / "text.txt"), validation_fraction=0.25)["train"]["text"]
+        TextArguments(train_file=str(folder.parent / "text.txt"), validation_fraction=0.25).load()["train"]["text"]
     )
     orders = ["random", "random", "left_to_right", "left_to_right"]
     settings = list(zip(["held-out text", *orders], [None, 0.7, 1.0, 0.7, 1.0], strict=True))
@@ -143,7 +143,7 @@ def test_the_figures_are_those_of_the_package(finished, folder):
     report, rows = read_json(finished[0], "evaluation.json"), examples(finished[0], "likelihoods")
     tokenizer = character_tokenizer(LINES)
     model = type(tiny_model("two_stream")).from_pretrained(folder / "two_stream")
-    texts = load_texts(train_file=str(folder / "text.txt"), validation_fraction=0.25)
+    texts = TextArguments(train_file=str(folder / "text.txt"), validation_fraction=0.25).load()
     blocks = tokenize_and_chunk(texts["validation"], tokenizer, 12)
     chosen = blocks.select(rows["example_index"][:])
     assert tokenizer.batch_decode(chosen["input_ids"][:]) == rows["text"][:]

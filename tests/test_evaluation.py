@@ -80,12 +80,11 @@ def test_given_tokens_come_in_the_models_context_order(dataset, context_order):
     """As in `score`, and in training and evaluation by a trainer with such a collator."""
     model = tiny_model("two_stream")
     model.generation_config.context_order = context_order
-    orders = sample_orders("block", [len(text) for text in TEXTS], example_indices=range(len(TEXTS)))
+    orders = sample_orders("block", [len(text) for text in TEXTS], example_indices=range(len(TEXTS)), first_column=1)
     result = evaluate_likelihood(model, dataset, TOKENIZER, "block", draws=1, progress=False)
     for index, (columns, given) in enumerate(zip(*orders, strict=True)):
         ids = torch.tensor([[TOKENIZER.bos_token_id, *TOKENIZER(TEXTS[index]).input_ids]])
-        # The columns of a canvas count the beginning of the sentence.
-        order = columns[columns >= 0][given:] + 1
+        order = columns[columns >= 0][given:]
         blanks = torch.zeros_like(ids, dtype=torch.bool)
         blanks[0, order] = True
         scored = model.score(ids, blanks, decoding_order=order[None]).log_likelihood[0, 0]

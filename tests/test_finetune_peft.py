@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from variants import tiny_model
 
 from modeling_aoarm.data.collators import DataCollatorForAnyOrderLM
-from modeling_aoarm.data.text import load_texts
+from modeling_aoarm.data.text import TextArguments
 from modeling_aoarm.data.tokenizers import character_tokenizer, train_bpe_tokenizer
 
 
@@ -45,7 +45,7 @@ FLAGS = {
 def run(folder, output, *flags, **kwargs):
     arguments = ["--train_file", "text.jsonl", "--model_name_or_path", "base", "--output_dir", output]
     arguments += [part for flag in FLAGS.items() for part in flag]
-    variables = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    variables = {"HF_DATASETS_CACHE": str(folder / "cache")}
     return run_script("examples/finetune_peft.py", *arguments, *flags, cwd=folder, **kwargs, **variables)
 
 
@@ -71,7 +71,7 @@ def finished(tmp_path_factory):
 def held_out(finished):
     folder, _ = finished
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    texts = load_texts(train_file=str(folder / "text.jsonl"), validation_fraction=0.2)
+    texts = TextArguments(train_file=str(folder / "text.jsonl"), validation_fraction=0.2).load()
     arguments = finetune_peft.InfillingArguments(block_size=24, longest_middle=6)
     return arguments.middles(texts["validation"], tokenizer, 1), tokenizer
 
@@ -232,7 +232,7 @@ def test_a_middle_lies_inside_its_row_and_only_it_is_learned(held_out):
 
 def test_middles_are_several_for_each_row_and_characters_are_counted_for_any_tokenizer(finished):
     folder, _ = finished
-    texts = load_texts(train_file=str(folder / "text.jsonl"), validation_fraction=0.2)["validation"]
+    texts = TextArguments(train_file=str(folder / "text.jsonl"), validation_fraction=0.2).load()["validation"]
     tokenizer = train_bpe_tokenizer(texts["text"], 300)
     arguments = finetune_peft.InfillingArguments(block_size=12, longest_middle=4, shortest_middle=3)
     dataset = arguments.middles(texts, tokenizer, 3)
@@ -297,7 +297,7 @@ def test_lengths_of_middles_are_checked(finished):
     folder, _ = finished
     with pytest.raises(ValueError, match="shortest_middle must lie between 1 and .*, here 4; got 5"):
         finetune_peft.InfillingArguments(shortest_middle=5, block_size=6)
-    texts = load_texts(train_file=str(folder / "text.jsonl"), validation_fraction=0.2)["validation"]
+    texts = TextArguments(train_file=str(folder / "text.jsonl"), validation_fraction=0.2).load()["validation"]
     arguments = finetune_peft.InfillingArguments(shortest_middle=90, longest_middle=99, block_size=200)
     with pytest.raises(ValueError, match="must have rows of 92 tokens at least, got none"):
         arguments.middles(texts, character_tokenizer(texts["text"]), 1)

@@ -192,7 +192,8 @@ def test_the_example_pushes_a_trained_folder_in_one_private_commit(hub, saved, t
     trained_folder(saved, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     mine = hub.environment(tmp_path / "home")
-    process = run_script("examples/push_to_hub.py", folder, "me/trained", "--private", "true", **mine)
+    command = ("examples/push_to_hub.py", folder, "me/trained", "--private", "true")
+    process = run_script(*command, from_scratch=True, **mine)
     assert process.returncode == 0, process.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     repository = hub.repositories["me/trained"]

@@ -264,26 +264,26 @@ def test_prepared_masks_tell_of_padding_too(variant):
         torch.testing.assert_close(logits_of(model, **{**padded, "attention_mask": mask})[real], expected)
 
 
-@pytest.mark.grid
+@pytest.mark.grid(pairs=False, seldom="flex_attention")
 @all_variants
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
 def test_packed_sequences_equal_separate_ones(variant, implementation):
-    model = tiny_model(variant, attn_implementation=implementation)
+    model, separate_model = tiny_model(variant, attn_implementation=implementation), tiny_model(variant)
     examples = [random_rows(variant, 1, length, seed=length) for length in (5, 1, 4, 3)]
     packed = {name: torch.cat([example[name] for example in examples], dim=1) for name in examples[0]}
     segment_ids = torch.tensor([[4] * 5 + [2] + [9] * 4 + [2] * 3])
     together = logits_of(model, **packed, segment_ids=segment_ids)
-    separate = torch.cat([logits_of(model, **example) for example in examples], dim=1)
+    separate = torch.cat([logits_of(separate_model, **example) for example in examples], dim=1)
     torch.testing.assert_close(together, separate, atol=1e-5, rtol=0)
     # Positions start again in each segment by default, which may be longer together than the table.
     plain = logits_of(model, input_ids=packed["input_ids"], segment_ids=segment_ids)
-    separate = torch.cat([logits_of(model, input_ids=example["input_ids"]) for example in examples], dim=1)
+    separate = torch.cat([logits_of(separate_model, input_ids=example["input_ids"]) for example in examples], dim=1)
     torch.testing.assert_close(plain, separate, atol=1e-5, rtol=0)
     # The last row of a segment takes its default target from its own segment, too.
     del packed["target_position_ids"]
     together = logits_of(model, **packed, segment_ids=segment_ids)
     without = [{name: example[name] for name in ("input_ids", "position_ids")} for example in examples]
-    separate = torch.cat([logits_of(model, **example) for example in without], dim=1)
+    separate = torch.cat([logits_of(separate_model, **example) for example in without], dim=1)
     torch.testing.assert_close(together, separate, atol=1e-5, rtol=0)
 
 
@@ -407,18 +407,17 @@ def test_activation_checkpointing_changes_no_gradient(variant, reentrant):
 # Law 9: backends
 
 
-@pytest.mark.grid
+@pytest.mark.grid(pairs=False, seldom="flex_attention")
 @all_variants
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 @pytest.mark.parametrize("padding", [None, "left", "right"])
-def test_attention_backends_agree(variant, padding):
+def test_attention_backends_agree(variant, implementation, padding):
     rows = random_rows(variant, 3, 9) if padding is None else padded_batch(variant, padding)
     real = rows.get("attention_mask", torch.ones_like(rows["input_ids"])).bool()
-    logits = {
-        name: logits_of(tiny_model(variant, attn_implementation=name), **rows)[real]
-        for name in ("eager", "sdpa", "flex_attention")
-    }
-    torch.testing.assert_close(logits["sdpa"], logits["eager"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits["flex_attention"], logits["eager"], atol=1e-5, rtol=0)
+    expected, actual = (
+        logits_of(tiny_model(variant, attn_implementation=name), **rows)[real] for name in ("sdpa", implementation)
+    )
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 @all_variants
@@ -434,17 +433,18 @@ def test_bfloat16_is_float32_within_its_error(variant):
     assert (logits_of(model.bfloat16(), **rows).float() - exact).abs().max() <= allowed
 
 
-@pytest.mark.grid(pairs=False)
+@pytest.mark.grid(pairs=False, seldom="inductor")
 @all_variants
-def test_compiled_equals_uncompiled(variant):
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_equals_uncompiled(variant, backend):
     torch._dynamo.reset()
-    model = tiny_model(variant)
+    model = tiny_model(variant, num_hidden_layers=2)
     rows = random_rows(variant, 2, 9)
     expected = model(**rows, labels=rows["input_ids"], use_cache=False)
     expected.loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     actual = compiled(**rows, labels=rows["input_ids"], use_cache=False)
     actual.loss.backward()
     torch.testing.assert_close(actual.logits, expected.logits, atol=1e-5, rtol=0)

@@ -7,7 +7,6 @@ The tasks in `lm_eval_tasks` need no network. Paths in them are relative to the 
 import itertools
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from scipy.stats import chisquare
 from variants import tiny_model
+from warm_python import run_python
 
 from modeling_aoarm import infill
 from modeling_aoarm.__main__ import main
@@ -510,13 +510,7 @@ def test_the_harness_runs_a_saved_folder_without_this_package(folder, tmp_path, 
         *("--include_path", TASKS, "--tasks", ",".join(LEFT_TO_RIGHT_TASKS), "--batch_size", "4"),
         *("--output_path", tmp_path / "hf"),
     ]
-    process = subprocess.run(
-        [sys.executable, "-c", HARNESS, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-    )
+    process = run_python("-c", HARNESS, *arguments)
     assert process.returncode == 0, process.stderr
     [path] = (tmp_path / "hf").rglob("results_*.json")
     harness = json.loads(path.read_text())["results"]

@@ -16,7 +16,7 @@ from variants import tiny_model
 
 from modeling_aoarm import DataCollatorForAnyOrderLM, DataCollatorForMaskedDiffusion, with_example_index
 from modeling_aoarm.data import masked_diffusion as module
-from modeling_aoarm.data.masked_diffusion import collator_class
+from modeling_aoarm.data.masked_diffusion import collator_class_for
 from modeling_aoarm.data.orders import OrderMixture, sample_orders
 from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 from modeling_aoarm.training.trainer import AnyOrderTrainer
@@ -51,7 +51,9 @@ def test_the_end_of_each_order_is_masked_and_weighs_what_it_should(order, weight
     examples = make_examples(40)
     batch = make_collator(order, bos=bos, seed=3, weighting=weighting)(examples)
     lengths = [len(example["input_ids"]) for example in examples]
-    orders = sample_orders(order, lengths, example_indices=range(40), seed=3, min_context=1 - bos)
+    orders = sample_orders(
+        order, lengths, example_indices=range(40), seed=3, min_context=1 - bos, first_column=int(bos)
+    )
     longest, counts = max(lengths) + bos, set()
     assert set(batch) == {"input_ids", "attention_mask", "labels", "loss_weights"}
     for name, values in batch.items():
@@ -59,7 +61,7 @@ def test_the_end_of_each_order_is_masked_and_weighs_what_it_should(order, weight
         assert values.dtype == (torch.float32 if name == "loss_weights" else torch.int64)
     for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
         rows, given = length + bos, int(orders.num_context[row])
-        columns, tokens = orders.columns[row, :length] + int(bos), torch.tensor([BOS] * bos + example["input_ids"])
+        columns, tokens = orders.columns[row, :length], torch.tensor([BOS] * bos + example["input_ids"])
         modelled = columns[given:]
         n, k = len(modelled), int((batch["input_ids"][row] == MASK).sum())
         assert 1 <= k <= n or n == 0
@@ -145,8 +147,9 @@ def test_packed_batches_hold_the_same_rows_and_have_the_same_loss(multiple):
 
 
 def test_successive_examples_are_spread_evenly_over_noise_levels():
-    levels = np.array([module.noise_level(i, seed=1, epoch=2) for i in range(1024)])
-    assert levels.min() >= 0 and levels.max() < 1
+    counts = module.draw_masked_counts([2**40] * 1024, range(1024), seed=1, epoch=2)
+    assert counts.dtype == np.int64 and counts.min() >= 1 and counts.max() <= 2**40
+    levels = (counts - 1) / 2**40
     for start in (0, 100, 777):
         # As a stratified batch of 16: no eighth of the levels has less than one or more than three.
         counts = np.histogram(levels[start : start + 16], bins=8, range=(0, 1))[0]
@@ -156,8 +159,9 @@ def test_successive_examples_are_spread_evenly_over_noise_levels():
 
 
 def test_noise_levels_belong_to_seed_epoch_and_example_and_are_uniform_for_each_example():
-    assert len({module.noise_level(*stream) for stream in itertools.product((0, 1, 2**63 - 1), (0, 5), (0, 7))}) == 12
-    levels = np.sort([module.noise_level(3, 0, epoch) for epoch in range(2000)])
+    streams = itertools.product((0, 1, 2**63 - 1), (0, 5), (0, 7))
+    assert len({int(module.draw_masked_counts([2**40], [index], *rest)[0]) for index, *rest in streams}) == 12
+    levels = np.sort([module.draw_masked_counts([2**40], [3], epoch=epoch)[0] / 2**40 for epoch in range(2000)])
     # Kolmogorov's distance, whose 0.1 % quantile is 1.95 / sqrt(n).
     assert abs(levels - (np.arange(2000) + 0.5) / 2000).max() < 1.95 / math.sqrt(2000)
 
@@ -192,7 +196,7 @@ def test_over_all_orders_and_noise_levels_the_loss_is_the_negative_log_likelihoo
         monkeypatch.setattr(OrderMixture, "draw", lambda *_, order=order, **__: (np.array(order), 0))
         feature = {"input_ids": ids, "example_index": 0} | ({"order": list(order)} if own_order else {})
         for level in range(4):
-            monkeypatch.setattr(module, "noise_level", lambda *_, level=level, **__: (level + 0.5) / 4)
+            monkeypatch.setattr(module, "draw_masked_counts", lambda *_, level=level: [level + 1])
             with torch.no_grad():
                 losses[number, level] = model(**collator([feature])).loss
     if own_order:
@@ -285,7 +289,7 @@ def test_what_a_model_cannot_learn_from_is_refused_before_training(tmp_path):
     other = tiny_model("bidirectional", vocab_size=30, mask_token_id=4)
     with pytest.raises(ValueError, match="must have the model's mask_token_id=4, got 29"):
         make_trainer(tmp_path, model=other).train()
-    assert collator_class(other.config) is DataCollatorForMaskedDiffusion
+    assert collator_class_for(other.config) is DataCollatorForMaskedDiffusion
 
 
 # Evaluation

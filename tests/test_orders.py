@@ -214,6 +214,12 @@ def test_an_order_does_not_depend_on_the_batch_it_is_drawn_in():
             assert together.num_context[row] == alone.num_context[0]
 
 
+def test_columns_start_behind_a_bos_where_there_is_one():
+    plain, behind = (sample_orders("lattice", [4, 2], example_indices=[8, 9], first_column=first) for first in (0, 1))
+    assert torch.equal(behind.columns, torch.where(plain.columns >= 0, plain.columns + 1, -1))
+    assert torch.equal(behind.num_context, plain.num_context)
+
+
 def test_tensors_arrays_and_lists_of_numbers_are_taken_alike():
     expected = sample_orders("uniform", [4, 5], example_indices=[8, 9]).columns
     for kind in (torch.tensor, np.array, tuple):

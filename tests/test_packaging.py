@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """What is handed out: the wheel in a clean environment, the versions it promises, the reference and the citation."""
 
+import ast
 import importlib.util
 import inspect
 import pkgutil
@@ -12,6 +13,7 @@ import sysconfig
 import tomllib
 import zipfile
 from email.parser import HeaderParser
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pdoc
@@ -19,12 +21,18 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+from variants import tiny_model
 
 import modeling_aoarm
 
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# The files of the package's modules, by name.
+PACKAGE_MODULES = {
+    ".".join(path.parent.parts if path.name == "__init__.py" else path.with_suffix("").parts): ROOT / path
+    for path in (each.relative_to(ROOT) for each in (ROOT / "modeling_aoarm").rglob("*.py"))
+}
 # What lies about in a working copy, and in no clone.
 LITTER = shutil.ignore_patterns(".*", "outputs", "build", "dist", "*.egg-info", "__pycache__", "figures")
 
@@ -112,11 +120,12 @@ def clean_python(wheel, tmp_path_factory):
 
 def test_the_wheel_has_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "modeling_aoarm").rglob("*.py")}
+    modules = {str(path.relative_to(ROOT)) for path in PACKAGE_MODULES.values()}
     cards = {f"modeling_aoarm/model_cards/{path.name}" for path in (ROOT / "model_cards").iterdir() if path.is_file()}
     assert len(modules) > 25 and len(cards) >= 4
     assert {name for name in names if ".dist-info/" not in name} == modules | cards
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert not [name for name in names if re.search("examples|tests|study|benchmark", name)]
 
 
 def test_the_wheels_metadata(wheel):
@@ -132,16 +141,11 @@ def test_the_wheels_metadata(wheel):
     assert metadata.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_module_is_imported_from_the_wheel(clean_python, tmp_path):
-    file, *names = run(clean_python, "-I", "-c", IMPORT_EVERYTHING, cwd=tmp_path).splitlines()
+def test_every_module_is_imported_from_the_wheel_and_needs_no_module_of_unix(clean_python, tmp_path):
+    file, *names = run(clean_python, "-I", "-c", REFUSE_UNIX + IMPORT_EVERYTHING, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(clean_python.parents[1])
-    files = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "modeling_aoarm").rglob("*.py")}
-    modules = {".".join(path.parent.parts if path.name == "__init__" else path.parts) for path in files}
-    assert set(names) == modules - {"modeling_aoarm", "modeling_aoarm.__main__"} | {"modeling_aoarm.model_cards"}
-
-
-def test_every_module_is_imported_where_python_lacks_modules_of_unix(clean_python, tmp_path):
-    run(clean_python, "-I", "-c", REFUSE_UNIX + IMPORT_EVERYTHING, cwd=tmp_path)
+    expected = PACKAGE_MODULES.keys() - {"modeling_aoarm", "modeling_aoarm.__main__"}
+    assert set(names) == expected | {"modeling_aoarm.model_cards"}
 
 
 def test_the_quick_start_runs_from_the_wheel(clean_python, tmp_path):
@@ -151,6 +155,50 @@ def test_the_quick_start_runs_from_the_wheel(clean_python, tmp_path):
     command = (clean_python, "-I", "-m", "modeling_aoarm", "infill", "outputs/pretrain", "a <blank:2> b")
     filled = run(*command, cwd=tmp_path).strip()
     assert filled.startswith("a ") and filled.endswith(" b") and "<blank" not in filled
+
+
+# The layout: what travels, and who may import whom
+
+
+def imports_of(name):
+    """What a module imports anywhere in its code: names of modules of the package, and of other top-level packages."""
+    path, imported = PACKAGE_MODULES[name], set()
+    package = name.split(".")[: None if path.name == "__init__.py" else -1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*parents, *([node.module] if node.module else [])])
+            members = {f"{source}.{alias.name}" for alias in node.names}
+            imported |= (members & PACKAGE_MODULES.keys()) or {source}
+    return imported
+
+
+@pytest.mark.parametrize("variant", ["two_stream", "bidirectional"])
+def test_exactly_the_flat_modules_that_end_in_aoarm_travel_with_a_model(variant, tmp_path):
+    tiny_model(variant).save_pretrained(tmp_path)
+    flat = {path.name for path in (ROOT / "modeling_aoarm").glob("*_aoarm.py")}
+    assert {path.name for path in tmp_path.glob("*.py")} == flat
+    assert not [path for path in (ROOT / "modeling_aoarm").glob("*/**/*_aoarm.py")]
+    for name in flat:
+        own = {each for each in imports_of(f"modeling_aoarm.{name[:-3]}") if each.startswith("modeling_aoarm")}
+        assert {f"{each.split('.')[-1]}.py" for each in own} <= flat, f"{name} needs what does not travel"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {name: imports_of(name) & PACKAGE_MODULES.keys() - {name} for name in PACKAGE_MODULES}
+    TopologicalSorter(graph).prepare()
+
+
+def test_the_package_imports_itself_its_requirements_and_the_standard_library_alone():
+    """Nothing of `examples`, whose scripts, benchmarks and study use the package."""
+    required = {each.name.lower().replace("-", "_") for each in requirements(*PROJECT["optional-dependencies"])}
+    # What the requirements require.
+    required |= {"filelock", "huggingface_hub", "pyarrow", "safetensors", "tokenizers", "tqdm", "yaml"}
+    for name in PACKAGE_MODULES:
+        roots = {each.split(".")[0] for each in imports_of(name)}
+        assert roots <= required | {"modeling_aoarm"} | sys.stdlib_module_names, name
 
 
 def requirements(*extras):

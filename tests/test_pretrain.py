@@ -18,7 +18,7 @@ from test_configuration import pretrain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from variants import tiny_model
 
-from modeling_aoarm.data.text import load_texts, tokenize_and_chunk
+from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 
@@ -77,7 +77,7 @@ def test_the_saved_model_loads_and_has_the_likelihood_that_was_reported(finished
     folder, _ = finished
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    data = tokenize_and_chunk(load_texts(validation_fraction=0.06)["validation"], tokenizer, 32)
+    data = tokenize_and_chunk(TextArguments().load()["validation"], tokenizer, 32)
     for name, order in (("any_order", "uniform"), ("left_to_right", "left_to_right")):
         expected = read_json(folder, "results.json")[name]
         result = evaluate_likelihood(model, data, tokenizer, order, draws=expected["draws"], progress=False)

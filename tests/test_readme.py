@@ -2,11 +2,10 @@
 """The README's Python code runs as it stands, in its order, next to a trained model's folder."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from variants import tiny_model
+from warm_python import run_python
 
 from modeling_aoarm.data.tokenizers import character_tokenizer
 
@@ -25,9 +24,7 @@ def test_the_python_blocks_run(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 4
     (tmp_path / "readme.py").write_text("\n".join(blocks), encoding="utf-8")
-    process = subprocess.run(
-        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    process = run_python("readme.py", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith("The ") and "<blank" not in process.stdout
     assert "statement is used to" in process.stdout

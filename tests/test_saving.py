@@ -176,12 +176,13 @@ def test_logits_to_keep_keeps_the_last_rows(variant):
         torch.testing.assert_close(model(**rows, logits_to_keep=2).logits, model(**rows).logits[:, -2:])
 
 
-@pytest.mark.grid(pairs=False)
+@pytest.mark.grid(pairs=False, seldom="inductor")
 @any_order_variants
-def test_one_compiled_step_serves_all_positions(variant):
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_compiled_step_serves_all_positions(variant, backend):
     """A cached step compiles as one graph, and positions, targets and the place in a static cache are data to it."""
     torch._dynamo.reset()
-    model = tiny_model(variant)
+    model = tiny_model(variant, num_hidden_layers=2)
     rows = random_rows(variant, 2, 8)
     config = model.config
     cache = StaticCache(config=config, max_cache_len=8)
@@ -189,7 +190,7 @@ def test_one_compiled_step_serves_all_positions(variant):
         expected = model(**rows).logits
         rows |= left_tokens(variant, **rows)
         pieces = [model(**{name: value[:, :3] for name, value in rows.items()}, past_key_values=cache).logits]
-        step = torch.compile(model, fullgraph=True, dynamic=False)
+        step = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
         for r in range(3, 8):
             piece = {name: value[:, r : r + 1].clone() for name, value in rows.items()}
             # The first call compiles; after it a guard that fails would be an error.

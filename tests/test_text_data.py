@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset
 
 from modeling_aoarm.data.text import (
+    TextArguments,
     count_characters,
     hold_out,
-    load_texts,
     reference_texts,
     sample_texts,
     tokenize_and_chunk,
@@ -127,18 +127,17 @@ def json_lines(texts, column="text"):
 @pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl.xz", "c.json.gz"])
 def test_json_files_are_split_at_random_without_overlap(tmp_path, name):
     path = write(tmp_path / name, json_lines([*DOCUMENTS, DOCUMENTS[0]], column="body"))
-    splits = load_texts(train_file=path, text_column="body", validation_fraction=0.3, seed=1)
+    splits = TextArguments(train_file=path, text_column="body", validation_fraction=0.3, split_seed=1).load()
     train, held = (list(splits[part]["text"]) for part in ("train", "validation"))
     assert set(train) | set(held) == set(DOCUMENTS) and not set(train) & set(held)
-    assert (
-        list(load_texts(train_file=path, text_column="body", validation_fraction=0.3, seed=2)["train"]["text"]) != train
-    )
+    other = TextArguments(train_file=path, text_column="body", validation_fraction=0.3, split_seed=2).load()
+    assert list(other["train"]["text"]) != train
 
 
 @pytest.mark.parametrize("name", ["a.txt", "b.txt.xz", "c.txt.gz"])
 def test_the_end_of_a_text_file_is_held_out(tmp_path, name):
     path = write(tmp_path / name, "\n".join(DOCUMENTS))
-    splits = load_texts(train_file=path, validation_fraction=0.25)
+    splits = TextArguments(train_file=path, validation_fraction=0.25).load()
     assert list(splits["train"]["text"]) == DOCUMENTS[:15]
     assert list(splits["validation"]["text"]) == DOCUMENTS[15:]
 
@@ -146,7 +145,7 @@ def test_the_end_of_a_text_file_is_held_out(tmp_path, name):
 def test_a_validation_file_is_used_whole_and_its_texts_are_not_trained_on(tmp_path):
     train = write(tmp_path / "train.jsonl", json_lines(DOCUMENTS))
     held = write(tmp_path / "held.jsonl.xz", json_lines(DOCUMENTS[:3]))
-    splits = load_texts(train_file=train, validation_file=held)
+    splits = TextArguments(train_file=train, validation_file=held).load()
     assert list(splits["validation"]["text"]) == DOCUMENTS[:3]
     assert list(splits["train"]["text"]) == DOCUMENTS[3:]
 
@@ -173,19 +172,19 @@ def test_unigram_bits_are_entropies_of_characters():
 def test_bad_input_is_named(tmp_path):
     path = write(tmp_path / "a.jsonl", json_lines(DOCUMENTS))
     with pytest.raises(ValueError, match="not both"):
-        load_texts(dataset_name="x", train_file=path)
+        TextArguments(dataset_name="x", train_file=path).load()
     with pytest.raises(ValueError, match="validation_file needs train_file"):
-        load_texts(validation_file=path)
+        TextArguments(validation_file=path).load()
     with pytest.raises(ValueError, match=r"validation_fraction must lie in \(0, 1\), got 1"):
-        load_texts(train_file=path, validation_fraction=1.0)
+        TextArguments(train_file=path, validation_fraction=1.0).load()
     with pytest.raises(ValueError, match="must be one of text, id, got 'body'"):
-        load_texts(train_file=path, text_column="body")
+        TextArguments(train_file=path, text_column="body").load()
     with pytest.raises(ValueError, match="files must end in one of .*got .*a.pdf"):
-        load_texts(train_file="a.pdf")
+        TextArguments(train_file="a.pdf").load()
     with pytest.raises(FileNotFoundError, match="missing.jsonl"):
-        load_texts(train_file="missing.jsonl")
+        TextArguments(train_file="missing.jsonl").load()
     with pytest.raises(ValueError, match="single text cannot be split"):
-        load_texts(train_file=write(tmp_path / "b.txt", "one line"))
+        TextArguments(train_file=write(tmp_path / "b.txt", "one line")).load()
     with pytest.raises(ValueError, match=r"fraction must lie in \(0, 1\), got 0"):
         hold_out(["a", "b"], 0)
     with pytest.raises(ValueError, match="leave room for a text"):

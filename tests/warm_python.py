@@ -6,7 +6,6 @@ program: that is safe where nothing has computed yet. It has no module of this p
 `pytest --all` sets, every program gets an interpreter from scratch.
 """
 
-import atexit
 import functools
 import json
 import os
@@ -15,10 +14,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 SECONDS = 300
+# On one thread, whatever the machine has, and without a network.
+VARIABLES = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class WarmPython:
@@ -26,47 +29,55 @@ class WarmPython:
 
     def __init__(self, variables: tuple):
         self.modules = tempfile.mkdtemp()
-        environment = {**os.environ, **dict(variables), "HF_MODULES_CACHE": f"{self.modules}/modules"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__],
+            env={**os.environ, **dict(variables), "HF_MODULES_CACHE": f"{self.modules}/modules"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        atexit.register(self.close)
+        weakref.finalize(self, _close, self.process, self.modules)
 
-    def run(self, command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    def run(self, command: list[str], cwd: Path, text: str) -> subprocess.CompletedProcess:
         # Code that another program has loaded from a model's folder must not be found.
         shutil.rmtree(f"{self.modules}/modules", ignore_errors=True)
         with tempfile.TemporaryDirectory() as folder:
-            request = {"command": command, "cwd": str(cwd), "outputs": [f"{folder}/out", f"{folder}/err"]}
+            streams = [Path(folder, name) for name in ("in", "out", "err")]
+            streams[0].write_text(text, encoding="utf-8")
+            request = {"command": command, "cwd": str(cwd), "streams": list(map(str, streams))}
             print(json.dumps(request), file=self.process.stdin, flush=True)
             returncode = json.loads(self.process.stdout.readline())
-            stdout, stderr = (Path(path).read_text(encoding="utf-8") for path in request["outputs"])
+            stdout, stderr = (path.read_text(encoding="utf-8") for path in streams[1:])
         return subprocess.CompletedProcess(command, returncode, stdout, stderr)
 
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-        shutil.rmtree(self.modules, ignore_errors=True)
+
+def _close(process: subprocess.Popen, modules: str) -> None:
+    process.stdin.close()
+    process.wait()
+    shutil.rmtree(modules, ignore_errors=True)
 
 
-warm_python = functools.lru_cache(WarmPython)
+# One for all, and one for a test module with variables of its own.
+warm_python = functools.lru_cache(maxsize=2)(WarmPython)
 
 
-def run_python(*command, cwd: Path, variables: dict, from_scratch: bool = False) -> subprocess.CompletedProcess:
-    """Runs `python FILE ARGUMENTS` or `python -c PROGRAM ARGUMENTS`; nobody answers its questions.
+def run_python(*command, cwd=REPOSITORY, text="", from_scratch=False, **variables) -> subprocess.CompletedProcess:
+    """Runs `python FILE ...`, `python -c PROGRAM ...` or `python -m MODULE ...`; nobody answers its questions.
 
     Args:
-        variables: environment variables besides those of this process.
-        from_scratch: for what a program imports, and for variables that no other program will have.
+        text: what the program reads from its standard input.
+        from_scratch: where it matters what the program imports, or no other program has the same variables.
+        variables: environment variables besides `VARIABLES` and those of this process.
     """
-    command = [str(part) for part in command]
+    command, variables = [str(part) for part in command], {**VARIABLES, **variables}
     if not from_scratch and "FRESH_PYTHON" not in os.environ:
-        return warm_python(tuple(sorted(variables.items()))).run(command, cwd)
+        return warm_python(tuple(sorted(variables.items()))).run(command, cwd, text)
     with tempfile.TemporaryDirectory() as modules:
         return subprocess.run(
             [sys.executable, *command],
             cwd=cwd,
             env={**os.environ, "HF_MODULES_CACHE": modules, **variables},
-            stdin=subprocess.DEVNULL,
+            input=text,
             capture_output=True,
             text=True,
             timeout=SECONDS,
@@ -81,8 +92,7 @@ def _wait_for_programs() -> list[str]:
         if child == 0:
             signal.alarm(SECONDS)
             os.chdir(request["cwd"])
-            places = [os.devnull, *request["outputs"]]
-            for number, path in enumerate(places):
+            for number, path in enumerate(request["streams"]):
                 file = os.open(path, os.O_RDWR | os.O_CREAT)
                 os.dup2(file, number)
                 os.close(file)
@@ -108,6 +118,9 @@ if __name__ == "__main__":
     if command[:1] == ["-c"]:
         sys.argv, sys.path[0] = ["-c", *command[2:]], ""
         exec(compile(command[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif command[:1] == ["-m"]:
+        sys.argv, sys.path[0] = command[1:], os.getcwd()
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
     elif command:
         sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
         runpy.run_path(command[0], run_name="__main__")

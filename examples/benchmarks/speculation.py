@@ -41,7 +41,7 @@ from timing import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_aoarm import AOARMForCausalLM, AOARMGenerateOutput
-from modeling_aoarm.data.text import load_texts, tokenize_and_chunk
+from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 
 
 QUICK = dict(repetitions=2, canvases=2, batch_sizes=[1, 2], draft_lengths=[1, 4], block_size=12)
@@ -236,7 +236,7 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(SpeculationArguments, argv, QUICK, __doc__)
     report = Report(__file__, argv, arguments.seed)
     # What examples/pretrain.py holds out by default.
-    texts = load_texts(validation_fraction=0.06)["validation"]
+    texts = TextArguments().load()["validation"]
     by_model = [measure(folder, texts, arguments) for folder in arguments.models]
     entries = [entry for own in by_model for entry in own]
     verdicts = judge(entries)

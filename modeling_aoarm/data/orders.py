@@ -1,28 +1,28 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Generation orders for training: distributions over orders, mixtures of them, and curricula between mixtures.
+"""Generation orders for training: distributions over orders, mixtures of distributions, curricula between mixtures.
 
-A *column* is a 0-based index into a sentence (a beginning-of-sentence token is not counted). An order is a permutation
-of a sentence's columns. Its first `num_context` entries are context: given in sentence order, not predicted.
+An order is a permutation of the tokens of a sentence. Its first `num_context` entries are context: they are given in
+sentence order and not predicted.
 
 | specification | order | context | source |
 | --- | --- | --- | --- |
-| `uniform` | every permutation equally likely | none | XLNet (1906.08237), AO-GPT (2506.19935) |
+| `uniform` | every permutation is equally likely | none | XLNet (1906.08237), AO-GPT (2506.19935) |
 | `left_to_right` | 0, 1, 2, ... | none | |
-| `lattice` | context sorted, the rest sorted | a random subset of random size | MAC (2205.13554), ASSD (2504.20456) |
-| `block` | context sorted, then the blanks sorted | all but a few random spans | practical infilling |
+| `lattice` | context sorted, then the rest sorted | a random subset | MAC (2205.13554), ASSD (2504.20456) |
+| `block` | context sorted, then the blanks sorted | everything except a few random spans | practical infilling |
 | `fractal` | midpoints of a binary tree, breadth first | none | sigma-GPT (2404.09562) |
 | `strided(D)` | 0, D, 2D, ..., 1, D + 1, ... | none | |
-| `windowed(b)` | blocks of b columns left to right, uniform inside | none | |
-| `local(w)` | argsort of column + w * N(0, 1); from left to right (w = 0) to uniform (w large) | none | |
+| `windowed(b)` | blocks of b tokens from left to right, uniform inside a block | none | |
+| `local(w)` | argsort of index + w * N(0, 1): left to right at w = 0, uniform at large w | none | |
 
-The order of an example is a function of the seed, the epoch and the example's index. Batches, workers and processes
-change nothing. (numpy does not promise equal draws from one of its versions to the next.)
+The order of an example is a function of the seed, the epoch and the example's index. Batches, workers and processes do
+not change it. numpy does not promise the same draws in every version.
 """
 
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,48 +30,39 @@ import numpy as np
 import torch
 
 
-# The most spans that `block` leaves blank.
+# The largest number of spans that `block` leaves blank.
 MAX_BLANK_SPANS = 4
 
 
-def _uniform(rng: np.random.Generator, length: int, min_context: int, parameter: None) -> tuple[np.ndarray, int]:
-    return rng.permutation(length), min_context
-
-
-def _left_to_right(rng: np.random.Generator, length: int, min_context: int, parameter: None) -> tuple[np.ndarray, int]:
-    return np.arange(length), min_context
-
-
-def _lattice(rng: np.random.Generator, length: int, min_context: int, parameter: None) -> tuple[np.ndarray, int]:
-    """Size k of the context uniform on min_context ... length - 1, each subset of that size equally likely."""
+def _draw_lattice(rng: np.random.Generator, length: int, min_context: int) -> tuple[np.ndarray, int]:
+    """The context size is uniform on min_context ... length - 1, and each subset of that size is equally likely."""
     num_context = int(rng.integers(min_context, max(min_context, length - 1), endpoint=True))
     shuffled = rng.permutation(length)
     return np.concatenate([np.sort(shuffled[:num_context]), np.sort(shuffled[num_context:])]), num_context
 
 
-def _block(rng: np.random.Generator, length: int, min_context: int, parameter: None) -> tuple[np.ndarray, int]:
-    """A few contiguous spans are blank.
+def _draw_block(rng: np.random.Generator, length: int, min_context: int) -> tuple[np.ndarray, int]:
+    """Leaves a few contiguous spans blank.
 
-    The number of blank columns b is uniform on 1 ... length - min_context; the number of spans s is uniform on
-    1 ... min(`MAX_BLANK_SPANS`, b, length - b + 1); then each of the C(b - 1, s - 1) * C(length - b + 1, s) ways to
-    place s spans of b columns in all, with at least one given column between spans, is equally likely.
+    The number of blanks b is uniform on 1 ... length - min_context. The number of spans s is uniform on
+    1 ... min(`MAX_BLANK_SPANS`, b, length - b + 1). Each of the C(b - 1, s - 1) * C(length - b + 1, s) ways to place s
+    spans of b blanks in total, separated by at least one given token, is equally likely.
     """
     if length == min_context:
         return np.arange(length), length
-    blanks = int(rng.integers(1, length - min_context, endpoint=True))
-    gaps = length - blanks + 1
-    spans = int(rng.integers(1, min(MAX_BLANK_SPANS, blanks, gaps), endpoint=True))
-    cuts = np.sort(rng.choice(blanks - 1, spans - 1, replace=False)) + 1
-    span_lengths = np.diff(cuts, prepend=0, append=blanks)
-    # Each span goes into a gap of its own before, between or after the given columns.
-    span_gaps = np.sort(rng.choice(gaps, spans, replace=False))
-    blank_columns = np.arange(blanks) + np.repeat(span_gaps, span_lengths)
-    given_columns = np.delete(np.arange(length), blank_columns)
-    return np.concatenate([given_columns, blank_columns]), length - blanks
+    num_blanks = int(rng.integers(1, length - min_context, endpoint=True))
+    # Each span goes into its own gap before, between or after the given tokens.
+    num_gaps = length - num_blanks + 1
+    num_spans = int(rng.integers(1, min(MAX_BLANK_SPANS, num_blanks, num_gaps), endpoint=True))
+    cuts = np.sort(rng.choice(num_blanks - 1, num_spans - 1, replace=False)) + 1
+    span_lengths = np.diff(cuts, prepend=0, append=num_blanks)
+    span_gaps = np.sort(rng.choice(num_gaps, num_spans, replace=False))
+    blanks = np.arange(num_blanks) + np.repeat(span_gaps, span_lengths)
+    return np.concatenate([np.delete(np.arange(length), blanks), blanks]), length - num_blanks
 
 
-def _fractal(rng: np.random.Generator, length: int, min_context: int, parameter: None) -> tuple[np.ndarray, int]:
-    """The middle (from above) of 0 ... length - 1, then the middles of the two halves, ...; a level from left to right.
+def _make_fractal(length: int) -> np.ndarray:
+    """The upper middle of 0 ... length - 1, then the middles of both halves, ..., each level from left to right.
 
     The released sigma-GPT code walks the same levels from alternating sides.
     """
@@ -82,58 +73,37 @@ def _fractal(rng: np.random.Generator, length: int, min_context: int, parameter:
         middles = (starts + ends) // 2
         levels.append(middles)
         starts, ends = np.stack([starts, middles + 1], axis=1).ravel(), np.stack([middles, ends], axis=1).ravel()
-    return np.concatenate(levels), min_context
+    return np.concatenate(levels)
 
 
-def _strided(rng: np.random.Generator, length: int, min_context: int, stride: int) -> tuple[np.ndarray, int]:
-    return np.argsort(np.arange(length) % stride, kind="stable"), min_context
-
-
-def _windowed(rng: np.random.Generator, length: int, min_context: int, window: int) -> tuple[np.ndarray, int]:
-    return np.lexsort((rng.random(length), np.arange(length) // window)), min_context
-
-
-def _local(rng: np.random.Generator, length: int, min_context: int, width: float) -> tuple[np.ndarray, int]:
-    return np.argsort(np.arange(length) + width * rng.standard_normal(length), kind="stable"), min_context
-
-
-class _Parameter(NamedTuple):
-    name: str
-    kind: type
-    smallest: int
-
-
-_DRAW: dict[str, Callable[..., tuple[np.ndarray, int]]] = {
-    "uniform": _uniform,
-    "left_to_right": _left_to_right,
-    "lattice": _lattice,
-    "block": _block,
-    "fractal": _fractal,
-    "strided": _strided,
-    "windowed": _windowed,
-    "local": _local,
+_WITH_CONTEXT = {"lattice": _draw_lattice, "block": _draw_block}
+_WITHOUT_CONTEXT = {
+    "uniform": lambda rng, length, _: rng.permutation(length),
+    "left_to_right": lambda rng, length, _: np.arange(length),
+    "fractal": lambda rng, length, _: _make_fractal(length),
+    "strided": lambda rng, length, stride: np.argsort(np.arange(length) % stride, kind="stable"),
+    "windowed": lambda rng, length, size: np.lexsort((rng.random(length), np.arange(length) // size)),
+    "local": lambda rng, length, width: np.argsort(
+        np.arange(length) + width * rng.standard_normal(length), kind="stable"
+    ),
 }
-_PARAMETERS = {
-    "strided": _Parameter("stride", int, 1),
-    "windowed": _Parameter("block size", int, 1),
-    "local": _Parameter("width", float, 0),
-}
+# Name, type and smallest value of the parameter, in tokens.
+_PARAMETERS = {"strided": ("stride", int, 1), "windowed": ("block size", int, 1), "local": ("width", float, 0)}
+_KNOWN_ORDERS = ", ".join(
+    f"{name}({_PARAMETERS[name][0]})" if name in _PARAMETERS else name for name in [*_WITHOUT_CONTEXT, *_WITH_CONTEXT]
+)
 
 
 def as_integer(name: str, value: object) -> int:
-    """`value` as an int, whether it came as an int, a numpy integer or an integer tensor; else a TypeError."""
+    """Converts an int, a numpy integer or an integer tensor to int. Raises a TypeError for anything else."""
     try:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"`{name}` must hold integers, got {value!r}.") from None
 
 
-def _shortest(number: float) -> str:
+def _format_number(number: float) -> str:
     return repr(number).removesuffix(".0")
-
-
-def _known_orders() -> str:
-    return ", ".join(f"{name}({_PARAMETERS[name].name})" if name in _PARAMETERS else name for name in _DRAW)
 
 
 @dataclass(frozen=True)
@@ -142,19 +112,19 @@ class OrderDistribution:
 
     Args:
         name: `uniform`, `left_to_right`, `lattice`, `block`, `fractal`, `strided`, `windowed` or `local`.
-        parameter: `strided`'s stride and `windowed`'s block size (int >= 1), `local`'s width (float >= 0), all in
-            columns; `None` for the others.
+        parameter: the stride of `strided` and the block size of `windowed` (int >= 1), the width of `local`
+            (float >= 0), all in tokens. `None` for the others.
 
     Raises:
-        ValueError: for an unknown name, or a parameter that is missing, superfluous or out of range.
+        ValueError: `name` is unknown, or the parameter is missing, superfluous or out of range.
     """
 
     name: str
     parameter: int | float | None = None
 
     def __post_init__(self):
-        if self.name not in _DRAW:
-            raise ValueError(f"Unknown order {self.name!r}; known are {_known_orders()}.")
+        if self.name not in _WITHOUT_CONTEXT and self.name not in _WITH_CONTEXT:
+            raise ValueError(f"Unknown order {self.name!r}; known are {_KNOWN_ORDERS}.")
         if self.name not in _PARAMETERS:
             if self.parameter is not None:
                 raise ValueError(f"The order {self.name!r} takes no parameter, got {self.parameter!r}.")
@@ -169,14 +139,14 @@ class OrderDistribution:
 
     @classmethod
     def parse(cls, text: str) -> "OrderDistribution":
-        """Reads `"uniform"` or `"local(8)"`.
+        """Reads a name such as `"uniform"`, or a name with its parameter such as `"local(8)"`.
 
         Raises:
-            ValueError: where `text` is neither.
+            ValueError: `text` has another form.
         """
         match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*([^()\s]+)\s*\))?\s*", str(text))
         if match is None:
-            raise ValueError(f"Cannot read the order {text!r}; known are {_known_orders()}.")
+            raise ValueError(f"Cannot read the order {text!r}; known are {_KNOWN_ORDERS}.")
         name, parameter = match.groups()
         try:
             return cls(name, None if parameter is None else float(parameter))
@@ -184,20 +154,22 @@ class OrderDistribution:
             raise ValueError(f"In the order {text!r}: {error}") from None
 
     def __str__(self) -> str:
-        return self.name if self.parameter is None else f"{self.name}({_shortest(self.parameter)})"
+        return self.name if self.parameter is None else f"{self.name}({_format_number(self.parameter)})"
 
     def draw(self, rng: np.random.Generator, length: int, min_context: int = 0) -> tuple[np.ndarray, int]:
         """Draws one order.
 
         Args:
             rng: the source of randomness.
-            length: number of columns n.
-            min_context: the least number of context entries, at most `length`.
+            length: number of tokens.
+            min_context: the smallest number of context entries, at most `length`.
 
         Returns:
-            The columns, int64 `[length]`, and the number of context entries in front.
+            A permutation of 0 ... length - 1, int64 `[length]`, and the number of context entries at its front.
         """
-        return _DRAW[self.name](rng, length, min_context, self.parameter)
+        if self.name in _WITH_CONTEXT:
+            return _WITH_CONTEXT[self.name](rng, length, min_context)
+        return _WITHOUT_CONTEXT[self.name](rng, length, self.parameter), min_context
 
 
 @dataclass(frozen=True)
@@ -206,10 +178,10 @@ class OrderMixture:
 
     Args:
         distributions: the components, all different.
-        weights: their probabilities, >= 0, of sum 1 (within 1e-6). Components of weight 0 are dropped.
+        weights: their probabilities, >= 0 with sum 1 (within 1e-6). Components of weight 0 are dropped.
 
     Raises:
-        ValueError: for weights that are no probabilities of sum 1, and for repeated components.
+        ValueError: the weights are not probabilities with sum 1, or a component is repeated.
     """
 
     distributions: tuple[OrderDistribution, ...]
@@ -228,7 +200,7 @@ class OrderMixture:
                 f"The weights of a mixture must sum to 1, got {list(self.weights)} with the sum {sum(self.weights):g}."
             )
         if len(set(self.distributions)) < len(self.distributions):
-            names = ", ".join(str(each) for each in self.distributions)
+            names = ", ".join(map(str, self.distributions))
             raise ValueError(f"A mixture must not repeat a component, got {names}.")
         kept = [(each, float(w)) for each, w in zip(self.distributions, self.weights, strict=True) if w > 0]
         object.__setattr__(self, "distributions", tuple(each for each, _ in kept))
@@ -239,12 +211,12 @@ class OrderMixture:
         """Reads a mixture from its specification. `str()` of the result reads back as an equal mixture.
 
         Args:
-            spec: `"uniform"`, `"local(8)"`, `"0.9*uniform+0.1*left_to_right"`, or a mapping from the name (with
-                parameter) to the weight such as `{"uniform": 0.9, "left_to_right": 0.1}`. A mixture is returned as is.
+            spec: `"uniform"`, `"local(8)"`, `"0.9*uniform+0.1*left_to_right"`, or a mapping from names with parameters
+                to weights such as `{"uniform": 0.9, "left_to_right": 0.1}`. A mixture is returned unchanged.
 
         Raises:
-            TypeError: for a `spec` of another type.
-            ValueError: for unknown orders, bad parameters, and weights that do not sum to 1.
+            TypeError: `spec` has another type.
+            ValueError: an order is unknown, a parameter is bad, or the weights do not sum to 1.
         """
         if isinstance(spec, OrderMixture):
             return spec
@@ -268,7 +240,7 @@ class OrderMixture:
         if len(self.distributions) == 1:
             return str(self.distributions[0])
         terms = zip(self.weights, self.distributions, strict=True)
-        return "+".join(f"{_shortest(weight)}*{distribution}" for weight, distribution in terms)
+        return "+".join(f"{_format_number(weight)}*{distribution}" for weight, distribution in terms)
 
     def draw(
         self, length: int, *, example_index: int, seed: int = 0, epoch: int = 0, min_context: int = 0
@@ -276,18 +248,16 @@ class OrderMixture:
         """Draws the order of one example, a function of `(seed, epoch, example_index)`.
 
         Args:
-            length: number of columns n.
-            example_index: the example's number in the data set, in `[0, 2**64)`; so are `seed` and `epoch`.
-            seed: the run's seed.
-            epoch: the pass over the data.
-            min_context: the least number of context entries. A sentence without a beginning-of-sentence token needs 1.
+            length: number of tokens.
+            example_index, seed, epoch: see [`sample_orders`]; each in `[0, 2**64)`.
+            min_context: the smallest number of context entries.
 
         Returns:
-            The columns, int64 `[length]`, and the number of context entries in front.
+            As [`OrderDistribution.draw`].
 
         Raises:
-            TypeError: for numbers that are not integers.
-            ValueError: where a number is out of range or `length` is below `min_context`.
+            TypeError: a number is not an integer.
+            ValueError: a number is out of range, or `length` is below `min_context`.
         """
         if not 0 <= min_context <= length:
             raise ValueError(
@@ -295,22 +265,22 @@ class OrderMixture:
                 f"of example {example_index}."
             )
         rng = _example_generator(seed, epoch, example_index)
-        return self._component(rng).draw(rng, length, min_context)
+        return self._draw_component(rng).draw(rng, length, min_context)
 
     def component_of(self, *, example_index: int, seed: int = 0, epoch: int = 0) -> OrderDistribution:
-        """The component that [`draw`] takes for one example; arguments and errors as there."""
-        return self._component(_example_generator(seed, epoch, example_index))
+        """Returns the component that [`draw`] uses for an example. Arguments and errors are those of [`draw`]."""
+        return self._draw_component(_example_generator(seed, epoch, example_index))
 
-    def _component(self, rng: np.random.Generator) -> OrderDistribution:
-        # Drawn first, and always: a curriculum moves this threshold and keeps the rest of the stream.
+    def _draw_component(self, rng: np.random.Generator) -> OrderDistribution:
+        # Always the first draw, so a curriculum moves this threshold and leaves the rest of the stream as it is.
         threshold = rng.random() * sum(self.weights)
         return self.distributions[int(np.searchsorted(np.cumsum(self.weights[:-1]), threshold, side="right"))]
 
 
 def _example_generator(seed: int, epoch: int, example_index: int) -> np.random.Generator:
-    """The example's own random stream: Philox keyed by seed and epoch, its 2**256 counter starting at the example.
+    """Makes the random stream of an example: Philox keyed by seed and epoch, its counter starting at the example.
 
-    Distinct triples can share no draw, which hashing a triple into one seed would not promise.
+    The counter has 256 bits and the example sets the highest 64, so no two streams share a draw.
     """
     words = []
     for name, value in (("seed", seed), ("epoch", epoch), ("example_index", example_index)):
@@ -324,19 +294,18 @@ def _example_generator(seed: int, epoch: int, example_index: int) -> np.random.G
 
 @dataclass(frozen=True)
 class OrderCurriculum:
-    """A mixture that changes during training: weights and parameters are interpolated linearly.
+    """A mixture that changes during training. Weights and parameters are interpolated linearly.
 
-    A component that is in both mixtures keeps its place. A name that is in both with different parameters, such as
-    `local(0)` and `local(64)`, has its parameter interpolated as well (rounded where it is a whole number). Any other
-    component fades in or out.
+    A component of both mixtures stays. If a name has different parameters in the two mixtures, such as `local(0)` and
+    `local(64)`, the parameter is interpolated too, and rounded if whole. Other components fade in or out.
 
     Args:
         start: the mixture at progress 0, in any form that [`OrderMixture.parse`] reads.
-        end: the mixture at progress `until` and after it.
-        until: the share of training after which nothing changes any more, in (0, 1].
+        end: the mixture from progress `until` on.
+        until: the share of training after which the mixture stays the same, in (0, 1].
 
     Raises:
-        ValueError: for an `until` out of range, bad mixtures, and parameters that could be matched in several ways.
+        ValueError: `until` is out of range, a mixture is bad, or parameters could be matched in several ways.
     """
 
     start: OrderMixture
@@ -348,13 +317,13 @@ class OrderCurriculum:
             raise ValueError(f"`until` must lie in (0, 1], got {self.until}.")
         object.__setattr__(self, "start", OrderMixture.parse(self.start))
         object.__setattr__(self, "end", OrderMixture.parse(self.end))
-        object.__setattr__(self, "_pairs", self._match())
+        object.__setattr__(self, "_pairs", self._pair_components())
 
     def __str__(self) -> str:
         return f"{self.start} to {self.end} until {self.until:g} of the training"
 
-    def _match(self) -> list[tuple[OrderDistribution, float, OrderDistribution, float]]:
-        """Each component's distribution and weight at the start and at the end."""
+    def _pair_components(self) -> list[tuple[OrderDistribution, float, OrderDistribution, float]]:
+        """Returns each component's distribution and weight at the start and at the end."""
         start = dict(zip(self.start.distributions, self.start.weights, strict=True))
         end = dict(zip(self.end.distributions, self.end.weights, strict=True))
         pairs = []
@@ -370,52 +339,53 @@ class OrderCurriculum:
                     f"A curriculum cannot tell which {before.name!r} of {str(self.start)!r} becomes which of "
                     f"{str(self.end)!r}; at most one parameter of a name may change."
                 )
-            pairs.append((before, weight, after, end.pop(after, 0.0)))
-        return pairs + [(after, 0.0, after, weight) for after, weight in end.items()]
+            pairs.append((before, weight, after, end.get(after, 0.0)))
+        paired = {after for _, _, after, _ in pairs}
+        return pairs + [(after, 0.0, after, weight) for after, weight in end.items() if after not in paired]
 
     def at(self, progress: float) -> OrderMixture:
-        """The mixture at a point of training.
+        """Returns the mixture at a point of training.
 
         Args:
             progress: the share of training that is done, >= 0.
 
         Raises:
-            ValueError: for a negative `progress` or NaN.
+            ValueError: `progress` is negative or NaN.
         """
         if not progress >= 0:
             raise ValueError(f"`progress` must be >= 0, got {progress}.")
         share = min(progress / self.until, 1.0)
-        # Two components may meet at one parameter on the way.
+        # Weights are added up, because two components can meet at the same parameter on the way.
         weights: dict[OrderDistribution, float] = {}
         for before, start_weight, after, end_weight in self._pairs:
             distribution = before
             if before != after:
                 parameter = (1 - share) * before.parameter + share * after.parameter
-                kind = _PARAMETERS[before.name].kind
-                distribution = OrderDistribution(before.name, round(parameter) if kind is int else parameter)
+                is_whole = _PARAMETERS[before.name][1] is int
+                distribution = OrderDistribution(before.name, round(parameter) if is_whole else parameter)
             weight = (1 - share) * start_weight + share * end_weight
             weights[distribution] = weights.get(distribution, 0.0) + weight
         return OrderMixture(tuple(weights), tuple(weights.values()))
-
-
-class SampledOrders(NamedTuple):
-    """Orders of a batch.
-
-    Args:
-        columns: int64 `[batch, longest length]`, each example's columns in generation order, -1 on the right.
-        num_context: int64 `[batch]`, how many of them are given and not predicted.
-    """
-
-    columns: torch.Tensor
-    num_context: torch.Tensor
 
 
 OrderSpec = str | Mapping[str, float] | OrderMixture | OrderCurriculum
 
 
 def parse_order(order: OrderSpec) -> OrderMixture | OrderCurriculum:
-    """A curriculum as it is; anything else through [`OrderMixture.parse`]."""
+    """Returns a curriculum unchanged and reads everything else with [`OrderMixture.parse`]."""
     return order if isinstance(order, OrderCurriculum) else OrderMixture.parse(order)
+
+
+class SampledOrders(NamedTuple):
+    """Orders of a batch.
+
+    Args:
+        columns: int64 `[batch, longest length]`, the columns of each example in generation order, -1 on the right.
+        num_context: int64 `[batch]`, how many of them are given and not predicted.
+    """
+
+    columns: torch.Tensor
+    num_context: torch.Tensor
 
 
 def sample_orders(
@@ -427,24 +397,27 @@ def sample_orders(
     epoch: int = 0,
     progress: float = 0.0,
     min_context: int = 0,
+    first_column: int = 0,
 ) -> SampledOrders:
     """Draws one order for each example.
 
     Args:
         order: a specification (see [`OrderMixture.parse`]), a mixture or a curriculum.
-        lengths: `[batch]`, the number of columns of each example.
-        example_indices: `[batch]`, each example's number in the data set. An example's order depends on
-            `(seed, epoch, example_index)` and on nothing else of the batch.
-        seed: the run's seed.
+        lengths: `[batch]`, how many tokens of each example are ordered. A beginning-of-sentence token (BOS) does not
+            count, because it is always first.
+        example_indices: `[batch]`, each example's index in the data set. An example's order depends on
+            `(seed, epoch, example_index)` and on nothing else in the batch.
+        seed: the seed of the run.
         epoch: the pass over the data.
         progress: the share of training that is done, for a curriculum.
-        min_context: the least number of context entries of each example; 1 for sentences without a
-            beginning-of-sentence token. Context is in sentence order where the distribution has a context of its own;
-            elsewhere the first `min_context` entries of the order become context.
+        min_context: the smallest number of context entries of each example; 1 for sentences without BOS. Distributions
+            with a context of their own give it in sentence order. For others the first `min_context` entries of the
+            order become the context.
+        first_column: the column of the first ordered token; 1 if BOS is in column 0.
 
     Raises:
-        TypeError: for an `order` of another type, and for numbers that are not integers.
-        ValueError: for a bad `order`, lengths and indices that do not match, or numbers out of range.
+        TypeError: `order` has another type, or a number is not an integer.
+        ValueError: `order` is bad, lengths and indices do not match, or a number is out of range.
     """
     parsed = parse_order(order)
     mixture = parsed.at(progress) if isinstance(parsed, OrderCurriculum) else parsed
@@ -456,21 +429,9 @@ def sample_orders(
         )
     columns = np.full((len(lengths), max(lengths, default=0)), -1, dtype=np.int64)
     num_context = np.zeros(len(lengths), dtype=np.int64)
-    for row, (length, index) in enumerate(zip(lengths, example_indices, strict=True)):
-        columns[row, :length], num_context[row] = mixture.draw(
+    for number, (length, index) in enumerate(zip(lengths, example_indices, strict=True)):
+        drawn, num_context[number] = mixture.draw(
             length, example_index=index, seed=seed, epoch=epoch, min_context=min_context
         )
+        columns[number, :length] = drawn + first_column
     return SampledOrders(torch.from_numpy(columns), torch.from_numpy(num_context))
-
-
-__all__ = [
-    "MAX_BLANK_SPANS",
-    "OrderCurriculum",
-    "OrderDistribution",
-    "OrderMixture",
-    "OrderSpec",
-    "SampledOrders",
-    "as_integer",
-    "parse_order",
-    "sample_orders",
-]

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Text for training: where it comes from, what is held out, and how it becomes rows of tokens."""
+"""Text for training: loading it, holding some of it out, and turning it into rows of tokens."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, load_dataset
+from transformers import PreTrainedTokenizerBase
 
 from .collators import with_example_index
 
@@ -24,9 +25,9 @@ _BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parq
 
 
 def reference_texts() -> list[str]:
-    """English reference text that ships inside CPython: the topics of `pydoc`'s help (about 465,000 characters).
+    """Returns English text that ships with CPython: the topics of `pydoc`'s help, about 465,000 characters.
 
-    The text differs a little from one Python version to the next.
+    The text differs a little between Python versions.
     """
     from pydoc_data.topics import topics
 
@@ -34,22 +35,22 @@ def reference_texts() -> list[str]:
 
 
 def hold_out(texts: list[str], fraction: float, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Splits whole texts into training and held-out texts without any overlap.
+    """Splits whole texts into training texts and held-out texts that do not overlap.
 
-    Texts that share a passage of 50 characters (any white space counting as one space), directly or through other
-    texts, stay on the same side, so nothing that is held out is also trained on. Such groups of texts are shuffled and
-    taken while they fit. (`reference_texts` needs this: many topics repeat others.)
+    Texts that share a passage of 50 characters (any white space counts as one space), directly or through other texts,
+    form a group and stay on the same side. Groups are shuffled and held out while they fit. `reference_texts` needs
+    this, because many topics repeat others.
 
     Args:
-        texts: the texts; order decides nothing but the order of the result.
-        fraction: at most this share of all characters is held out.
+        texts: the texts. Their order only decides the order of the result.
+        fraction: the largest share of all characters that is held out.
         seed: seed of the shuffle.
 
     Returns:
         Training texts and held-out texts, each in the order of `texts`.
 
     Raises:
-        ValueError: `fraction` outside (0, 1), or so small that no group fits.
+        ValueError: `fraction` is outside (0, 1), or so small that no group fits.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie in (0, 1), got {fraction}.")
@@ -70,7 +71,7 @@ def hold_out(texts: list[str], fraction: float, seed: int = 0) -> tuple[list[str
     for index in range(len(texts)):
         groups.setdefault(find(index), []).append(index)
 
-    # Sorted by content, so that the order of `texts` decides nothing.
+    # Sorted by content, so the order of `texts` does not change the split.
     shuffled = sorted(groups.values(), key=lambda group: min(texts[index] for index in group))
     random.Random(seed).shuffle(shuffled)
     room = fraction * sum(map(len, texts))
@@ -85,72 +86,9 @@ def hold_out(texts: list[str], fraction: float, seed: int = 0) -> tuple[list[str
     return [t for i, t in enumerate(texts) if i not in held], [t for i, t in enumerate(texts) if i in held]
 
 
-def load_texts(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_file: str | None = None,
-    validation_file: str | None = None,
-    text_column: str = "text",
-    validation_fraction: float = 0.05,
-    seed: int = 0,
-) -> DatasetDict:
-    """Training and validation texts with one column, `text`.
-
-    Sources: `dataset_name` (a Hub dataset, or a folder `datasets` can load), or `train_file` (`.txt`, `.json`,
-    `.jsonl`, `.csv` or `.parquet`, also compressed as `.xz`, `.gz`, `.bz2` or `.zst`; each line of a `.txt` file is a
-    text), or neither: `reference_texts`.
-
-    Without a validation split or `validation_file`, `validation_fraction` of the texts is held out: of `.txt` files the
-    last part in one piece, of `reference_texts` whole topics by `hold_out`, else whole texts at random. Training texts
-    that are equal to a held-out text of at least 50 characters are dropped.
-
-    Raises:
-        ValueError: more than one source, a file type that is not known, no column `text_column`, a fraction outside
-            (0, 1), or a single text, of which nothing can be held out.
-        FileNotFoundError: no such file.
-    """
-    if dataset_name is not None and train_file is not None:
-        raise ValueError(f"give dataset_name or train_file, not both, got {dataset_name} and {train_file}.")
-    if validation_file is not None and train_file is None:
-        raise ValueError(f"validation_file needs train_file, got {validation_file} alone.")
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction must lie in (0, 1), got {validation_fraction}.")
-
-    if dataset_name is None and train_file is None:
-        train, validation = hold_out(reference_texts(), validation_fraction, seed)
-        return DatasetDict(train=Dataset.from_dict({"text": train}), validation=Dataset.from_dict({"text": validation}))
-
-    if dataset_name is not None:
-        loaded = load_dataset(dataset_name, dataset_config_name)
-        in_file_order = False
-    else:
-        builder = _builder(train_file)
-        files = {"train": train_file} | ({"validation": validation_file} if validation_file else {})
-        for path in files.values():
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"train_file and validation_file must exist, got {path}.")
-        loaded = load_dataset(builder, data_files=files)
-        in_file_order = builder == "text"
-    if "train" not in loaded:
-        raise ValueError(f"the dataset must have a split named train, got {', '.join(loaded)}.")
-    if text_column not in loaded["train"].column_names:
-        raise ValueError(f"text_column must be one of {', '.join(loaded['train'].column_names)}, got {text_column!r}.")
-    if "validation" not in loaded:
-        if len(loaded["train"]) < 2:
-            raise ValueError("a single text cannot be split: give validation_file, or a file with several texts.")
-        parts = loaded["train"].train_test_split(validation_fraction, seed=seed, shuffle=not in_file_order)
-        loaded = DatasetDict(train=parts["train"], validation=parts["test"])
-    loaded = DatasetDict({name: loaded[name].select_columns(text_column) for name in ("train", "validation")})
-    if text_column != "text":
-        loaded = loaded.rename_column(text_column, "text")
-    held = {text for text in loaded["validation"]["text"] if len(text) >= SHARED_PASSAGE_CHARACTERS}
-    loaded["train"] = loaded["train"].filter(lambda row: row["text"] not in held)
-    return loaded
-
-
 @dataclass
 class TextArguments:
-    """Where text comes from: the arguments of [`load_texts`], for `HfArgumentParser`."""
+    """The source of a text and its held-out part, for `HfArgumentParser` or in code."""
 
     dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or a folder of one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
@@ -161,7 +99,7 @@ class TextArguments:
     validation_file: str | None = field(default=None, metadata={"help": "The same for held-out text."})
     text_column: str = field(default="text", metadata={"help": "Name of the column with the text."})
     validation_fraction: float = field(
-        default=0.06, metadata={"help": "Held-out share where the data has no validation part of its own."}
+        default=0.06, metadata={"help": "Held-out share if the data has no validation part of its own."}
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the choice of held-out texts."})
 
@@ -171,45 +109,99 @@ class TextArguments:
         return self.dataset_name or self.train_file or "pydoc_data.topics"
 
     def load(self) -> DatasetDict:
-        """Training and validation texts."""
-        return load_texts(
-            self.dataset_name,
-            self.dataset_config_name,
-            self.train_file,
-            self.validation_file,
-            self.text_column,
-            self.validation_fraction,
-            self.split_seed,
+        """Loads the splits `train` and `validation`, each with the column `text`.
+
+        The source is `dataset_name`, `train_file` or, if neither is given, [`reference_texts`]. Without a validation
+        split or `validation_file`, `validation_fraction` of the texts is held out: the end of a `.txt` file, whole
+        topics of `reference_texts` (see [`hold_out`]), and otherwise texts at random. Training texts that equal a
+        held-out text of at least 50 characters are dropped.
+
+        Raises:
+            ValueError: there are two sources, a file type is unknown, `text_column` is missing, the fraction is outside
+                (0, 1), or there is only one text to split.
+            FileNotFoundError: a file does not exist.
+        """
+        if self.dataset_name is not None and self.train_file is not None:
+            raise ValueError(f"give dataset_name or train_file, not both, got {self.dataset_name}, {self.train_file}.")
+        if self.validation_file is not None and self.train_file is None:
+            raise ValueError(f"validation_file needs train_file, got {self.validation_file} alone.")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie in (0, 1), got {self.validation_fraction}.")
+
+        is_text_file = False
+        if self.dataset_name is not None:
+            loaded = load_dataset(self.dataset_name, self.dataset_config_name)
+        elif self.train_file is not None:
+            builder = _find_builder(self.train_file)
+            files = {"train": self.train_file, "validation": self.validation_file}
+            files = {split: file for split, file in files.items() if file}
+            for file in files.values():
+                if not Path(file).is_file():
+                    raise FileNotFoundError(f"train_file and validation_file must exist, got {file}.")
+            loaded, is_text_file = load_dataset(builder, data_files=files), builder == "text"
+        else:
+            parts = hold_out(reference_texts(), self.validation_fraction, self.split_seed)
+            splits = zip(("train", "validation"), parts, strict=True)
+            return DatasetDict({split: Dataset.from_dict({"text": texts}) for split, texts in splits})
+
+        if "train" not in loaded:
+            raise ValueError(f"the dataset must have a split named train, got {', '.join(loaded)}.")
+        train, columns = loaded["train"], loaded["train"].column_names
+        if self.text_column not in columns:
+            raise ValueError(f"text_column must be one of {', '.join(columns)}, got {self.text_column!r}.")
+        if "validation" not in loaded:
+            if len(train) < 2:
+                raise ValueError("a single text cannot be split: give validation_file, or a file with several texts.")
+            parts = train.train_test_split(self.validation_fraction, seed=self.split_seed, shuffle=not is_text_file)
+            loaded = {"train": parts["train"], "validation": parts["test"]}
+        loaded = DatasetDict(
+            {split: loaded[split].select_columns(self.text_column) for split in ("train", "validation")}
         )
+        if self.text_column != "text":
+            loaded = loaded.rename_column(self.text_column, "text")
+        held = {text for text in loaded["validation"]["text"] if len(text) >= SHARED_PASSAGE_CHARACTERS}
+        loaded["train"] = loaded["train"].filter(lambda row: row["text"] not in held)
+        return loaded
+
+
+def _find_builder(path: str) -> str:
+    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in _COMPRESSIONS]
+    if not suffixes or suffixes[-1] not in _BUILDERS:
+        raise ValueError(f"files must end in one of {', '.join(sorted(_BUILDERS))} (also compressed), got {path}.")
+    return _BUILDERS[suffixes[-1]]
 
 
 def tokenize_and_chunk(
-    dataset: Dataset, tokenizer, block_size: int, join_with: str | None = None, num_proc: int | None = None
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    join_with: str | None = None,
+    num_proc: int | None = None,
 ) -> Dataset:
-    """Tokenises the column `text` and cuts it into rows of at most `block_size` tokens; no token is lost.
+    """Tokenises the column `text` and cuts it into rows of at most `block_size` tokens. No token is lost.
 
     Args:
-        dataset: with a column `text`.
+        dataset: a data set with a column `text`.
         tokenizer: a fast tokenizer. Text that spells a special token is tokenised as ordinary text.
-        block_size: most tokens in a row, BOS not counted. The last row of a text is shorter.
-        join_with: None cuts each text on its own. A string is put between consecutive texts, and rows then run over
+        block_size: the largest number of tokens in a row, BOS not counted. The last row of a text is shorter.
+        join_with: `None` cuts each text separately. A string is put between consecutive texts, and rows then run across
             the ends of texts (within each 1,000 texts).
         num_proc: processes that share the work.
 
     Returns:
-        Rows with `input_ids` (no special tokens), `example_index` (the row's number) and `num_characters`: how many
-        characters of text the row's predicted tokens stand for. Without a BOS in the tokenizer the first token of a row
-        is not predicted and does not count.
+        Rows with `input_ids` (no special tokens), `example_index` (the row's number) and `num_characters`, the number
+        of characters that the row's predicted tokens spell. If the tokenizer has no BOS, the first token of a row is
+        not predicted and does not count.
 
     Raises:
-        ValueError: `block_size` is below 2, or the tokenizer is not a fast one (character counts need offsets).
+        ValueError: `block_size` is below 2, or the tokenizer is not fast (character counts need offsets).
     """
     if block_size < 2:
         raise ValueError(f"block_size must be at least 2, got {block_size}.")
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer must be a fast tokenizer, got {type(tokenizer).__name__}.")
     rows = dataset.map(
-        _blocks,
+        _cut_rows,
         batched=True,
         remove_columns=dataset.column_names,
         fn_kwargs={"tokenizer": tokenizer, "block_size": block_size, "join_with": join_with},
@@ -219,28 +211,30 @@ def tokenize_and_chunk(
     return with_example_index(rows)
 
 
-def _blocks(batch: dict[str, list], tokenizer, block_size: int, join_with: str | None) -> dict[str, list]:
-    pieces = batch["text"]
+def _cut_rows(
+    batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, block_size: int, join_with: str | None
+) -> dict[str, list]:
+    texts = batch["text"]
     if join_with is not None:
-        pieces = [text + join_with for text in pieces[:-1]] + pieces[-1:]
-    tokenised = [_tokens_and_ends(piece, tokenizer) for piece in pieces if piece]
+        texts = [text + join_with for text in texts[:-1]] + texts[-1:]
+    tokenised = [_tokenize(text, tokenizer) for text in texts if text]
     if join_with is not None and tokenised:
-        lengths = np.cumsum([0] + [len(piece) for piece in pieces if piece][:-1])
-        ids = np.concatenate([ids for ids, _ in tokenised])
-        tokenised = [(ids, np.concatenate([ends + at for (_, ends), at in zip(tokenised, lengths, strict=True)]))]
+        offsets = np.cumsum([0, *(len(text) for text in texts if text)])[:-1]
+        ends = np.concatenate([ends + offset for (_, ends), offset in zip(tokenised, offsets, strict=True)])
+        tokenised = [(np.concatenate([ids for ids, _ in tokenised]), ends)]
     rows = {"input_ids": [], "num_characters": []}
     for ids, ends in tokenised:
+        # Characters before token i: ends[i - 1]. Without BOS the first token of a row is not predicted.
+        before = np.concatenate([[0], ends])[tokenizer.bos_token_id is None :]
         for start in range(0, len(ids), block_size):
             stop = min(start + block_size, len(ids))
-            # Where the row's first token is not predicted, its characters do not count.
-            uncounted = start - 1 if tokenizer.bos_token_id is not None else start
             rows["input_ids"].append(ids[start:stop])
-            rows["num_characters"].append(int(ends[stop - 1] - (ends[uncounted] if uncounted >= 0 else 0)))
+            rows["num_characters"].append(int(ends[stop - 1] - before[start]))
     return rows
 
 
-def _tokens_and_ends(text: str, tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, and how many characters of `text` lie before each token's end; the last end is the text's length."""
+def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and the number of characters of `text` up to each token's end; the last one is the text's length."""
     encoded = tokenizer(
         text,
         add_special_tokens=False,
@@ -250,33 +244,32 @@ def _tokens_and_ends(text: str, tokenizer) -> tuple[np.ndarray, np.ndarray]:
         verbose=False,
     )
     ends = np.maximum.accumulate(np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64))
-    if len(ends):
-        ends[-1] = len(text)
+    ends[-1:] = len(text)
     return np.array(encoded["input_ids"], dtype=np.int32), ends
 
 
 def count_characters(dataset: Dataset) -> int:
-    """How many characters the column `text` has."""
+    """Counts the characters of the column `text`."""
     batches = dataset.with_format("arrow").iter(1000)
     return sum(pc.sum(pc.utf8_length(batch["text"])).as_py() or 0 for batch in batches)
 
 
 def sample_texts(dataset: Dataset, characters: int = 10_000_000) -> list[str]:
-    """Every k-th text of a data set, about `characters` long together; all texts where there are no more."""
+    """Takes every k-th text of a data set, about `characters` in total, or all texts if they are shorter."""
     step = max(1, math.ceil(count_characters(dataset) / characters))
     return dataset[::step]["text"]
 
 
 def unigram_bits(train: Iterable[str], held: Iterable[str]) -> dict[str, float]:
-    """What characters cost without any context, in bits per character: the reference that a model has to beat.
+    """Computes what characters cost without any context, in bits per character: the reference that a model must beat.
 
     Args:
-        train: training texts; of a large data set those of [`sample_texts`].
-        held: held-out texts, likewise.
+        train: training texts, see [`sample_texts`].
+        held: held-out texts.
 
     Returns:
-        `unigram_entropy_all` of the empirical distribution of both texts together, `unigram_cross_entropy_held_out`
-        of the held-out text under the training text's character frequencies (one added to every count), and
+        `unigram_entropy_all` of the empirical distribution of all texts, `unigram_cross_entropy_held_out` of the
+        held-out text under the character frequencies of the training text (one added to every count), and
         `characters`, how many were counted.
     """
     counts_train, counts_held = (Counter(itertools.chain.from_iterable(texts)) for texts in (train, held))
@@ -290,10 +283,3 @@ def unigram_bits(train: Iterable[str], held: Iterable[str]) -> dict[str, float]:
         "unigram_cross_entropy_held_out": float(-(of_held / of_held.sum() * np.log2(smoothed)).sum()),
         "characters": counts_train.total() + counts_held.total(),
     }
-
-
-def _builder(path: str) -> str:
-    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in _COMPRESSIONS]
-    if not suffixes or suffixes[-1] not in _BUILDERS:
-        raise ValueError(f"files must end in one of {', '.join(sorted(_BUILDERS))} (also compressed), got {path}.")
-    return _BUILDERS[suffixes[-1]]

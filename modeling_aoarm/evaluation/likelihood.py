@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..canvas_aoarm import check_count
 from ..compat_aoarm import input_device, needs_all_processes
 from ..data.collators import DataCollatorForAnyOrderLM
-from ..data.masked_diffusion import collator_class
+from ..data.masked_diffusion import collator_class_for
 from ..data.orders import OrderSpec
 from ..generation_aoarm import default_context_order
 from .stats import Estimate
@@ -163,7 +163,7 @@ def evaluate_likelihood(
     by_token = exact and model.config.attention_variant == "bidirectional"
     if by_token and needs_all_processes(model):
         raise ValueError("exact must be False where weights are sharded, because numbers of passes differ; got True.")
-    kind = DataCollatorForAnyOrderLM if by_token else collator_class(model.config)
+    kind = DataCollatorForAnyOrderLM if by_token else collator_class_for(model.config)
     collator = kind(tokenizer, order=order, seed=seed, max_length=max_length)
     if kind is DataCollatorForAnyOrderLM:
         # As in `score`.

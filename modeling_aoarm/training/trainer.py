@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from ..compat import TrainerHooks
 from ..data.collators import DataCollatorForAnyOrderLM, DataCollatorWithOrders, check_example_index, with_example_index
-from ..data.masked_diffusion import collator_class
+from ..data.masked_diffusion import collator_class_for
 from ..evaluation.likelihood import OrderNLL, evaluate_likelihood
 from ..io import naming_disk_errors, replacing, versions
 from ..model_card import model_card, write_model_card
@@ -165,7 +165,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
 
     Args:
         model, args, data_collator, kwargs: as in `Trainer`; `data_collator` is the one of the model's variant, see
-            [`~modeling_aoarm.data.masked_diffusion.collator_class`].
+            [`~modeling_aoarm.data.masked_diffusion.collator_class_for`].
         eval_draws: orders per example in `evaluate()`.
         eval_order_seed: seed of these orders.
         fused_loss: whether training steps compute the loss without logits, see `fused_loss` of
@@ -245,7 +245,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
 
     def _check_collator(self) -> None:
         """Raises a ValueError for batches that the model could not learn from."""
-        config, right = self.model.config, collator_class(self.model.config)
+        config, right = self.model.config, collator_class_for(self.model.config)
         if not isinstance(self.data_collator, right):
             raise ValueError(
                 f"data_collator must be a {right.__name__} for attention_variant={config.attention_variant!r}, got "
@@ -269,7 +269,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
     def _evaluation_collator(self):
         """Within the block `data_collator` draws the orders of evaluations, which do not follow the training."""
         config, collator = self.model.config, self.data_collator
-        self.data_collator = collator_class(config)(
+        self.data_collator = collator_class_for(config)(
             collator.tokenizer,
             order="left_to_right" if config.attention_variant == "causal" else "uniform",
             seed=self.eval_order_seed,
