@@ -50,8 +50,7 @@ from the token left of a blank) it fills blanks from both sides without training
 Checkpoints that no variant equals exactly are refused (sliding windows, dynamic RoPE, layers without RoPE, quantised
 weights). A GGUF file is unpacked to plain weights, and its tokenizer and chat template are kept.
 
-examples:
-  python -m modeling_aoarm convert Qwen/Qwen3-0.6B outputs/qwen3-any-order
+example:
   python -m modeling_aoarm convert checkpoints/smollm2 outputs/smollm2-any-order --gguf-file model.Q4_1.gguf
 """
 
@@ -74,11 +73,9 @@ PARTS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status: 0, or 2 after wrong input, which one line on stderr names."""
     parser = build_parser()
-    parsed, remaining = parser.parse_known_args(arguments)
-    if parsed.run is run_lm_eval:
-        parsed.arguments = remaining
-    elif remaining:
-        parser.error(f"unrecognized arguments: {' '.join(remaining)}")
+    parsed, parsed.remaining = parser.parse_known_args(arguments)
+    if parsed.remaining and parsed.run is not run_lm_eval:
+        parser.error(f"unrecognized arguments: {' '.join(parsed.remaining)}")
     try:
         parsed.run(parsed)
     except (ImportError, OSError, ValueError) as error:
@@ -153,7 +150,10 @@ def run_infill(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not arguments.do_sample:
             raise ValueError(f"--{name.replace('_', '-')} needs --do-sample, got {value} without it.")
-    texts = arguments.texts + ([] if arguments.file is None else _read_lines(arguments.file))
+    texts = list(arguments.texts)
+    if arguments.file is not None:
+        with sys.stdin if arguments.file == "-" else open(arguments.file, encoding="utf-8") as file:
+            texts += [line.removesuffix("\n") for line in file]
     if not texts:
         raise ValueError("TEXT or --file must give at least one text, got none.")
     model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype, arguments.trust_remote_code)
@@ -235,7 +235,7 @@ def run_lm_eval(arguments: argparse.Namespace) -> None:
         from .evaluation import lm_eval  # noqa: F401
     except ImportError as error:
         raise ImportError(f"lm-eval needs the packages of `lm-eval[hf]`: {error}") from error
-    run_harness_command(arguments.arguments)
+    run_harness_command(arguments.remaining)
 
 
 def load_model(
@@ -317,12 +317,6 @@ def silence_library() -> None:
     """Turns off the progress bars and advice of transformers, which would stand between results."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-
-
-def _read_lines(path: str) -> list[str]:
-    """Reads the lines of a file, or of standard input for `-`."""
-    with sys.stdin if path == "-" else open(path, encoding="utf-8") as file:
-        return [line.removesuffix("\n") for line in file]
 
 
 def _format_json(text: str, infilling: Infilling, with_candidates: bool) -> str:
