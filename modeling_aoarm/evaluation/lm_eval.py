@@ -49,16 +49,8 @@ logger = logging.getLogger(__name__)
 ENSEMBLES = {"mean": "mean_log_likelihood", "log_mean": "log_mean_likelihood"}
 
 # Generation arguments that only prompts with blanks take.
-INFILL_ARGUMENTS = {
-    "candidate_order",
-    "context_order",
-    "decoding_order",
-    "draft_length",
-    "infill_return",
-    "max_candidates",
-    "score_end",
-    "tokens_per_step",
-}
+INFILL_ARGUMENTS = {"candidate_order", "context_order", "decoding_order", "draft_length", "infill_return"}
+INFILL_ARGUMENTS |= {"max_candidates", "score_end", "tokens_per_step"}
 
 
 @dataclasses.dataclass
@@ -188,10 +180,11 @@ class AnyOrderLM(HFLM):
             ValueError: a context has several blanks or another form than `<blank>`, a continuation has no tokens or too
                 many, or there is text behind a blank with `attention_variant="causal"`.
         """
-        has_form = [self.infilling and BLANK.search(request.args[0]) is not None for request in requests]
-        if self.decoding_order != "left_to_right":
-            has_form = [True] * len(requests)
-        texts = {index: self._encode(request) for index, request in enumerate(requests) if has_form[index]}
+        texts = {
+            index: self._encode(request)
+            for index, request in enumerate(requests)
+            if self.decoding_order != "left_to_right" or (self.infilling and BLANK.search(request.args[0]))
+        }
         longest = min(self.max_length + 1, self.config.max_position_embeddings)
         if cut := sum(text.cut_context(longest) for text in texts.values()):
             logger.warning("%d of %d contexts are too long for %d tokens in all and are cut.", cut, len(texts), longest)
@@ -248,8 +241,9 @@ class AnyOrderLM(HFLM):
                 if returned not in ("blank", "text"):
                     raise ValueError(f"`infill_return` must be 'blank' or 'text', got {returned!r}.")
                 if returned == "blank" and len(written) > 1:
-                    rule = f"must be 'text' for several blanks, got 'blank' for {len(written)}: {text!r}"
-                    raise ValueError(f"`infill_return` {rule}.")
+                    raise ValueError(
+                        f"`infill_return` must be 'text' for several blanks, got 'blank' for {len(written)}: {text!r}."
+                    )
                 blanks[index] = request
                 continue
             if misplaced := sorted(INFILL_ARGUMENTS & set(arguments)):
@@ -393,12 +387,11 @@ class AnyOrderLM(HFLM):
             filled = infill(self.model, self.tokenizer, texts, **options, **arguments)
         if returned == "text":
             return filled
-        pieces = [self._read_blanks(text)[0] for text in texts]
-        fillings = [
-            whole[len(before) : len(whole) - len(behind)]
-            for whole, (before, behind) in zip(filled, pieces, strict=True)
-        ]
-        return [postprocess_generated_text(filling, until, None) for filling in fillings]
+        results = []
+        for text, whole in zip(texts, filled, strict=True):
+            (before, behind), _ = self._read_blanks(text)
+            results.append(postprocess_generated_text(whole[len(before) : len(whole) - len(behind)], until, None))
+        return results
 
 
 def _key(request: Instance) -> tuple:
