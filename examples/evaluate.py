@@ -36,7 +36,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from timing import print_table
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
@@ -132,12 +133,13 @@ def select_rows(texts: Dataset, tokenizer: PreTrainedTokenizerBase, args: Evalua
 
 def print_entries(title: str, entries: list[dict], *names: str) -> None:
     """Prints a table of these values of the entries."""
-
-    def format_value(value) -> str:
-        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-    columns = [name.replace("_", " ") for name in names]
-    print_table(title, columns, [[format_value(entry.get(name)) for name in names] for entry in entries])
+    table = Table(*(name.replace("_", " ") for name in names), title=title, title_justify="left")
+    for entry in entries:
+        values = [entry.get(name) for name in names]
+        table.add_row(
+            *(f"{each:.4f}" if isinstance(each, float) else str("-" if each is None else each) for each in values)
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @dataclass
