@@ -260,7 +260,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if is_cuda else find_processor_name(),
         "processor": find_processor_name(),
-        "architecture": platform.describe_machine(),
+        "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
