@@ -43,6 +43,7 @@ from transformers.hf_argparser import HfArg
 
 from modeling_aoarm.cli import check_source, load_model
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
+from modeling_aoarm.decoding_aoarm import default_context_order
 from modeling_aoarm.evaluation import (
     bound_likelihood,
     collect_vocabulary,
@@ -58,7 +59,6 @@ from modeling_aoarm.evaluation import (
 )
 from modeling_aoarm.evaluation.likelihood import make_generator
 from modeling_aoarm.evaluation.plots import plot_estimates, plot_samples
-from modeling_aoarm.generation_aoarm import default_context_order
 from modeling_aoarm.io import finite, replacing, versions, write_json
 
 

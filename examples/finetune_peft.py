@@ -2,30 +2,30 @@
 """
 Fine-tune an any-order model with LoRA, to fill in the middle of a text.
 
-Objective: each row of text is cut into a prefix, a middle and a suffix. Prefix and suffix are given, the model predicts
-the middle, in an order of its tokens that is drawn anew in each epoch, and only the middle is in the loss. The adapter
-changes all linear layers, and in `two_stream` the learned query vector is trained as well.
+Each row of text is cut into a prefix, a middle and a suffix. Prefix and suffix are given. The model predicts the tokens
+of the middle in an order that is drawn anew in each epoch, and only the middle is in the loss. The adapter changes all
+linear layers, and `two_stream` trains its learned query vector as well.
 
-With the defaults (the model of `make pretrain` and its text, in rows twice as long as it has seen; 2 minutes on 2
-CPU cores):
+With the defaults (the model of `make pretrain` and its text, in rows twice as long; 2 minutes on 2 CPU cores):
 
     python examples/finetune_peft.py
 
-Another model, a folder or a Hub name (`--trust_remote_code true` where its code should come with it), and an own text:
+Another model, a folder or a Hub name (`--trust_remote_code true` runs the code that comes with it), and your own text:
 
     accelerate launch examples/finetune_peft.py --model_name_or_path outputs/qwen3-any-order --bf16 true \\
         --train_file articles.jsonl.xz --block_size 512 --longest_middle 64 --learning_rate 2e-4 --merge_and_save true
 
-Continue a run that was stopped (same arguments as before): `--resume_from_checkpoint true`.
+Continue a stopped run with the same arguments: `--resume_from_checkpoint true`.
 
-The output folder then holds the adapter and the tokenizer, `loss_curve.png` and `loss_curve.json`, `results.json`
-(likelihood of held-out middles and how many were filled in exactly, before and after), a model card (`README.md`), the
-last checkpoints and, if asked for, the merged model in `merged`.
+The output folder gets the adapter with the tokenizer and a model card, `loss_curve.png` and `loss_curve.json`,
+`results.json` (likelihood and exact fills of held-out middles, before and after), the last checkpoints, and with
+`--merge_and_save true` the merged model in `merged`.
 """
 
 import logging
 import math
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -37,9 +37,6 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, get_peft_model
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -55,28 +52,38 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from modeling_aoarm import DataCollatorForAnyOrderLM, lora_config, with_example_index
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
-from modeling_aoarm.io import loss_curve, plot_loss_curve, versions, write_json
+from modeling_aoarm.io import replacing_folder, versions, write_json
 from modeling_aoarm.model_card import CardArguments
-from modeling_aoarm.training.checkpoints import (
-    INCOMPLETE,
-    discard_checkpoints,
-    discard_incomplete,
-    publish,
-    starting_checkpoint,
-)
-from modeling_aoarm.training.trainer import AnyOrderTrainer
+from modeling_aoarm.plots import save_loss_curve
+from modeling_aoarm.training import AnyOrderTrainer
+from modeling_aoarm.training.checkpoints import discard_checkpoints, starting_checkpoint
 
 
 logger = logging.getLogger(__name__)
 
-# What `make pretrain` makes.
+# The output of `make pretrain`.
 DEFAULT_MODEL = "outputs/pretrain"
 ORDERS = {"any_order": "uniform", "left_to_right": "left_to_right"}
+TRAINING_DEFAULTS = {
+    "output_dir": "outputs/finetune_peft",
+    "max_steps": 400,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "logging_steps": 20,
+    "eval_strategy": "steps",
+    "eval_steps": 100,
+    "eval_on_start": True,
+    "save_steps": 200,
+    "save_total_limit": 1,
+}
 
 
 @dataclass
 class AdapterArguments:
-    """What is fine-tuned, and how large the adapter is."""
+    """The model, the adapter and the output folder."""
 
     model_name_or_path: str = field(
         default=DEFAULT_MODEL,
@@ -90,18 +97,21 @@ class AdapterArguments:
         default=None,
         metadata={"help": "Modules to adapt, as 'q_proj,v_proj', or all-linear. Default: all linear layers."},
     )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Write into a folder that is not empty; its checkpoints are deleted."}
+    )
     merge_and_save: bool = field(default=False, metadata={"help": "Also write the model with the adapter merged in."})
 
     def load(self):
-        """The base model and its tokenizer.
+        """Loads the base model and its tokenizer.
 
         Raises:
-            ValueError: there is no model of that name, or it cannot fill a middle.
+            ValueError: there is no such model, or it cannot fill a middle.
         """
         kwargs = {"trust_remote_code": self.trust_remote_code}
         try:
             if self.model_name_or_path == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir():
-                # Not to be looked for on the Hub.
+                # The Hub is not asked for it.
                 raise FileNotFoundError(DEFAULT_MODEL)
             config = AutoConfig.from_pretrained(self.model_name_or_path, **kwargs)
         except OSError as error:
@@ -124,7 +134,7 @@ class AdapterArguments:
 
 @dataclass
 class InfillingArguments(TextArguments):
-    """The text, how middles are cut out of it, and how the model is measured."""
+    """The text, the middles to cut out of it, and the evaluation."""
 
     block_size: int = field(default=128, metadata={"help": "Most tokens of a row, without BOS."})
     shortest_middle: int = field(default=2, metadata={"help": "Fewest tokens of a middle."})
@@ -174,30 +184,6 @@ class InfillingArguments(TextArguments):
         if not len(rows):
             raise ValueError(f"the text must have rows of {self.shortest_middle + 2} tokens at least, got none.")
         return with_example_index(rows)
-
-
-@dataclass
-class FinetuningArguments(TrainingArguments):
-    """`TrainingArguments` with defaults for the default run, and one more flag."""
-
-    output_dir: str | None = field(default="outputs/finetune_peft", metadata={"help": "Where everything is written."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Write into a folder that is not empty; its checkpoints are deleted."}
-    )
-    max_steps: int = field(default=400, metadata={"help": "Optimiser steps."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Rows per process and step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows per process and forward pass."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps (or, below 1, share) of rising learning rate."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of AdamW."})
-    logging_steps: float = field(default=20, metadata={"help": "Steps between logged losses."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
-    eval_steps: float | None = field(default=100, metadata={"help": "Steps between evaluations."})
-    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step as well."})
-    save_steps: float = field(default=200, metadata={"help": "Steps between checkpoints."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
-    include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "no, all or non_padding."})
 
 
 def canvases(rows: dict[str, list], tokenizer: PreTrainedTokenizerBase, device) -> dict[str, torch.Tensor]:
@@ -276,36 +262,28 @@ def fill_middles(model, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, co
 
 
 def print_summary(results: dict) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table("held-out middles", "nats per token", "bits per character", "exact match", "tokens right")
     for name in ("before", "after"):
         for order in ORDERS:
             row = results[name][order]
-            greedy = (
-                (f"{results[name]['exact_match']:.1%}", f"{results[name]['token_accuracy']:.1%}")
-                if order == "left_to_right"
-                else ("-", "-")
-            )
-            table.add_row(
-                f"{name}, {order.replace('_', ' ')}", f"{row['nll']:.4f}", f"{row['bits_per_character']:.4f}", *greedy
-            )
-    console.print(table)
-    if results["samples"]:
-        samples = Table("canvas", "filled", "original", title="Filled by the fine-tuned model", show_lines=True)
-        for sample in results["samples"]:
-            samples.add_row(*(Text(sample[name].replace("\n", "⏎")) for name in ("canvas", "filled", "original")))
-        console.print(samples)
+            bits = row["bits_per_character"]
+            print(f"{name}, {order.replace('_', ' ')}: {row['nll']:.4f} nats per token, {bits:.4f} bits per character")
+        exact, right = results[name]["exact_match"], results[name]["token_accuracy"]
+        print(f"{name}, filled from left to right: {exact:.1%} of middles and {right:.1%} of tokens are right")
+    for sample in results["samples"]:
+        print(f"\ncanvas:   {sample['canvas']}\nfilled:   {sample['filled']}\noriginal: {sample['original']}")
 
 
 def main(argv: list[str]) -> None:
     started = time.time()
-    parser = HfArgumentParser((AdapterArguments, InfillingArguments, FinetuningArguments, CardArguments))
+    parser = HfArgumentParser((AdapterArguments, InfillingArguments, TrainingArguments, CardArguments))
+    parser.set_defaults(**TRAINING_DEFAULTS)
     adapter_args, data_args, args, card_args = parser.parse_args_into_dataclasses(argv)
     logging.basicConfig()
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
-    checkpoint = starting_checkpoint(args, args.overwrite_output_dir)
+    args.include_num_input_tokens_seen = "non_padding"
+    checkpoint = starting_checkpoint(args, adapter_args.overwrite_output_dir)
     set_seed(args.seed)
-    # A resumed run has done so, and has it in its history.
+    # A resumed run has the evaluation of the start in its history.
     args.eval_on_start = args.eval_on_start and checkpoint is None
 
     base, tokenizer = adapter_args.load()
@@ -394,11 +372,9 @@ def main(argv: list[str]) -> None:
         "versions": versions() | {"peft": peft.__version__},
         "samples": samples,
     }
-    curve = loss_curve(trainer.state.log_history)
-    write_json(Path(args.output_dir) / "loss_curve.json", curve)
-    plot_loss_curve(
-        Path(args.output_dir) / "loss_curve.png",
-        curve,
+    save_loss_curve(
+        args.output_dir,
+        trainer.state.log_history,
         title=f"LoRA on {adapter_args.model_name_or_path}: middles of {data_args.text_source}",
     )
     # The card's figures are the adapter's.
@@ -418,13 +394,13 @@ def main(argv: list[str]) -> None:
         adapted = AutoPeftModelForCausalLM.from_pretrained(
             args.output_dir, trust_remote_code=adapter_args.trust_remote_code
         )
-        merged = Path(args.output_dir) / INCOMPLETE / "merged"
-        adapted.merge_and_unload().save_pretrained(merged)
-        tokenizer.save_pretrained(merged)
-        publish(merged, Path(args.output_dir) / "merged")
-        discard_incomplete(args.output_dir)
+        merged = Path(args.output_dir) / "merged"
+        shutil.rmtree(merged, ignore_errors=True)
+        with replacing_folder(merged) as folder:
+            adapted.merge_and_unload().save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     print_summary(results)
-    print(f"Adapter, loss_curve.png and results.json are in {args.output_dir}.")
+    print(f"\nAdapter, loss_curve.png and results.json are in {args.output_dir}.")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,18 @@
 """
 Fill blanks in text with a trained any-order model: of known length, in several orders, and of unknown length.
 
-Objective: given the text on both sides, the model writes what stands between. Nothing is trained. Four tables show
+The model writes the text in the blanks, given the text on both sides. Nothing is trained. Four tables show
 
 1. blanks of known length, filled in different orders;
 2. a blank of unknown length: each length is filled, and the filled texts are compared by their log-probability;
-3. the same blank at the end of a text, where the comparison changes once the end of the text is part of it;
-4. given fillings of a blank, compared by log p(blank | rest): multiple choice.
+3. a blank of unknown length at the end of a text, compared without and with the end of the text;
+4. multiple choice: given fillings of a blank, compared by log p(blank | rest).
 
     python examples/infill.py [--model outputs/pretrain] [--seed 0]
 
-Takes ten seconds on a CPU. The model is the one that `make pretrain` leaves (four minutes); any other saved any-order
-model works too, and `--text` takes a text of your own for the first two tables. From the command line, without this
-script: `python -m modeling_aoarm infill outputs/pretrain "The <blank:3-9> statement" --candidates`.
+Takes ten seconds on a CPU. The default model is the one that `make pretrain` saves (four minutes). Any other saved
+any-order model works too. `--text` replaces the texts of the first two tables. The same from the command line, without
+this script: `python -m modeling_aoarm infill outputs/pretrain "The <blank:3-9> statement" --candidates`.
 """
 
 import argparse
@@ -37,20 +37,20 @@ KNOWN = [
 ]
 UNKNOWN = "the <blank:2-9> of the object"
 AT_THE_END = "an object is a <blank:2-9>"
-# As many tokens each, so that the same number of probabilities is multiplied for each.
+# The choices of a question have equally many tokens, so equally many probabilities are multiplied.
 CHOICES = [
     ("The value of the ", ["argument", "argumint", "tnemugra"], " is a string."),
     ("If the ", ["object", "banana", "xqzwkj"], " has no such attribute, an error is raised."),
 ]
 
 
-def shown(text: str) -> Text:
-    """The text for a table's cell: line breaks visible, nothing read as markup."""
+def show_line_breaks(text: str) -> Text:
+    """Makes a table cell in which line breaks are visible and nothing is read as markup."""
     return Text(text.replace("\n", "⏎"))
 
 
-def orders_table(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Table:
-    """One line for each text, one column for each way to fill it."""
+def make_orders_table(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Table:
+    """Fills each text in different orders: one line per text, one column per order."""
     ways = {
         "left to right": {"decoding_order": "left_to_right"},
         "random order": {"decoding_order": "random"},
@@ -59,14 +59,14 @@ def orders_table(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tex
     filled = [infill(model, tokenizer, texts, **arguments) for arguments in ways.values()]
     table = Table("text", *ways, title="1. Blanks of known length", show_lines=True)
     for cells in zip(texts, *filled, strict=True):
-        table.add_row(*map(shown, cells))
+        table.add_row(*map(show_line_breaks, cells))
     return table
 
 
-def candidates_table(
+def make_candidates_table(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, title: str, text: str, score_end: bool = False
 ) -> Table:
-    """All candidates of a text, the best first."""
+    """Lists all candidates of a text, the best first."""
     result = infill(model, tokenizer, text, return_candidates=True, score_end=score_end)
     table = Table(title=f"{title}: {text}")
     table.add_column("tokens", justify="right")
@@ -74,11 +74,11 @@ def candidates_table(
     table.add_column("filled text")
     for candidate in result.candidates:
         lengths = ", ".join(map(str, candidate.blank_lengths))
-        table.add_row(lengths, f"{candidate.log_probability:.2f}", shown(candidate.text))
+        table.add_row(lengths, f"{candidate.log_probability:.2f}", show_line_breaks(candidate.text))
     return table
 
 
-def choice_scores(
+def score_choices(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     before: str,
@@ -86,14 +86,13 @@ def choice_scores(
     after: str,
     num_orders: int = 8,
 ) -> list[float]:
-    """log p(choice | text before and after it) of each choice, nats.
+    """Returns log p(choice | text before and after it) of each choice, in nats.
 
-    The probability is the mean over `num_orders` orders of the blank's tokens. It is given how many tokens the blank
-    has, so only choices of the same number of tokens may be compared. (Of different ones compare the whole texts, as
-    `infill` does.)
+    The probability is the mean over `num_orders` orders of the blank's tokens. It is conditional on the length of the
+    blank, so the choices must have equally many tokens. (For others, compare whole texts as `infill` does.)
 
     Raises:
-        ValueError: if the choices have different numbers of tokens.
+        ValueError: the choices have different numbers of tokens.
     """
     left, right = (tokenizer.encode(text, add_special_tokens=False) for text in (before, after))
     left = with_bos(tokenizer, left)
@@ -104,23 +103,25 @@ def choice_scores(
     canvas = torch.tensor([left + filling + right for filling in fillings], device=model.device)
     blanks = torch.zeros_like(canvas, dtype=torch.bool)
     blanks[:, len(left) : len(left) + lengths.pop()] = True
-    # The same orders for all choices: a difference between choices is none between orders.
+    # All choices are scored in the same orders.
     columns = blanks[0].nonzero()[:, 0]
     orders = torch.stack([columns[torch.randperm(len(columns))] for _ in range(num_orders)])
     orders = orders[:, None].expand(-1, len(choices), -1)
     return model.score(canvas, blanks, decoding_order=orders).log_mean_likelihood.tolist()
 
 
-def choices_table(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Table:
-    """Each question's choices with log p(blank | rest), and their shares among the choices."""
+def make_choices_table(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Table:
+    """Lists each question's choices with log p(blank | rest), and the share of each among them."""
     table = Table("text", "choice", title="4. Multiple choice: log p(blank | rest)")
     table.add_column("log-probability (nats)", justify="right")
     table.add_column("share", justify="right")
     for before, choices, after in CHOICES:
-        scores = torch.tensor(choice_scores(model, tokenizer, before, choices, after))
+        scores = torch.tensor(score_choices(model, tokenizer, before, choices, after))
         for index in scores.argsort(descending=True).tolist():
             share = f"{scores.softmax(0)[index]:.1%}"
-            table.add_row(shown(f"{before}___{after}"), shown(choices[index]), f"{scores[index]:.2f}", share)
+            table.add_row(
+                show_line_breaks(f"{before}___{after}"), show_line_breaks(choices[index]), f"{scores[index]:.2f}", share
+            )
         table.add_section()
     return table
 
@@ -129,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="outputs/pretrain", help="folder of a saved model and its tokenizer")
     parser.add_argument("--text", help="a text with blanks, instead of the examples of tables 1 and 2")
-    parser.add_argument("--seed", type=int, default=0, help="of random orders and samples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random orders and samples")
     arguments = parser.parse_args()
     if not (Path(arguments.model) / "config.json").is_file():
         sys.exit(f"--model must be the folder of a saved model, got {arguments.model}. `make pretrain` makes one.")
@@ -139,12 +140,12 @@ def main() -> None:
     set_seed(arguments.seed)
     console = Console()
     unknown = arguments.text or UNKNOWN
-    console.print(orders_table(model, tokenizer, [arguments.text] if arguments.text else KNOWN))
-    console.print(candidates_table(model, tokenizer, "2. A blank of unknown length", unknown))
-    console.print(candidates_table(model, tokenizer, "3. At the end, as the beginning of a text", AT_THE_END))
-    # `make pretrain` cuts text into rows and shows the model no ends, so these numbers are what not to do with it.
-    console.print(candidates_table(model, tokenizer, "3. At the end, as a whole text", AT_THE_END, score_end=True))
-    console.print(choices_table(model, tokenizer))
+    console.print(make_orders_table(model, tokenizer, [arguments.text] if arguments.text else KNOWN))
+    console.print(make_candidates_table(model, tokenizer, "2. A blank of unknown length", unknown))
+    console.print(make_candidates_table(model, tokenizer, "3. At the end, as the beginning of a text", AT_THE_END))
+    # The model of `make pretrain` saw no ends of texts in training, so this comparison misleads.
+    console.print(make_candidates_table(model, tokenizer, "3. At the end, as a whole text", AT_THE_END, score_end=True))
+    console.print(make_choices_table(model, tokenizer))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from .conversion import convert_causal_lm
 from .data.collators import DataCollatorForAnyOrderLM, DataCollatorWithOrders, with_example_index
 from .data.masked_diffusion import DataCollatorForMaskedDiffusion
 from .data.orders import OrderCurriculum, OrderMixture, sample_orders
-from .generation_aoarm import AOARMGenerateOutput, AOARMGenerationConfig
+from .decoding_aoarm import AOARMGenerationConfig
+from .generation_aoarm import AOARMGenerateOutput
 from .infilling_aoarm import Candidate, Infilling, infill
 from .modeling_aoarm import AOARMForCausalLM, AOARMForMaskedLM, AOARMModel, model_class_for
 from .peft import lora_config, register_default_targets

@@ -1,12 +1,13 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Private API of transformers, torch, PEFT and lm-eval for the code that does not travel with a saved model.
 
-All of it is used through this module, and `tests/test_compat.py` says what a new release has changed. Its twin for the
-code that travels is [`~modeling_aoarm.compat_aoarm`].
+That code uses private API only through this module. `tests/test_compat.py` says what a new release has changed.
+[`~modeling_aoarm.compat_aoarm`] serves the code that travels.
 """
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -17,13 +18,13 @@ from transformers import GenerationConfig
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
-# The methods that `TrainerHooks` and the functions below need, and their arguments.
+# The methods that the trainer and the functions below need, and their arguments.
 TRAINER_METHODS = {
     "_run_epoch": [],
     "_get_output_dir": ["trial"],
     "_save_checkpoint": ["model", "trial"],
     "_push_from_checkpoint": ["checkpoint_folder"],
-    "_save": ["output_dir", "state_dict"],
+    "save_model": ["output_dir", "_internal_call"],
 }
 HFLM_METHODS = {
     "_loglikelihood_tokens": ["requests", "disable_tqdm"],
@@ -33,54 +34,61 @@ HFLM_METHODS = {
 
 
 class TrainerHooks:
-    """Put before `Trainer` among the bases of a class, it gives its private steps public names to be overridden."""
+    """Gives private steps of `Trainer` public names. It goes before `Trainer` among the bases of a class."""
 
-    def run_epoch(self, *args, **kwargs) -> None:
-        super()._run_epoch(*args, **kwargs)
+    _staging: Path | None = None
 
-    def checkpoint_parent(self, trial: Any) -> str:
-        """The folder that checkpoints are written into."""
-        return super()._get_output_dir(trial)
+    def run_epoch(self, **kwargs) -> None:
+        """Runs one pass over the data. To be overridden."""
+        super()._run_epoch(**kwargs)
 
     def save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a checkpoint. To be overridden."""
         super()._save_checkpoint(model, trial)
 
-    def push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        super()._push_from_checkpoint(checkpoint_folder)
+    def checkpoint_parent(self, trial: Any) -> str:
+        """Returns the folder that has the checkpoints."""
+        return super()._get_output_dir(trial)
 
-    def save_files(self, output_dir: str | None, state_dict: dict | None) -> None:
-        """Writes model, tokenizer and arguments."""
-        super()._save(output_dir, state_dict)
+    def write_checkpoint(self, model: Any, trial: Any, parent: Path) -> None:
+        """Writes the files of a checkpoint into a folder of `parent`, without pushing them."""
+        self._staging = parent
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
 
-    def _run_epoch(self, *args, **kwargs):
-        self.run_epoch(*args, **kwargs)
+    def push_checkpoint(self, folder: Path) -> None:
+        """Starts to upload a checkpoint to the Hub."""
+        super()._push_from_checkpoint(str(folder))
 
-    def _get_output_dir(self, trial):
-        return self.checkpoint_parent(trial)
+    def _run_epoch(self, **kwargs):
+        self.run_epoch(**kwargs)
 
     def _save_checkpoint(self, model, trial):
         self.save_checkpoint(model, trial)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
-        self.push_from_checkpoint(checkpoint_folder)
+    def _get_output_dir(self, trial):
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
-    def _save(self, output_dir=None, state_dict=None):
-        self.save_files(output_dir, state_dict)
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
 
 
 def keep_published_mark(theirs: GenerationConfig, ours: GenerationConfig) -> None:
-    """Lets a generation config be saved that the library would refuse if it had not been published like that."""
+    """Lets a changed copy of a generation config be saved that the library accepts only as it was published."""
     if getattr(theirs, "_original_object_hash", None) == hash(theirs):
         ours._original_object_hash = hash(ours)
 
 
 def forward_hooks(module: nn.Module) -> dict[int, Any]:
-    """The table of a module's hooks, which copies made by `copy.copy` share."""
+    """Returns the table of a module's hooks, which copies made by `copy.copy` share."""
     return module._forward_hooks
 
 
 def peft_target_tables() -> dict[str, dict[str, list[str]]]:
-    """PEFT's tables of default target modules, by their names; each has an entry for Llama.
+    """Returns PEFT's tables of default target modules by name. Each has an entry for Llama.
 
     Raises:
         ImportError: PEFT is not installed.
@@ -103,20 +111,20 @@ def run_harness_command(arguments: Sequence[str]) -> None:
 
 
 def loglikelihood_tokens(lm: "HFLM", requests: list, disable_tqdm: bool) -> list[tuple[float, bool]]:
-    """The harness's log-likelihoods of tokenised pairs."""
+    """Computes the harness's log-likelihoods of tokenised pairs."""
     return lm._loglikelihood_tokens(requests, disable_tqdm)
 
 
 def encode_pair(lm: "HFLM", context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The tokens of a context and of its continuation, cut where the harness cuts them."""
+    """Tokenises a context and its continuation, split where the harness splits them."""
     return lm._encode_pair(context, continuation)
 
 
 def harness_batch_size(lm: "HFLM") -> int:
-    """The batch size that was asked for, found out by the harness where it is "auto"."""
+    """Returns the requested batch size. If it is "auto", the harness finds one."""
     return lm._detect_batch_size() if lm.batch_size == "auto" else int(lm.batch_size)
 
 
 def has_own_max_length(lm: "HFLM") -> bool:
-    """Whether the user gave a largest length."""
+    """Returns whether the user set a maximum length."""
     return bool(lm._max_length)

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Private and changing API of transformers and torch, for the code that travels with a saved model.
+"""Private and unstable API of transformers and torch, for the code that travels with a saved model.
 
-All of it is used through this module, and `tests/test_compat.py` says what a new release has changed.
+That code uses such API only through this module. `tests/test_compat.py` tells what a new release has changed.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ OTHER_CACHE_NAME = next(name for name in CACHE_NAMES if name != CACHE_NAME)
 
 
 class CacheUnderBothNames:
-    """For outputs of models: the cache under the name that it does not have in this release of the library."""
+    """Gives outputs of models the cache under the other name too, the one that this release of the library lacks."""
 
 
 setattr(CacheUnderBothNames, OTHER_CACHE_NAME, property(lambda output: getattr(output, CACHE_NAME)))
 
 
 def the_cache(past_key_values: Any, cache: Any, kwargs: dict[str, Any]) -> Cache | None:
-    """The cache that a call was given, under whichever name.
+    """Returns the cache that a call was given, under either name.
 
     Args:
         past_key_values, cache: the two arguments.
-        kwargs: the call's other arguments, which must hold no cache: it would be lost without a word.
+        kwargs: the call's other arguments. A cache among them would be lost silently.
 
     Raises:
-        ValueError: both are given, or one is no cache, or there is a cache under a third name.
+        ValueError: both arguments are given, one is not a cache, or there is a cache under a third name.
     """
     if past_key_values is not None and cache is not None:
         raise ValueError("`past_key_values` and `cache` name the same argument; give one of them.")
@@ -55,7 +55,7 @@ def the_cache(past_key_values: Any, cache: Any, kwargs: dict[str, Any]) -> Cache
 
 
 def register_for_label_smoothing(class_name: str) -> None:
-    """Makes `Trainer` shift labels in its label smoothing for a class, as it does for the library's causal models."""
+    """Makes label smoothing in `Trainer` shift the labels of a class, as it does for the library's causal models."""
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[class_name] = class_name
 
 
@@ -65,10 +65,10 @@ def register_for_label_smoothing(class_name: str) -> None:
 def prepare_generation_config(
     model: GenerationMixin, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """The config of a call of `generate`, and those of its arguments that are the model's, checked.
+    """Returns the config of a call of `generate`, and the call's arguments for the model.
 
     Raises:
-        ValueError: for arguments that neither the config nor the model's `forward` has.
+        ValueError: for arguments that neither the config nor the model's `forward` takes.
     """
     generation_config, model_kwargs = model._prepare_generation_config(generation_config, **kwargs)
     model._validate_model_kwargs(model_kwargs.copy())
@@ -78,7 +78,7 @@ def prepare_generation_config(
 def special_tokens(
     model: GenerationMixin, generation_config: GenerationConfig, has_attention_mask: bool, device: torch.device
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The ids that end a sentence, int64 `[ends]`, and the padding id, int64 scalar; `None` where there is none."""
+    """Returns the ids that end a sentence, int64 `[ends]`, and the padding id, an int64 scalar; each may be `None`."""
     model._prepare_special_tokens(generation_config, has_attention_mask, device=device)
     return generation_config._eos_token_tensor, generation_config._pad_token_tensor
 
@@ -86,7 +86,7 @@ def special_tokens(
 def logits_processors(
     model: GenerationMixin, generation_config: GenerationConfig, custom: LogitsProcessorList, canvas: torch.Tensor
 ) -> LogitsProcessorList:
-    """The library's processors for a generation config and the caller's own, for canvases `[batch, columns]`."""
+    """Returns the library's processors and the caller's own for a generation config and canvases `[batch, columns]`."""
     return model._get_logits_processor(
         generation_config=generation_config,
         input_ids_seq_length=canvas.shape[1],
@@ -99,14 +99,14 @@ def logits_processors(
 
 
 def compiled_call(model: GenerationMixin, generation_config: GenerationConfig, cache: Cache) -> Callable | None:
-    """The compiled model where the library would compile steps on this cache, else `None`."""
+    """Returns the compiled model if the library would compile steps with this cache, else `None`."""
     if not model._valid_auto_compile_criteria({CACHE_NAME: cache}, generation_config):
         return None
     return model.get_compiled_call(generation_config.compile_config)
 
 
 def generation_config_values(generation_config: GenerationConfig) -> dict[str, Any]:
-    """A generation config's entries, without the mark that makes a reload drop the keys unknown to the library."""
+    """Returns a generation config's entries, without the mark that makes a reload drop keys unknown to the library."""
     values = generation_config.to_dict()
     values.pop("_from_model_config", None)
     return values
@@ -116,22 +116,22 @@ def generation_config_values(generation_config: GenerationConfig) -> dict[str, A
 
 
 def needs_all_processes(model: nn.Module) -> bool:
-    """Whether a model's weights are shared out among processes (FSDP, ZeRO-3), so that each pass needs all of them."""
+    """Returns whether processes share a model's weights (FSDP, ZeRO-3), so that each pass needs all processes."""
     if is_deepspeed_zero3_enabled():
         return True
-    # Not at the top: few need it, and it takes long.
+    # A lazy import, because it is slow and seldom needed.
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     return any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where a model takes its inputs: its device, and where all weights are offloaded, the one that computes."""
+    """Returns the device of a model's inputs: its own, or the one that computes if all weights are offloaded."""
     device = model.device
     if device.type != "meta":
         return device
     for module in model.modules():
-        # Of accelerate, which moves weights and inputs there for each call.
+        # The hook is accelerate's, which moves weights and inputs to this device for each call.
         execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
         if execution_device is not None:
             return torch.device(execution_device)
@@ -139,15 +139,35 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def class_without_sharding(model: nn.Module) -> type[nn.Module]:
-    """A model's own class: FSDP2 gives it one of torch's, derived from it."""
+    """Returns a model's own class. FSDP2 replaces it by a derived class of torch."""
     return next(each for each in type(model).__mro__ if not each.__module__.startswith("torch."))
+
+
+class SavedWithoutSharding:
+    """For models: a model that FSDP2 has sharded is saved with its own class's name and code."""
+
+    def save_pretrained(self, *args, **kwargs):
+        """As in the library. A model that FSDP2 has sharded is saved with its code too."""
+        own_class = class_without_sharding(self)
+        if type(self) is own_class:
+            super().save_pretrained(*args, **kwargs)
+            return
+        # The library saves the code of an object's class, which is torch's here. This object has the model's own class
+        # and shares everything else.
+        plain = own_class.__new__(own_class)
+        plain.__dict__ = self.__dict__
+        plain.save_pretrained(*args, **kwargs)
+
+    def _get_name(self) -> str:
+        """The class's name without FSDP2's prefix. `Trainer` knows causal models by it."""
+        return class_without_sharding(self).__name__
 
 
 # Values on a device
 
 
 def require(holds: torch.Tensor, message: str, waits: bool) -> None:
-    """Raises a ValueError unless a bool scalar holds; without waiting for the device, which then reports it later."""
+    """Raises a ValueError unless a bool scalar is true. If it does not wait, the device reports the message later."""
     if not waits:
         torch._assert_async(holds, message)
     elif not holds:
@@ -155,7 +175,7 @@ def require(holds: torch.Tensor, message: str, waits: bool) -> None:
 
 
 def keep_address(tensor: torch.Tensor) -> None:
-    """Tells the compiler that a tensor stays where it is: graphs of the device are replayed on the same memory."""
+    """Tells the compiler that a tensor keeps its memory, which replayed device graphs need."""
     if not torch.compiler.is_compiling():
         torch._dynamo.mark_static_address(tensor)
 
@@ -164,9 +184,9 @@ def keep_address(tensor: torch.Tensor) -> None:
 
 
 def prompt_learning_of(model: GenerationMixin) -> Any | None:
-    """The type of prompt learning whose PEFT model is calling this model's `generate`, or `None`.
+    """Returns the type of prompt learning if such a PEFT model is calling this model's `generate`, else `None`.
 
-    PEFT replaces `prepare_inputs_for_generation` by its own model's, which puts virtual tokens in front of a prompt.
+    PEFT replaces `prepare_inputs_for_generation` by its own, which puts virtual tokens in front of a prompt.
     """
     wrapper = getattr(model.prepare_inputs_for_generation, "__self__", model)
     config = getattr(wrapper, "active_peft_config", None)
@@ -175,7 +195,7 @@ def prompt_learning_of(model: GenerationMixin) -> Any | None:
 
 @functools.cache
 def watch_wrappers(watch: Callable[[nn.Module, str, nn.Module | None], None]) -> None:
-    """From now on calls `watch(wrapper, name, module)` whenever `wrapper.name = module`. Once for each function."""
+    """Calls `watch(wrapper, name, module)` at each `wrapper.name = module` from now on. Registers a function once."""
     register_module_module_registration_hook(watch)
 
 
@@ -183,13 +203,14 @@ ORDERS = ("position_ids", "target_position_ids", "segment_ids")
 
 
 def refuse_orders(wrapper: nn.Module, name: str, model: nn.Module | None) -> None:
-    """Makes PEFT models of prompt learning around an any-order model raise a ValueError for what they would corrupt.
+    """Makes PEFT models of prompt learning around an any-order model refuse calls that they would corrupt.
 
-    These are calls with positions or segments, whoever makes them (trainers, evaluations), and `score`, which would
-    pass the virtual tokens by. Canvases are refused in `generate`. Inside `disable_adapter()` everything works.
+    They raise a ValueError for calls with positions or segments, which trainers and evaluations make too, and for
+    `score`, which would skip the virtual tokens. `generate` refuses canvases. Inside `disable_adapter()` all of this
+    works.
 
-    PyTorch calls this when `wrapper.name = model`, from the time on that the first any-order model is made: PEFT has no
-    hook for models of other packages. Other methods than prompt learning put a tuner in between.
+    PEFT has no hook for models of other packages. PyTorch calls this function at each `wrapper.name = model` after the
+    first any-order model is made. PEFT methods that are not prompt learning put a tuner in between.
     """
     is_any_order = isinstance(model, PreTrainedModel) and model.config.model_type == "aoarm"
     if name == "base_model" and is_any_order and hasattr(wrapper, "peft_type"):

@@ -8,31 +8,30 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 
-# Every entry is written to a saved folder, so that each Auto class finds its code there; a variant has one head.
+# These entries go into a saved folder, so that each Auto class finds its code there. A variant has one head.
 AUTO_MAP = {"AutoConfig": "configuration_aoarm.AOARMConfig", "AutoModel": "modeling_aoarm.AOARMModel"}
 HEADS = {
     "AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM",
     "AutoModelForMaskedLM": "modeling_aoarm.AOARMForMaskedLM",
 }
 
-# Variants without rotations, whose tables of positions end.
+# Variants that have tables of positions, of limited length, instead of rotations.
 TABLE_VARIANTS = ("double_position", "adaptive_norm")
 
-# Other types recompute their frequencies from the largest position seen, which changes with the generation order.
+# Other types compute their frequencies from the largest position seen, which depends on the generation order.
 STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def head_auto_class(attention_variant: str | None) -> str:
-    """The library's Auto class for the head of a variant; that of causal models for configs without variants."""
+    """Returns the name of the Auto class for a variant's head; for configs without a variant, that of causal models."""
     return "AutoModelForMaskedLM" if attention_variant == "bidirectional" else "AutoModelForCausalLM"
 
 
 @strict
 class AOARMConfig(PreTrainedConfig):
     r"""
-    Configuration of [`AOARMModel`], [`AOARMForCausalLM`] and [`AOARMForMaskedLM`]: Llama's decoder plus one choice, how
-    the target position reaches the predictor. All fields but the first five have the names and meanings they have in
-    [`LlamaConfig`].
+    Configuration of [`AOARMModel`], [`AOARMForCausalLM`] and [`AOARMForMaskedLM`]: Llama's decoder, and how the target
+    position reaches the predictor. Fields that are not listed here are those of [`LlamaConfig`].
 
     Args:
         attention_variant (`str`, defaults to `"two_stream"`):
@@ -44,21 +43,22 @@ class AOARMConfig(PreTrainedConfig):
               to the token embedding (σ-GPT, arXiv:2404.09562).
             - `"adaptive_norm"`: one stream without rotations; an embedding of the content position is added, and one of
               the target position makes shifts, scales and gates of all layers (AO-GPT, arXiv:2506.19935).
-            - `"causal"`: the left-to-right Llama, which knows no target: the autoregressive baseline.
+            - `"causal"`: the left-to-right Llama, which is told no target: the autoregressive baseline.
             - `"bidirectional"`: rows in sentence order, blanks hold the mask token, and all rows see each other: masked
               diffusion (MDLM, arXiv:2406.07524; ARDM, arXiv:2110.02037), the baseline without a cache. Its head is
               [`AOARMForMaskedLM`].
         query_stream_init (`"learned"`, `"content"` or `"neighbor"`, defaults to `"learned"`):
-            Where the query stream of `two_stream` starts: from one learned vector (XLNet); from the row's own token
-            embedding; or from the embedding of the token left of the target, where a row up to the own one holds it,
-            and else from a learned vector. The last two make the identity order equal to Llama, and with the last a
-            converted decoder fills blanks without training. The other variants ignore it.
+            The start of the query stream of `two_stream`: one learned vector (XLNet); the embedding of the row's own
+            token; or the embedding of the token left of the target if a row up to the own one holds it, and a learned
+            vector if not. With the last two the identity order equals Llama. With the last a converted decoder fills
+            blanks without training. The other variants ignore it.
         double_position_mode (`"concatenated"` or `"summed"`, defaults to `"concatenated"`):
             One table of half the width for both positions, side by side (the released σ-GPT), or the sum of two tables
             of the full width. The other variants ignore it.
         target_embedding_size (`int`, defaults to 128):
-            Width of the target's embedding in `adaptive_norm`, as in AO-GPT; its layers have 6 × this × `hidden_size`
-            weights more than the other variants', so narrow models want a smaller one. The others ignore it.
+            Width of the target's embedding in `adaptive_norm`, as in AO-GPT. Each of its layers has 6 × this ×
+            `hidden_size` more weights than in the other variants, so narrow models need a smaller value. The other
+            variants ignore it.
         qk_norm (`bool`, defaults to `False`):
             RMS normalisation of queries and keys over the head dimension, as in Qwen3.
         attention_bias (`bool`, defaults to `False`):
@@ -67,13 +67,13 @@ class AOARMConfig(PreTrainedConfig):
             Bias of the attention's output projection.
         max_position_embeddings (`int`, defaults to 2048):
             Content positions lie in `[0, max_position_embeddings)`, target positions in `[0, max_position_embeddings]`.
-            Tables of `double_position` and `adaptive_norm` have an entry for each; left-to-right text in the others may
-            be longer.
+            The tables of `double_position` and `adaptive_norm` have an entry for each position. In the other variants
+            left-to-right text may be longer.
         rope_parameters (`dict`, *optional*):
             As in Llama; `rope_type` is one of `default`, `linear`, `llama3` and `yarn`.
         mask_token_id (`int`, *optional*):
-            The id that stands in the blanks of a canvas. `bidirectional` needs one, reads it there and never predicts
-            it. The other variants never read it: blanks are given by a mask.
+            The id that stands in the blanks of a canvas. `bidirectional` needs it, reads it in blanks and never
+            predicts it. The other variants do not read it, because a boolean mask tells their blanks.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for an unknown name or a value of the wrong type or range; the
@@ -140,7 +140,7 @@ class AOARMConfig(PreTrainedConfig):
         return self.attention_variant == "two_stream" and self.query_stream_init == "neighbor"
 
     def validate_sizes(self):
-        """Sizes are positive, and heads share out evenly."""
+        """Checks that sizes are positive, and that query heads divide evenly among key/value heads."""
         for name in (
             "vocab_size",
             "hidden_size",
@@ -163,7 +163,7 @@ class AOARMConfig(PreTrainedConfig):
             raise ValueError(f"Rotations need an even `head_dim`, got {self.head_dim}.")
 
     def validate_halves(self):
-        """Two tables side by side fill the width."""
+        """Checks that two tables of half the width fill the width."""
         concatenates = self.attention_variant == "double_position" and self.double_position_mode == "concatenated"
         if concatenates and self.hidden_size % 2 != 0:
             raise ValueError(
@@ -171,7 +171,7 @@ class AOARMConfig(PreTrainedConfig):
             )
 
     def validate_rope_is_static(self):
-        """Rotations may depend on a row's position only."""
+        """Checks that rotations depend only on a row's position."""
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type not in STATIC_ROPE_TYPES:
             raise ValueError(
@@ -180,7 +180,7 @@ class AOARMConfig(PreTrainedConfig):
             )
 
     def validate_special_tokens(self):
-        """Special tokens are rows of the embedding."""
+        """Checks that special tokens are in the vocabulary."""
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id"):
             value = getattr(self, name)
             for token_id in value if isinstance(value, list) else [value]:
@@ -188,7 +188,7 @@ class AOARMConfig(PreTrainedConfig):
                     raise ValueError(f"`{name}` must lie in [0, vocab_size={self.vocab_size}), got {token_id}.")
 
     def validate_mask_token(self):
-        """Masked diffusion needs a mask."""
+        """Checks that `bidirectional` has a mask token."""
         if self.attention_variant == "bidirectional" and self.mask_token_id is None:
             raise ValueError(
                 "`mask_token_id` must be the id that stands in blanks for attention_variant='bidirectional', got None."

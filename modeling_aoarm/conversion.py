@@ -34,7 +34,7 @@ from transformers.utils import cached_file
 from .compat import keep_published_mark
 from .compat_aoarm import generation_config_values
 from .configuration_aoarm import STATIC_ROPE_TYPES, AOARMConfig
-from .generation_aoarm import AOARMGenerationConfig
+from .decoding_aoarm import AOARMGenerationConfig
 from .gguf import check_gguf, read_gguf, require_gguf
 from .modeling_aoarm import AOARMForCausalLM
 

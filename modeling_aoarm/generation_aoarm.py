@@ -1,9 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Generation in any order, on a key-value cache: a mixin that goes before the library's `GenerationMixin`."""
+"""`generate` for canvases with blanks, in any order, on a key-value cache."""
 
 import copy
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,182 +13,44 @@ from transformers.utils import ModelOutput
 
 from .cache_aoarm import CanvasCache
 from .canvas_aoarm import (
-    ADAPTIVE_ORDERS,
-    CONTEXT_ORDERS,
     CanvasRows,
     check_canvas,
     check_count,
     check_generators,
-    check_token_sets,
     is_named,
     resolve_context_order,
     resolve_order,
+    resolve_token_sets,
 )
 from .compat_aoarm import (
     CACHE_NAME,
-    compiled_call,
     generation_config_values,
     logits_processors,
-    needs_all_processes,
     prepare_generation_config,
     prompt_learning_of,
     special_tokens,
     the_cache,
 )
-from .decoding_aoarm import CanvasFilling, DecodingPlan, TokenSampler, check_order_free
-from .infilling_aoarm import Infilling, infill
-from .runner_aoarm import RowReader, check_backend
-
-
-DECODING_ORDERS = ("left_to_right", "random", *ADAPTIVE_ORDERS)
-SCHEDULE = re.compile(r"(linear|cosine)\((\d{1,9})\)")
-
-
-class AOARMGenerationConfig(GenerationConfig):
-    """The library's [`GenerationConfig`] and the defaults of any-order generation.
-
-    A plain `GenerationConfig` with entries of these names is read alike.
-
-    Args:
-        decoding_order: `"left_to_right"` (used when `None`), `"random"`, `"confidence"`, `"entropy"` or `"margin"`.
-        tokens_per_step: how many blanks one forward pass fills: a number (1 when `None`), or `"linear(n)"` or
-            `"cosine(n)"`, which fill each canvas in n passes, with equally many blanks or with few at first (MaskGIT,
-            2202.04200); a sentence end that cuts a pass short can make it more.
-        draft_length: how many drafts one forward pass verifies in speculative decoding; `None` for none.
-        context_order: the order of the given tokens, also in `score`: `"left_to_right"` (used when `None`) or
-            `"suffix_first"`, see `generate`.
-        **kwargs: the library's own.
-
-    Raises:
-        ValueError: for values that are none of these, and for drafts together with an adaptive order or with several
-            tokens per step.
-    """
-
-    def __init__(
-        self,
-        decoding_order: str | None = None,
-        tokens_per_step: int | str | None = None,
-        draft_length: int | None = None,
-        context_order: str | None = None,
-        **kwargs,
-    ):
-        self.decoding_order = decoding_order
-        self.tokens_per_step = tokens_per_step
-        self.draft_length = draft_length
-        self.context_order = context_order
-        super().__init__(**kwargs)
-
-    def validate(self, *args, **kwargs) -> None:
-        if self.decoding_order is not None and self.decoding_order not in DECODING_ORDERS:
-            names = ", ".join(map(repr, DECODING_ORDERS))
-            raise ValueError(f"`decoding_order` must be {names} or None, got {self.decoding_order!r}.")
-        if self.context_order is not None and self.context_order not in CONTEXT_ORDERS:
-            names = ", ".join(map(repr, CONTEXT_ORDERS))
-            raise ValueError(f"`context_order` must be {names} or None, got {self.context_order!r}.")
-        check_steps(self.decoding_order, self.tokens_per_step, self.draft_length)
-        super().validate(*args, **kwargs)
-
-    @classmethod
-    def from_model_config(cls, model_config) -> "AOARMGenerationConfig":
-        # The library compares with a plain config's attributes, which has none of ours.
-        return cls.from_dict(generation_config_values(GenerationConfig.from_model_config(model_config)))
-
-
-def default_context_order(*configs: GenerationConfig | None) -> str:
-    """The context order that generation configs give, the first one that has some; else from left to right."""
-    named = (getattr(config, "context_order", None) for config in configs)
-    return next((each for each in named if each is not None), "left_to_right")
-
-
-def check_steps(decoding_order: object, tokens_per_step: int | str | None, draft_length: int | None) -> None:
-    """Checks how many blanks a pass fills, and that drafts come in an order that is known before.
-
-    Raises:
-        ValueError: see [`AOARMGenerationConfig`].
-    """
-    is_schedule = isinstance(tokens_per_step, str) and (match := SCHEDULE.fullmatch(tokens_per_step)) and int(match[2])
-    is_number = isinstance(tokens_per_step, int) and not isinstance(tokens_per_step, bool) and tokens_per_step >= 1
-    if tokens_per_step is not None and not is_schedule and not is_number:
-        raise ValueError(
-            "`tokens_per_step` must be an integer of at least 1, 'linear(n)' or 'cosine(n)' with n passes, got "
-            f"{tokens_per_step!r}."
-        )
-    if draft_length is None:
-        return
-    check_count("draft_length", draft_length)
-    if is_named(decoding_order, *ADAPTIVE_ORDERS):
-        raise ValueError(
-            f"`draft_length` needs an order that is known before, got decoding_order={decoding_order!r}, which depends "
-            f"on the tokens, with draft_length={draft_length}."
-        )
-    if tokens_per_step not in (None, 1):
-        raise ValueError(
-            "`draft_length` and `tokens_per_step` above 1 exclude each other: drafts keep the one-by-one distribution, "
-            f"several tokens a step do not. Got draft_length={draft_length} and tokens_per_step={tokens_per_step!r}."
-        )
-
-
-def choose_ways(*levels: dict[str, object]) -> dict[str, object]:
-    """How to decode, from what the call says, the generation config of the call, and the model's.
-
-    What comes first wins, also over a later setting that it excludes: a call with drafts does not use a config's
-    adaptive order or tokens per step, nor one with `tokens_per_step` (1 among them) a config's drafts.
-
-    Args:
-        *levels: `decoding_order`, `tokens_per_step` and `draft_length`, `None` for what is left open.
-
-    Raises:
-        ValueError: see [`check_steps`].
-    """
-    chosen: dict[str, object] = {"decoding_order": None, "tokens_per_step": None, "draft_length": None}
-    for level in levels:
-        check_steps(**level)
-        excluded = set()
-        if chosen["draft_length"] is not None:
-            excluded = {"tokens_per_step"}
-            if is_named(level["decoding_order"], *ADAPTIVE_ORDERS):
-                excluded |= {"decoding_order"}
-        if chosen["tokens_per_step"] is not None or is_named(chosen["decoding_order"], *ADAPTIVE_ORDERS):
-            excluded |= {"draft_length"}
-        chosen |= {name: value for name, value in level.items() if chosen[name] is None and name not in excluded}
-    return chosen
-
-
-def step_sizes(tokens_per_step: int | str | None, blanks: int) -> list[int]:
-    """How many of an example's blanks each forward pass fills; the numbers sum to `blanks`.
-
-    A schedule over n passes fills at least one blank in each, so that short canvases are done before.
-    """
-    schedule = SCHEDULE.fullmatch(tokens_per_step) if isinstance(tokens_per_step, str) else None
-    sizes, done = [], 0
-    while done < blanks:
-        if schedule is None:
-            size = tokens_per_step or 1
-        else:
-            share = (len(sizes) + 1) / int(schedule[2])
-            filled = share if schedule[1] == "linear" else 1 - math.cos(math.pi / 2 * share)
-            size = max(1, round(blanks * min(filled, 1.0)) - done)
-        sizes.append(min(size, blanks - done))
-        done += sizes[-1]
-    return sizes
-
-
-# Options of the library's generation that canvases have no use for: refused, so that nobody waits for their effect.
-UNUSED_OPTIONS = (
-    "assistant_early_exit",
-    "constraints",
-    "dola_layers",
-    "force_words_ids",
-    "max_time",
-    "output_attentions",
-    "output_hidden_states",
-    "output_logits",
-    "output_scores",
-    "penalty_alpha",
-    "prompt_lookup_num_tokens",
-    "stop_strings",
-    "token_healing",
+from .decoding_aoarm import (
+    DECODING_OPTIONS,
+    DecodingWay,
+    check_decoding_options,
+    decoding_orders,
+    default_context_order,
+    resolve_decoding_options,
+    way_of_decoding,
 )
+from .filling_aoarm import CanvasFilling, TokenSampler, check_order_free
+from .infilling_aoarm import Infilling, infill
+from .runner_aoarm import ModelRunner, RowRunner
+
+
+# Options of the library's generation that have no meaning for canvases. They are refused instead of ignored.
+UNUSED_OPTIONS = (
+    "assistant_early_exit constraints dola_layers force_words_ids max_time output_attentions "
+    "output_hidden_states output_logits output_scores penalty_alpha prompt_lookup_num_tokens stop_strings "
+    "token_healing"
+).split()
 
 
 @dataclass
@@ -232,6 +92,7 @@ class AOARMGenerationMixin:
 
     # Whether the library's own `generate` has a meaning for the model.
     continues_text = True
+    runner_class: type[ModelRunner] = RowRunner
 
     def adjust_generation_fn(self, *args, **kwargs) -> None:
         # The library loads its own class here, which keeps our entries but does not check them.
@@ -282,61 +143,71 @@ class AOARMGenerationMixin:
     ) -> AOARMGenerateOutput | torch.LongTensor | Any:
         """Fills the blanks of canvases in any order, on a key-value cache.
 
+        1. Canvases become rows in generation order: the given tokens (`context_order`), then the blanks
+           (`decoding_order`).
+        2. A pass of the model reads the rows that the cache does not hold yet. Its last rows ask about the positions
+           of the next rows.
+        3. The way of decoding commits tokens: those of the next blanks, those of the most certain blanks, or the
+           drafts that speculation accepts. An end of sentence closes the blanks to its right.
+        4. Steps 2 and 3 repeat until no blank remains. Examples that are done leave the batch.
+        5. The tokens go back to their columns.
+
         Without blanks, and without an argument here that asks for more than left-to-right text, this is the library's
-        `generate`, with all its parameters and modes. What a call leaves out comes from the generation config. The
-        model's own `decoding_order`, `tokens_per_step` and `draft_length` are defaults for canvases: text without
-        blanks is continued from left to right. Other values in a `generation_config` of the call ask for canvases, with
-        its `max_new_tokens` blanks where there is no mask. (Pipelines give a model's own values back in each call.)
+        `generate`, with all its parameters and modes. Options that a call leaves out come from the generation config.
+        The model's own `decoding_order`, `tokens_per_step` and `draft_length` are defaults for canvases only: text
+        without blanks is continued from left to right. Other values in a `generation_config` of the call ask for
+        canvases, with its `max_new_tokens` blanks where there is no mask. (Pipelines give a model's own values back in
+        each call.)
 
         Args:
-            inputs (or `input_ids`): int64 `[batch, columns]`, canvases in sentence order. What stands in a blank is not
+            inputs (or `input_ids`): int64 `[batch, columns]`, canvases in sentence order. The tokens in blanks are not
                 read, and no token id means "blank".
             generation_config, logits_processor, **kwargs: as in the library: `do_sample`, `temperature`, `top_k`,
                 `top_p` and the other warpers that do not depend on order, `num_return_sequences`, `use_cache`,
                 `cache_implementation` (`"dynamic"` or `"static"`, whose passes have equal shapes and are compiled where
                 the library compiles), `return_dict_in_generate`, ... Processors get the rows so far in generation
-                order, one entry for each place that is asked about: where a pass fills one blank these are the
-                examples of the batch, otherwise places follow each other example by example.
+                order, with one entry for each target: the examples of the batch where a pass fills one blank, otherwise
+                the targets of the first example, then those of the second, and so on.
             synced_gpus: whether all processes make their passes together, each with canvases of its own. Default: where
                 the weights are shared out among them (FSDP, ZeRO-3). All of them have to call `generate`.
-            streamer: its `put` gets the canvases as they are given and as they are in the end, its `put_draft`, where
-                it has one, the canvases after each pass (see [`~modeling_aoarm.streaming.CanvasStreamer`]).
+            streamer: its `put` gets the canvases before and after filling. Its `put_draft`, where it has one, gets the
+                canvases after each pass (see [`~modeling_aoarm.streaming.CanvasStreamer`]).
             generation_mask: bool `[batch, columns]`, True for blanks. Examples may have different numbers of them.
             decoding_order: `"left_to_right"` (the default); `"random"` (drawn for each example); `"confidence"`,
-                `"entropy"` or `"margin"`, with which each pass fills the blanks that the model is surest about, see
-                [`~modeling_aoarm.decoding_aoarm.certainty`]; or int64 `[batch, blanks]`, blank columns in the order in
-                which to fill them, -1 on the right.
+                `"entropy"` or `"margin"`, with which each pass fills the blanks that the model is most certain about,
+                see [`~modeling_aoarm.decoding_aoarm.certainty`]; or int64 `[batch, blanks]`, blank columns in the order
+                in which to fill them, -1 on the right.
             tokens_per_step: how many blanks one pass fills, see [`AOARMGenerationConfig`]. Tokens of one pass do not
                 see each other: above 1 this is fast and approximate.
             draft_length: how many drafts one pass verifies in any-subset speculative decoding (2504.20456), for orders
-                that are known before. The samples follow the one-by-one distribution of that order exactly. Of these
-                three, what the call says wins over the generation config, also where one excludes the other.
+                that are known before. The samples follow the one-by-one distribution of that order exactly. The call's
+                values of these three win over the generation config, also where one excludes the other.
             context_order: the order of the given tokens, which are the rows before all blanks: `"left_to_right"`;
-                `"suffix_first"`, which is the first token, then what is right of the first blank, then what is left of
+                `"suffix_first"`, which is the first token, then the tokens right of the first blank, then those left of
                 it; or int64 `[batch, given]`, columns, -1 on the right. Results depend on it. Default: the generation
                 config's, else from left to right.
             token_sets: bool `[sets, vocab]`, sets of tokens that blanks may be restricted to.
             column_sets: int64 `[batch, columns]`, the set that each blank's token comes from, -1 for any token.
-            generator: the source of all random numbers: one generator, or one for each sequence, which is then a
-                function of its generator whatever the batch is. Default: the global random numbers.
+            generator: the source of all random numbers: one generator, or one for each sequence. With one for each
+                sequence, samples do not depend on the batch. Default: the global random numbers.
             progress_bar: whether to show one.
             attention_mask (in `kwargs`): `[batch, columns]`, 0 for padding, on either side. It defines the positions.
             max_new_tokens (in `kwargs`): appends so many blanks to each canvas, in new columns on the right. Together
                 with `generation_mask` only the call's own counts, never a generation config's.
             past_key_values or cache (in `kwargs`): the cache that an earlier call returned, for canvases that continue
                 its result. The rows that it knows come first, in their order, then the other given tokens from left to
-                right. It stays as it is.
+                right. The cache is not changed.
 
-        An end-of-sentence token (`eos_token_id`) may be filled in only to the right of every token that is there; it
-        closes the blanks to its right, which become padding. `eos_token_id=None` in the call switches this off.
+        An end-of-sentence token (`eos_token_id`) may be filled in only to the right of every token that is there. The
+        blanks to its right become padding. `eos_token_id=None` in the call switches this off.
 
         Returns:
             The filled canvases, int64 `[batch, columns]` (times `num_return_sequences`), or [`AOARMGenerateOutput`].
 
         Raises:
             ValueError: for malformed canvases and orders, for modes and processors that need left-to-right order
-                together with blanks, for drafts in adaptive orders or with several tokens per step, and for what
-                `causal`, which knows no targets, cannot do.
+                together with blanks, for drafts in adaptive orders or with several tokens per step, and for targets
+                that `causal` cannot be asked about.
         """
         library_arguments = {
             "stopping_criteria": stopping_criteria,
@@ -346,155 +217,93 @@ class AOARMGenerationMixin:
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "custom_generate": custom_generate,
         }
-        called = {
-            "decoding_order": decoding_order,
-            "tokens_per_step": tokens_per_step,
-            "draft_length": draft_length,
-        }
-        check_steps(**called)
+        called = dict(zip(DECODING_OPTIONS, (decoding_order, tokens_per_step, draft_length), strict=True))
+        check_decoding_options(**called)
         cache = the_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None), kwargs)
-        holds_canvases = getattr(cache, "holds_canvases", False)
         if "paged" in (kwargs.get("cache_implementation"), getattr(generation_config, "cache_implementation", None)):
             self.init_continuous_batching()
-        # What the config of the call asks for, beyond the defaults that the model has anyway.
-        configured = {name: getattr(generation_config, name, None) for name in called}
-        for name, value in configured.items():
-            if value == getattr(self.generation_config, name, None):
-                configured[name] = None
-        asked = choose_ways(called, configured)
-        is_left_to_right = asked["decoding_order"] is None or is_named(asked["decoding_order"], "left_to_right")
-        is_plain = is_left_to_right and asked["tokens_per_step"] in (None, 1) and asked["draft_length"] is None
-        is_plain &= self.continues_text
-        if generation_mask is None and is_plain and not holds_canvases:
-            for name, is_given in (
-                ("generator", generator is not None),
-                ("context_order", not (context_order is None or is_named(context_order, "left_to_right"))),
-                ("token_sets", token_sets is not None),
-                ("column_sets", column_sets is not None),
-                ("progress_bar", progress_bar),
-            ):
-                if is_given:
-                    raise ValueError(f"`{name}` needs blanks, which `generation_mask` marks; got it without a mask.")
+        asked = self._asked_options(called, generation_config)
+        if generation_mask is None and self._is_text(asked, cache):
+            _refuse_without_blanks(
+                generator=generator,
+                context_order=None if is_named(context_order, "left_to_right") else context_order,
+                token_sets=token_sets,
+                column_sets=column_sets,
+                progress_bar=progress_bar or None,
+            )
             library_arguments |= {"streamer": streamer, "synced_gpus": synced_gpus}
             if cache is not None:
                 kwargs[CACHE_NAME] = cache
             return super().generate(inputs, generation_config, logits_processor, **library_arguments, **kwargs)
         self._check_canvas_call(inputs, generation_config, logits_processor, streamer, library_arguments, cache, kwargs)
-        max_new_tokens, copies = kwargs.pop("max_new_tokens", None), kwargs.pop("num_return_sequences", None)
         canvas = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        configs = [each for each in (generation_config, self.generation_config) if each is not None]
-        if generation_mask is None and max_new_tokens is None:
-            max_new_tokens = getattr(generation_config, "max_new_tokens", None)
-        if generation_config is not None:
-            # The library would mix the ways of the two configs, of which one may exclude the other's.
-            generation_config = copy.copy(generation_config)
-            for name in called:
-                setattr(generation_config, name, None)
-        generation_config, model_kwargs = prepare_generation_config(self, generation_config, kwargs)
-        attention_mask = model_kwargs.pop("attention_mask", None)
-        for name, value in model_kwargs.items():
-            if value is not None and not name.startswith("output_"):
-                raise ValueError(f"`{name}` cannot be combined with `generation_mask`: rows and cache are made here.")
-        for name in UNUSED_OPTIONS:
-            if value := getattr(generation_config, name, None):
-                raise ValueError(f"`{name}` has no meaning together with `generation_mask`, got {value}.")
-
-        if generation_mask is None and max_new_tokens is None:
-            asked["decoding_order"] = (
-                "a tensor" if isinstance(decoding_order, torch.Tensor) else asked["decoding_order"]
-            )
-            raise ValueError(
-                "`decoding_order`, `tokens_per_step`, `draft_length` and the cache of canvases need blanks: "
-                "`generation_mask`, which says where they are, or `max_new_tokens` (not `max_length`), in the call or "
-                f"its generation config. Got neither, with {asked}."
-            )
-        canvas, generation_mask, real = self._canvas(canvas, generation_mask, attention_mask, max_new_tokens)
-        copies = check_count("num_return_sequences", copies or generation_config.num_return_sequences or 1)
-        check_generators(generator, len(canvas) * copies)
-        ways = choose_ways(called, *({name: getattr(config, name, None) for name in called} for config in configs))
-        if decoding_order is None:
-            decoding_order = ways["decoding_order"] or "left_to_right"
-        if isinstance(decoding_order, torch.Tensor):
-            order = resolve_order("decoding_order", decoding_order, generation_mask).repeat_interleave(copies, 0)
-        if isinstance(column_sets, torch.Tensor) and max_new_tokens is not None:
-            column_sets = torch.nn.functional.pad(column_sets, (0, max_new_tokens), value=-1)
-        restriction = check_token_sets(token_sets, column_sets, generation_mask, self.config.vocab_size)
-        if restriction is not None:
-            restriction = restriction[0], restriction[1].repeat_interleave(copies, 0)
-        positions = real.long().cumsum(1) - 1
+        appended = _count_appended(kwargs.pop("max_new_tokens", None), generation_mask, generation_config, asked)
+        copies = kwargs.pop("num_return_sequences", None)
+        configs = generation_config, self.generation_config
+        options = resolve_decoding_options(called, *(_options_of(config) for config in configs))
+        order = "left_to_right" if options["decoding_order"] is None else options["decoding_order"]
         if context_order is None and cache is None:
             context_order = default_context_order(*configs)
-        context = self._context(context_order, canvas, positions, generation_mask, real, cache)
-        canvas, generation_mask, real, context = (
-            each.repeat_interleave(copies, 0) for each in (canvas, generation_mask, real, context)
-        )
-        if isinstance(decoding_order, str):
-            # Drawn for each sequence, so after the canvases are repeated.
-            order = resolve_order("decoding_order", decoding_order, generation_mask, generator, DECODING_ORDERS)
-        rows = CanvasRows.lay_out(real, context, order)
-        plan = DecodingPlan(
-            adaptive=decoding_order if is_named(decoding_order, *ADAPTIVE_ORDERS) else None,
-            sizes=[step_sizes(ways["tokens_per_step"], blanks) for blanks in generation_mask.sum(1).tolist()],
-            # No canvas has more blanks than there are positions.
-            draft_length=min(ways["draft_length"] or 0, self.config.max_position_embeddings),
-        )
-        rows.check_order(self.config.attention_variant)
-        if plan.asks_ahead and self.config.attention_variant == "causal":
-            ways["decoding_order"] = plan.adaptive or "a fixed one"
-            raise ValueError(
-                "attention_variant='causal' knows no target but the next place: `tokens_per_step`, `draft_length` and "
-                f"adaptive orders need another variant. Got {ways}."
-            )
+        generation_config, attention_mask = self._prepare_canvas_config(generation_config, kwargs)
+        copies = check_count("num_return_sequences", copies or generation_config.num_return_sequences or 1)
 
-        eos_token_ids, pad_token = special_tokens(self, generation_config, attention_mask is not None, canvas.device)
-        processors = self._order_free_processors(generation_config, logits_processor, canvas)
-        reader, cached = self._reader(generation_config, rows, plan, cache, copies)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            reader.is_synced = needs_all_processes(self) if synced_gpus is None else synced_gpus
-        if eos_token_ids is not None:
-            # As in the library, an id that is no token (-1) never ends anything.
-            eos_token_ids = eos_token_ids[(eos_token_ids >= 0) & (eos_token_ids < self.config.vocab_size)]
-            eos_token_ids = eos_token_ids if len(eos_token_ids) else None
+        # 1. From canvases to rows.
+        canvas, blanks, real = self._append_blanks(canvas, generation_mask, attention_mask, appended)
+        check_generators(generator, len(canvas) * copies)
+        restriction = resolve_token_sets(token_sets, column_sets, blanks, self.config.vocab_size, appended, copies)
+        context = self._order_context(context_order, canvas, blanks, real, cache)
+        decoding_order = _order_blanks(order, blanks, copies, generator)
+        canvas, blanks, real, context = (each.repeat_interleave(copies, 0) for each in (canvas, blanks, real, context))
+        num_context = (context >= 0).sum(1)
+        rows = CanvasRows.lay_out(canvas, real, context, decoding_order)
+        # No canvas has more blanks than there are positions.
+        draft_length = min(options["draft_length"] or 0, self.config.max_position_embeddings)
+        way = way_of_decoding(order, options["tokens_per_step"], draft_length, blanks.sum(1).tolist())
+        self._check_way(way, rows, options)
+
+        # 2. to 4. Passes that fill the rows.
+        runner, cached = self.runner_class.for_generation(self, generation_config, rows, way, cache, copies)
+        runner.sync_processes(synced_gpus)
+        sampler, pad_token = self._make_sampler(
+            generation_config, logits_processor, canvas, attention_mask is not None, generator, way.draws()
+        )
         filling = CanvasFilling(
-            reader,
-            canvas,
+            runner,
             rows,
-            plan,
-            TokenSampler(processors, generation_config.do_sample, eos_token_ids, generator, plan.draws),
-            pad_token,
-            cached,
-            restriction,
-            # Processors of the caller's own may tell examples by their place in the batch.
-            keeps_batch=reader.is_fixed or bool(logits_processor),
+            num_context,
+            way,
+            sampler,
+            # A blank without a row has been closed.
+            background=canvas if pad_token is None else torch.where(blanks, pad_token, canvas),
+            cached=cached,
+            restriction=restriction,
+            # The caller's own processors may tell examples by their index in the batch.
+            keeps_batch=runner.has_fixed_shapes or bool(logits_processor),
             keeps_cache=generation_config.return_dict_in_generate,
             streamer=streamer,
             progress_bar=progress_bar,
         )
-        if streamer is not None:
-            streamer.put(canvas.cpu())
-        try:
-            filling.run()
-            if streamer is not None:
-                streamer.put(filling.results["canvas"][:, :-1].cpu())
-        finally:
-            if streamer is not None:
-                streamer.end()
-        if not generation_config.return_dict_in_generate:
-            return filling.results["canvas"][:, :-1]
-        return self._output(filling, rows)
+        filling.run()
 
-    def _check_canvas_call(
-        self,
-        inputs: Any,
-        generation_config: Any,
-        logits_processor: Any,
-        streamer: Any,
-        library_arguments: dict[str, Any],
-        cache: Any,
-        kwargs: dict[str, Any],
-    ) -> None:
+        # 5. Back to columns.
+        canvas = filling.canvases()
+        return self._output(filling, canvas, num_context) if generation_config.return_dict_in_generate else canvas
+
+    def _asked_options(self, called: dict[str, Any], generation_config: Any) -> dict[str, Any]:
+        """What the call and its generation config ask for beyond the defaults that the model has anyway."""
+        configured, own = _options_of(generation_config), _options_of(self.generation_config)
+        different = {name: None if value == own[name] else value for name, value in configured.items()}
+        return resolve_decoding_options(called, different)
+
+    def _is_text(self, asked: dict[str, Any], cache: Any) -> bool:
+        """Whether a call without blanks is the library's own, which continues text from left to right."""
+        is_left_to_right = asked["decoding_order"] is None or is_named(asked["decoding_order"], "left_to_right")
+        is_one_by_one = asked["tokens_per_step"] in (None, 1) and asked["draft_length"] is None
+        return self.continues_text and is_left_to_right and is_one_by_one and not _holds_canvases(cache)
+
+    def _check_canvas_call(self, inputs, generation_config, logits_processor, streamer, library, cache, kwargs) -> None:
         """Raises a ValueError for arguments of the library's `generate` that have no meaning for canvases."""
-        for name, value in library_arguments.items():
+        for name, value in library.items():
             if value is not None and value is not False:
                 raise ValueError(f"`{name}` cannot be combined with `generation_mask`: it needs left-to-right text.")
         for name in ("min_new_tokens", "max_length", "min_length"):
@@ -510,21 +319,44 @@ class AOARMGenerationMixin:
             )
         if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
             raise ValueError(f"`streamer` must have the methods `put` and `end`, got {type(streamer).__name__}.")
+        if cache is not None and self.config.attention_variant == "bidirectional":
+            raise ValueError(
+                "`past_key_values` must not be given for attention_variant='bidirectional', which has no cache; got "
+                f"{type(cache).__name__}."
+            )
         if (method := prompt_learning_of(self)) is not None:
             raise ValueError(
                 "Prompt learning puts tokens without positions in front of the rows, which canvases cannot have; use "
                 f"LoRA or another method that changes weights. Got {method}."
             )
 
-    def _canvas(
+    def _prepare_canvas_config(
+        self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> tuple[GenerationConfig, torch.Tensor | None]:
+        """The generation config with the call's arguments, and the attention mask; everything else is refused."""
+        if generation_config is not None:
+            # The library would mix the options of two configs, one of which may exclude the other's.
+            generation_config = copy.copy(generation_config)
+            for name in DECODING_OPTIONS:
+                setattr(generation_config, name, None)
+        generation_config, model_kwargs = prepare_generation_config(self, generation_config, kwargs)
+        attention_mask = model_kwargs.pop("attention_mask", None)
+        for name, value in model_kwargs.items():
+            if value is not None and not name.startswith("output_"):
+                raise ValueError(f"`{name}` cannot be combined with `generation_mask`: rows and cache are made here.")
+        for name in UNUSED_OPTIONS:
+            if value := getattr(generation_config, name, None):
+                raise ValueError(f"`{name}` has no meaning together with `generation_mask`, got {value}.")
+        return generation_config, attention_mask
+
+    def _append_blanks(
         self,
         canvas: torch.Tensor,
         generation_mask: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
-        max_new_tokens: int | None,
+        appended: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The canvas with the blanks that are appended, its blanks, and which of its columns are not padding."""
-        appended = 0 if max_new_tokens is None else check_count("max_new_tokens", max_new_tokens)
+        """Checks canvases and appends blanks. Returns tokens, blanks, and which columns are not padding."""
         if generation_mask is None and isinstance(canvas, torch.Tensor):
             generation_mask = torch.zeros(canvas.shape, dtype=torch.bool, device=canvas.device)
         limits = self.config.vocab_size, self.config.max_position_embeddings
@@ -532,14 +364,13 @@ class AOARMGenerationMixin:
         canvas, generation_mask, real = (
             torch.nn.functional.pad(each, (0, appended), value=True) for each in (canvas.long(), generation_mask, real)
         )
-        # What stands in blanks is not read, but streamers show it.
+        # The tokens in blanks are not read, but streamers show them.
         return canvas.masked_fill(generation_mask, self.config.mask_token_id or 0), generation_mask, real
 
-    def _context(
+    def _order_context(
         self,
         context_order: str | torch.Tensor | None,
         canvas: torch.Tensor,
-        positions: torch.Tensor,
         blanks: torch.Tensor,
         real: torch.Tensor,
         cache: CanvasCache | None,
@@ -548,124 +379,118 @@ class AOARMGenerationMixin:
         given = real & ~blanks
         if cache is None:
             return resolve_context_order(context_order, given, blanks, real)
-        if not getattr(cache, "holds_canvases", False) or cache.columns is None:
+        if not _holds_canvases(cache) or cache.columns is None:
             raise ValueError(
                 "`past_key_values` must be what `generate` returned for canvases together with `generation_mask`, got "
                 f"{type(cache).__name__}."
             )
         if context_order is not None and not is_named(context_order, "left_to_right"):
             raise ValueError("`context_order` cannot be given together with `past_key_values`, which has an order.")
-        mine = self.config.attention_variant, self.config.num_hidden_layers
-        if (cache.attention_variant, len(cache.layers)) != mine:
-            raise ValueError(
-                f"`past_key_values` must come from a model of the same variant and depth, here {mine}; got "
-                f"{(cache.attention_variant, len(cache.layers))}."
-            )
-        known, is_row = cache.columns.clamp(min=0), cache.columns >= 0
-        if len(known) != len(canvas) or int(known.max()) >= canvas.shape[1]:
-            raise ValueError(
-                f"`past_key_values` must belong to the canvases that are continued: it knows {len(known)} of up to "
-                f"{int(known.max()) + 1} columns, got `input_ids` of shape {list(canvas.shape)}."
-            )
-        for name, values, expected in (
-            ("given tokens", given.gather(1, known), is_row),
-            ("the same tokens", canvas.gather(1, known), cache.tokens),
-            ("the same positions", positions.gather(1, known), cache.positions),
-        ):
-            broken = ((values != expected) & is_row).any(1)
-            if broken.any():
-                raise ValueError(
-                    f"`past_key_values` must find {name} in the columns that it knows; broken by example(s) "
-                    f"{broken.nonzero().flatten().tolist()}."
-                )
-        # Padding of the cache's columns marks a column of its own, which is cut off again.
-        is_known = torch.nn.functional.pad(torch.zeros_like(given), (0, 1))
-        is_known = is_known.scatter(1, known.where(is_row, given.shape[1]), True)[:, :-1]
-        rest = resolve_order("context_order", "left_to_right", given & ~is_known)
-        return torch.cat([cache.columns, rest], dim=1)
+        cache.check_continues(self.config, canvas, given, real)
+        return cache.order_context(given)
 
-    def _reader(
+    def _check_way(self, way: DecodingWay, rows: CanvasRows, options: dict[str, Any]) -> None:
+        """Raises a ValueError for orders and targets that `causal` does not know."""
+        rows.check_order(self.config.attention_variant)
+        if way.asks_about_several and self.config.attention_variant == "causal":
+            if isinstance(options["decoding_order"], torch.Tensor):
+                options = options | {"decoding_order": "a tensor"}
+            raise ValueError(
+                "attention_variant='causal' knows no target but the next position: `tokens_per_step`, `draft_length` "
+                f"and adaptive orders need another variant. Got {options}."
+            )
+
+    def _make_sampler(
         self,
         generation_config: GenerationConfig,
-        rows: CanvasRows,
-        plan: DecodingPlan,
-        cache: CanvasCache | None,
-        copies: int,
-    ) -> tuple[RowReader, torch.Tensor]:
-        """What reads the rows, and how many of each example's rows it has read, int64 `[batch]`."""
-        nothing = torch.zeros_like(rows.given)
-        if generation_config.use_cache is False:
-            if cache is not None:
-                raise ValueError("`past_key_values` needs a cache, got use_cache=False.")
-            return RowReader(self, None, is_read=False), nothing
-        implementation = generation_config.cache_implementation
-        if implementation not in (None, "dynamic", "static"):
-            raise ValueError(
-                "`cache_implementation` must be 'dynamic' or 'static' together with `generation_mask`, got "
-                f"{implementation!r}."
-            )
-        is_fixed = implementation == "static"
-        if plan.asks_ahead or is_fixed or cache is not None:
-            check_backend(self)
-        most_blanks = int((rows.columns >= 0).sum(1).sub(rows.given).max())
-        drafts = min(plan.draft_length, max(most_blanks - 1, 0))
-        # Rows, drafts, and the copies of rows that ask for several targets.
-        copies_of_drafts = 0 if self.config.attention_variant == "two_stream" else (1 + drafts) * drafts
-        targets = most_blanks if plan.adaptive else plan.most
-        capacity = rows.columns.shape[1] + drafts + max(copies_of_drafts, targets - 1, 0)
-        if is_fixed:
-            # Steps are compiled for each capacity: canvases of about the same length share them.
-            capacity = max(-(-capacity // 64) * 64, generation_config.max_cache_len or 0)
-        if cache is None:
-            new = CanvasCache(self.config.num_hidden_layers, capacity, is_fixed)
-            reader, cached = RowReader(self, new, is_read=False), nothing
-        else:
-            cached = cache.lengths.repeat_interleave(copies, 0)
-            examples = torch.arange(len(cache.lengths), device=cached.device).repeat_interleave(copies, 0)
-            reader = RowReader(self, cache.take(examples, capacity, is_fixed), is_read=True)
-        if is_fixed:
-            reader.compiled_call = compiled_call(self, generation_config, reader.cache)
-        return reader, cached
-
-    def _output(self, filling: CanvasFilling, rows: CanvasRows) -> AOARMGenerateOutput:
-        """The results in the form that callers get."""
-        results, given = filling.results, rows.given
-        filled = results["decided"] - given
-        blanks = torch.arange(int(filled.max()), device=given.device)
-        numbers = (given[:, None] + blanks).clamp(max=results["columns"].shape[1] - 1)
-        is_blank = blanks < filled[:, None]
-        order, logprobs, steps = (results[name].gather(1, numbers) for name in ("columns", "logprobs", "steps"))
-        steps = steps.masked_fill(~is_blank, -1)
-        passes = steps.amax(1) + 1 if len(blanks) else torch.zeros_like(filled)
-        canvas, cache = results["canvas"][:, :-1], filling.whole_cache()
-        if cache is not None:
-            columns = results["columns"][:, :-1]
-            read = columns.clamp(min=0)
-            tokens, positions = canvas.gather(1, read), rows.places.gather(1, read)
-            cache.describe(self.config.attention_variant, columns, tokens, positions, results["cached"])
-        return AOARMGenerateOutput(
-            sequences=canvas,
-            decoding_order=order.masked_fill(~is_blank, -1),
-            logprobs=logprobs.masked_fill(~is_blank, 0.0),
-            decoding_steps=steps,
-            forward_passes=filling.reader.passes,
-            tokens_per_forward=filled.float() / passes.clamp(min=1),
-            cache=cache,
-        )
-
-    def _order_free_processors(
-        self, generation_config: GenerationConfig, logits_processor: LogitsProcessorList | None, canvas: torch.Tensor
-    ) -> LogitsProcessorList:
-        """The library's processors for this generation config, or a ValueError naming one that needs left-to-right."""
-        beams = generation_config.num_beams or 1
-        if beams > 1:
+        logits_processor: LogitsProcessorList | None,
+        canvas: torch.Tensor,
+        has_attention_mask: bool,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        draws: list[int],
+    ) -> tuple[TokenSampler, torch.Tensor | None]:
+        """What draws tokens, and the padding id, if there is one. Refuses what needs left-to-right text."""
+        if (beams := generation_config.num_beams or 1) > 1:
             raise ValueError(
                 f"`num_beams` must be 1 with `generation_mask`: beams need left-to-right text; got {beams}."
             )
         custom = LogitsProcessorList() if logits_processor is None else logits_processor
+        ends, pad_token = special_tokens(self, generation_config, has_attention_mask, canvas.device)
         processors = logits_processors(self, generation_config, custom, canvas)
         check_order_free(processors, custom)
-        return processors
+        if ends is not None:
+            # As in the library, an id that is no token (-1) never ends a sentence.
+            ends = ends[(ends >= 0) & (ends < self.config.vocab_size)]
+            ends = ends if len(ends) else None
+        return TokenSampler(processors, generation_config.do_sample, ends, generator, draws), pad_token
+
+    def _output(self, filling: CanvasFilling, canvas: torch.Tensor, num_context: torch.Tensor) -> AOARMGenerateOutput:
+        """The results in the form that callers get."""
+        results, rows = filling.results, filling.all_rows
+        filled = results["committed"] - num_context
+        numbers = torch.arange(int(filled.max()), device=filled.device)
+        is_filled, numbers = numbers < filled[:, None], num_context[:, None] + numbers
+        numbers = numbers.clamp(max=rows.columns.shape[1] - 1)
+        order, logprobs, steps = (
+            each.gather(1, numbers) for each in (rows.columns, results["logprobs"], results["steps"])
+        )
+        steps = steps.masked_fill(~is_filled, -1)
+        passes = steps.amax(1) + 1 if steps.shape[1] else torch.zeros_like(filled)
+        cache = filling.whole_cache()
+        if cache is not None:
+            cache.attention_variant, cache.lengths = self.config.attention_variant, results["cached"]
+            cache.columns, cache.tokens, cache.positions = (
+                each[:, :-1] for each in (rows.columns, rows.tokens, rows.positions)
+            )
+        return AOARMGenerateOutput(
+            sequences=canvas,
+            decoding_order=order.masked_fill(~is_filled, -1),
+            logprobs=logprobs.masked_fill(~is_filled, 0.0),
+            decoding_steps=steps,
+            forward_passes=filling.runner.passes,
+            tokens_per_forward=filled.float() / passes.clamp(min=1),
+            cache=cache,
+        )
 
 
-__all__ = ["AOARMGenerateOutput", "AOARMGenerationConfig", "AOARMGenerationMixin"]
+def _refuse_without_blanks(**canvas_arguments: Any) -> None:
+    """Raises a ValueError for arguments that only canvases have."""
+    for name, value in canvas_arguments.items():
+        if value is not None:
+            raise ValueError(f"`{name}` needs blanks, which `generation_mask` marks; got it without a mask.")
+
+
+def _count_appended(
+    max_new_tokens: int | None, generation_mask: Any, generation_config: Any, asked: dict[str, Any]
+) -> int:
+    """How many blanks are appended. Raises a ValueError where a call has no blanks at all."""
+    if max_new_tokens is None and generation_mask is None:
+        max_new_tokens = getattr(generation_config, "max_new_tokens", None)
+        if max_new_tokens is None:
+            shown = {name: "a tensor" if isinstance(value, torch.Tensor) else value for name, value in asked.items()}
+            raise ValueError(
+                "`decoding_order`, `tokens_per_step`, `draft_length` and the cache of canvases need blanks: "
+                "`generation_mask`, which says where they are, or `max_new_tokens` (not `max_length`), in the call or "
+                f"its generation config. Got neither, with {shown}."
+            )
+    return 0 if max_new_tokens is None else check_count("max_new_tokens", max_new_tokens)
+
+
+def _order_blanks(order: str | torch.Tensor, blanks: torch.Tensor, copies: int, generator: Any) -> torch.Tensor:
+    """The blanks of each returned sequence in decoding order, int64 `[batch * copies, blanks]`, -1 on the right."""
+    if isinstance(order, torch.Tensor):
+        return resolve_order("decoding_order", order, blanks).repeat_interleave(copies, 0)
+    return resolve_order("decoding_order", order, blanks.repeat_interleave(copies, 0), generator, decoding_orders())
+
+
+def _options_of(config: Any) -> dict[str, Any]:
+    """The decoding options of a generation config; `None` for those that it lacks."""
+    return {name: getattr(config, name, None) for name in DECODING_OPTIONS}
+
+
+def _holds_canvases(cache: Any) -> bool:
+    """Whether a cache comes from an earlier call for canvases."""
+    return getattr(cache, "holds_canvases", False)
+
+
+__all__ = ["AOARMGenerateOutput", "AOARMGenerationMixin"]

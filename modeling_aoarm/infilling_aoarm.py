@@ -1,8 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Fills blanks in text: `"The <blank:3> sat on the <blank:1-4>."`.
 
-In the order of this file: how blanks are written, how the text around them becomes tokens, `infill`, and its two steps,
-filling canvases with `generate` and comparing them with `score`.
+In the order of this file: how blanks are written, how text becomes canvases, `infill`, and how it fills and scores.
 """
 
 import itertools
@@ -22,15 +21,12 @@ from .compat_aoarm import input_device
 
 # A blank, and the backslashes before it.
 BLANK = re.compile(r"(?<!\\)(\\*)(<blank(?::([0-9]+)(?:-([0-9]+))?)?>)")
-
 # Tokens are decoded behind this letter, because many decoders drop a space at the start.
 ANCHOR = "a"
-# Text behind a blank is tokenized behind one of these: a character that merges with no other, or letters for tokenizers
-# that do not know it.
+# Text behind a blank is tokenized behind a character that merges with no other, or else behind a rare letter.
 STAND_INS = "☺qzxk"
 # How many words are tried to see whether the tokenizer joins words with the white space before them.
 PROBES = 3
-
 # Arguments of `generate` that `infill` sets itself: the value that they may have, and what to do instead.
 RESERVED_ARGUMENTS = {
     "return_dict_in_generate": (False, "`return_candidates=True` returns more than text"),
@@ -73,12 +69,12 @@ def read_blanks(text: str) -> tuple[list[str], list[range], list[str]]:
             )
         if lengths and not pieces[-1]:
             # Adjacent blanks may share the bytes of a character, so they are filled as one.
-            shortest, longest = shortest + lengths[-1][0], longest + lengths[-1][-1]
-            lengths[-1], written[-1] = range(shortest, longest + 1), written[-1] + form
+            before, form = lengths.pop(), written.pop() + form
+            shortest, longest = before[0] + shortest, before[-1] + longest
         else:
-            lengths.append(range(shortest, longest + 1))
-            written.append(form)
             pieces.append("")
+        lengths.append(range(shortest, longest + 1))
+        written.append(form)
     pieces[-1] += text[end:]
     return pieces, lengths, written
 
@@ -86,11 +82,8 @@ def read_blanks(text: str) -> tuple[list[str], list[range], list[str]]:
 def write_blanks(pieces: Sequence[str], blanks: Sequence[str]) -> str:
     r"""Joins any pieces of text with blanks between them, so that [`read_blanks`] reads the same pieces.
 
-    A `\` is put before text that has the form of a blank, and backslashes directly before a blank are doubled.
-
-    Args:
-        pieces: one more than there are blanks.
-        blanks: `<blank>`, `<blank:n>` or `<blank:m-n>`.
+    There is one piece more than there are `blanks` (`<blank>`, `<blank:n>` or `<blank:m-n>`). A `\` is put before text
+    that has the form of a blank, and backslashes directly before a blank are doubled.
     """
     escaped = [BLANK.sub(r"\1\1\\\2", piece) for piece in pieces]
     before = [re.sub(r"(\\*)\Z", r"\1\1", piece) + blank for piece, blank in zip(escaped[:-1], blanks, strict=True)]
@@ -135,10 +128,9 @@ def encode_behind_blank(tokenizer: PreTrainedTokenizerBase, text: str) -> list[i
 
 
 class Vocabulary:
-    """A tokenizer's ids, and its tokens that begin with white space.
+    """A tokenizer's `size`, its ids, and its tokens that begin with white space.
 
     Attributes:
-        size: the number of tokens.
         ids: all ids, rising. A tokenizer may skip numbers.
         spaced: the text of each token that begins with white space, by its id.
         words: the words that tokens join with a white-space character, by that character, shortest first.
@@ -203,8 +195,8 @@ def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool,
             token = vocabulary.spaced.get(last, "")
             space = token.removesuffix(word)
             # Some decoders drop the space at the start of a text.
-            is_shown = _decode_behind(tokenizer, before, [last]) in (token, word)
-            if token.endswith(word) and space.isspace() and is_shown:
+            shown = _decode_behind(tokenizer, before, [last])
+            if token.endswith(word) and space.isspace() and shown in (token, word):
                 ids, moved = before, space
                 break
     if is_first:
@@ -243,13 +235,13 @@ class TextCanvas:
 
     def write_text(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Returns the text: the pieces as they are written, and the fillings decoded."""
-        first, *others = self.pieces
-        text, moved = first.text, first.moved
-        before = first.ids[1:] if first.ids[:1] == [tokenizer.bos_token_id] else first.ids
-        for filling, piece in zip(self.fillings, others, strict=True):
-            text += _decode_behind(tokenizer, before, filling).removeprefix(moved) + piece.text
-            # A piece holds whole characters, so what is before it does not change what is behind it.
-            before, moved = piece.ids or before + filling, piece.moved
+        text, before = self.pieces[0].text, self.pieces[0].ids
+        if before[:1] == [tokenizer.bos_token_id]:
+            before = before[1:]
+        for filling, (left, right) in zip(self.fillings, itertools.pairwise(self.pieces), strict=True):
+            text += _decode_behind(tokenizer, before, filling).removeprefix(left.moved) + right.text
+            # A piece holds whole characters, so the text before it does not change the text behind it.
+            before = right.ids or before + filling
         return text
 
 
@@ -294,8 +286,7 @@ class Candidate:
 
     Args:
         text: the filled text.
-        blank_lengths: how many tokens each blank had. Fewer are shown if an end of sentence or special tokens were
-            filled in.
+        blank_lengths: how many tokens each blank had, shown or not.
         log_probability: of the filled text given its first token, in nats (see [`infill`]).
     """
 
@@ -345,9 +336,8 @@ def infill(
     average per token, so longer candidates pay for more tokens. It is the probability that a text *begins* with these
     tokens, so a blank at the very end nearly always gets its shortest length. `score_end=True` compares whole texts
     instead: it also scores an end-of-sentence token behind the text. Use it with models that saw ends in training
-    (`pad_with_eos` of `DataCollatorForAnyOrderLM`); for others it adds noise.
-
-    Special tokens in blanks, and all tokens behind an end of sentence in a blank, are neither shown nor scored.
+    (`pad_with_eos` of `DataCollatorForAnyOrderLM`); for others it adds noise. Special tokens in blanks, and all tokens
+    behind an end of sentence in a blank, are neither shown nor scored.
 
     Args:
         model: a model with `generate(..., generation_mask=...)` and `score`.
@@ -427,10 +417,10 @@ def infill(
     to_fill = [canvas for own in with_blanks for canvas in own]
     for start in range(0, len(to_fill), batch_size):
         batch = slice(start, start + batch_size)
-        entries_of_batch = {name: entries[batch] for name, entries in per_canvas.items()}
-        _fill(model, tokenizer, to_fill[batch], generate_kwargs | entries_of_batch)
+        entries = {name: values[batch] for name, values in per_canvas.items()}
+        _fill(model, tokenizer, to_fill[batch], generate_kwargs | entries)
     to_score = [canvas for own in (canvases if return_candidates else with_choice) for canvas in own]
-    # Without a token behind the first one, the log-probability is 0.
+    # A text of one token has log-probability 0.
     to_score = [canvas for canvas in to_score if len(canvas.join_ids()[0] + end) > 1]
     for start in range(0, len(to_score), batch_size):
         _score(model, to_score[start : start + batch_size], end, ranks)
@@ -464,21 +454,20 @@ def make_generate_inputs(
     input_ids, attention_mask = padded_rows([ids for ids, _ in rows])
     generation_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
     vocabulary, special, vocab_size = read_vocabulary(tokenizer), _find_special_ids(tokenizer), model.config.vocab_size
-    sets = {} if vocabulary.ids == list(range(vocab_size)) else {"any": vocabulary.ids}
+    # The number of each set. The first one holds all of the tokenizer's ids, if they are not all of the model's.
+    sets = {} if vocabulary.ids == list(range(vocab_size)) else {None: 0}
     column_sets = torch.full(input_ids.shape, len(sets) - 1)
     for row, (canvas, (_, blanks)) in enumerate(zip(canvases, rows, strict=True)):
         for piece, blank in zip(canvas.pieces[:-1], blanks, strict=True):
             generation_mask[row, blank.start : blank.stop] = True
             if piece.moved:
                 # A single token must be more than the white space. The first of several may be only that.
-                key = piece.moved, len(blank) == 1
-                if key not in sets:
-                    sets[key] = vocabulary.find_spaced(*key) - special
-                column_sets[row, blank.start] = list(sets).index(key)
+                column_sets[row, blank.start] = sets.setdefault((piece.moved, len(blank) == 1), len(sets))
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "generation_mask": generation_mask}
     if sets:
         token_sets = torch.zeros(len(sets), vocab_size, dtype=torch.bool)
-        for number, ids in enumerate(sets.values()):
+        for key, number in sets.items():
+            ids = vocabulary.ids if key is None else vocabulary.find_spaced(*key) - special
             token_sets[number, [index for index in ids if index < vocab_size]] = True
         inputs |= {"token_sets": token_sets, "column_sets": column_sets}
     return {name: value.to(input_device(model)) for name, value in inputs.items()}
@@ -496,10 +485,7 @@ def _fill(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, canvases: 
 
 
 def _score(model: PreTrainedModel, canvases: list[TextCanvas], end: list[int], ranks: list[float] | None) -> None:
-    """Sets the `log_probability` of filled canvases: log p(text and `end` | its first token), in nats.
-
-    Columns are scored by rising `ranks`, which has one for each column, or from left to right if it is `None`.
-    """
+    """Sets the `log_probability` of canvases: log p(text, `end` | first token), in order of the columns' `ranks`."""
     rows = [canvas.join_ids()[0] + end for canvas in canvases]
     input_ids, attention_mask = (each.to(input_device(model)) for each in padded_rows(rows))
     order = "left_to_right"

@@ -1,32 +1,33 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Any-order autoregressive models: Llama's decoder over rows in generation order, told where the next token goes.
 
-The backbone works on *streams* of hidden states, `[batch, rows, hidden]` each. The content stream makes the keys and
-values, the predicting stream the logits; in all variants but `two_stream` they are one. The variants differ in the
-streams that there are and in where positions come in:
+Hidden states come in *streams*, `[batch, rows, hidden]` each. The content stream makes the keys and values, and the
+predicting stream makes the logits. They are the same stream in all variants except `two_stream`. The variants differ in
+their streams and in the way that positions enter:
 
-| variant           | streams                                  | queries are rotated by                       |
-| ----------------- | ---------------------------------------- | -------------------------------------------- |
-| `two_stream`      | content, and one query stream per target | content: content position; query: target - 1 |
-| `decoupled_rope`  | one, which is content and prediction     | target - 1                                   |
-| `causal`          | one                                      | content position                             |
-| `double_position` | one                                      | nothing; see [`DoublePositionEmbedding`]     |
-| `adaptive_norm`   | one                                      | nothing; see [`AdaptiveNormDecoderLayer`]    |
-| `bidirectional`   | one                                      | content position                             |
+| variant           | streams                                  | queries are rotated by                            |
+| ----------------- | ---------------------------------------- | ------------------------------------------------- |
+| `two_stream`      | content, and one query stream per target | content: content position; query: target - 1      |
+| `decoupled_rope`  | one                                      | target - 1                                        |
+| `causal`          | one                                      | content position                                  |
+| `double_position` | one                                      | no rotations; see [`DoublePositionEmbedding`]     |
+| `adaptive_norm`   | one                                      | no rotations; see [`AdaptiveNormDecoderLayer`]    |
+| `bidirectional`   | one                                      | content position                                  |
 
-Keys are rotated by content positions. `double_position` and `adaptive_norm` have tables of positions in place of
-rotations: what they know of positions is added to the tokens, and in `adaptive_norm` the target modulates the layers.
+Keys are rotated by content positions. `double_position` and `adaptive_norm` have tables of positions instead, whose
+entries are added to the tokens; in `adaptive_norm` the target also modulates the layers. In code a variant is what
+[`AOARMModel.start_streams`], [`AOARMModel.query_positions`] and [`AOARMModel.embed_condition`] do for it.
 
-All streams see rows <= r, so they share one causal attention call, in which they are further query heads over the same
-keys and values. Target - 1 is the slot from which a left-to-right decoder predicts the target: in the identity order
-`decoupled_rope` is Llama exactly, and so is `two_stream` when its query stream starts from the content, or from the
-token at target - 1.
+Every stream of row r sees rows 0 to r, so all streams share one causal attention call, as more query heads over the
+same keys and values. A left-to-right decoder predicts a token from the position before it, target - 1. In the identity
+order `decoupled_rope` therefore equals Llama, and so does `two_stream` if its query stream starts from the content or
+from the token at target - 1.
 
-In `bidirectional` rows are in sentence order, blanks hold the mask token, all rows see each other, and each predicts
-its own token; see [`AOARMForMaskedLM`].
+In `bidirectional` rows are in sentence order, blanks hold the mask token, all rows see each other, and each row
+predicts its own token; see [`AOARMForMaskedLM`].
 
-Initialisation (by [`PreTrainedModel`]): the weights of linear layers and embeddings, the learned query vector included,
-are normal with standard deviation `initializer_range`; biases are zero; norms are one.
+[`PreTrainedModel`] initialises the weights of linear layers and embeddings, the learned query vector included, from a
+normal distribution with standard deviation `initializer_range`. Biases start at zero and norms at one.
 """
 
 import functools
@@ -37,10 +38,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -56,12 +56,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .canvas_aoarm import CanvasRows
 from .compat_aoarm import (
     CACHE_NAME,
     CACHE_NAMES,
     CacheUnderBothNames,
-    class_without_sharding,
+    SavedWithoutSharding,
     prompt_learning_of,
     refuse_orders,
     register_for_label_smoothing,
@@ -70,112 +69,84 @@ from .compat_aoarm import (
     watch_wrappers,
 )
 from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig, head_auto_class
-from .decoding_aoarm import DecodingPlan
-from .generation_aoarm import AOARMGenerationConfig, AOARMGenerationMixin
-from .positions_aoarm import (
-    RowPositions,
-    as_indices,
-    check_first_labels,
-    is_step_of_text,
-    packed_mask,
-    segments_by_positions,
-)
-from .runner_aoarm import MaskedReader
+from .decoding_aoarm import AOARMGenerationConfig
+from .generation_aoarm import AOARMGenerationMixin
+from .positions_aoarm import RowPositions, make_attention_mask, read_indices, resolve_segments
+from .runner_aoarm import MaskedRunner
 from .scoring_aoarm import AOARMScoringMixin, MaskedScoringMixin
 
 
-def fused_causal_lm_loss(
-    hidden_states: torch.Tensor,
-    head: nn.Module,
-    labels: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int | None = None,
-) -> torch.Tensor:
-    """The cross-entropy of next rows' labels, from pieces of the rows: `[batch, rows, vocab]` never exists.
+# Cosine and sine.
+Rotation = tuple[Tensor, Tensor]
 
-    It is `torch.nn.functional.linear_cross_entropy`; the numbers are those of the library's `ForCausalLMLoss`.
 
-    Args:
-        hidden_states: `[batch, rows, hidden]`, after the final norm.
-        head: the linear output layer without a bias.
-        labels: int64 `[batch, rows]`, unshifted, -100 where there is nothing to learn.
-        num_items_in_batch: what the sum is divided by. Default: the number of labels that count, for their mean.
+# Outputs
 
-    Returns:
-        Nats per token, a scalar.
 
-    Raises:
-        ValueError: the output layer is not a plain linear one (adapters and quantisation have layers of their own), or
-            its weights are elsewhere (ZeRO-3 gathers them for calls of the layer only).
+@dataclass
+class AOARMModelOutputWithPast(CacheUnderBothNames, BaseModelOutputWithPast):
     """
-    if type(head) is not nn.Linear or head.bias is not None or head.weight.ndim != 2:
-        raise ValueError(
-            "`fused_loss` needs an output layer that is a plain linear layer without bias and holds its weights, got "
-            f"{type(head).__name__} with weights of shape {list(getattr(head, 'weight', torch.empty(0)).shape)}."
-        )
-    following = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten().to(hidden_states.device)
-    loss = nn.functional.linear_cross_entropy(
-        hidden_states.flatten(0, 1),
-        head.weight,
-        following,
-        reduction="mean" if num_items_in_batch is None else "sum",
-        options=nn.LinearCrossEntropyOptions(),
-    )
-    return loss if num_items_in_batch is None else loss / num_items_in_batch
-
-
-# How many logits exist at once where tokens are scored: 128 MiB of them.
-LOGITS_AT_ONCE = 2**25
-
-
-def score_tokens(
-    hidden_states: torch.Tensor,
-    head: nn.Module,
-    token_ids: torch.Tensor,
-    vocab_size: int,
-    mask_token_id: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probabilities of given tokens, from pieces of the rows.
-
     Args:
-        hidden_states: `[..., hidden]`, after the final norm.
-        head: the output layer.
-        token_ids: int64 `[...]`.
-        vocab_size: how many logits a row has.
-        mask_token_id: a token of probability 0, or `None`.
-
-    Returns:
-        float32 `[...]`, nats; and whether each token is the likeliest, bool `[...]`.
-
-    Raises:
-        ValueError: `token_ids` has another shape.
+        last_hidden_state: the predicting stream after the final norm, `[batch, rows, hidden]`, or
+            `[batch, rows, targets, hidden]` if several targets were given.
+        past_key_values (or `cache`): the cache, one entry per row, in generation order.
+        hidden_states: the predicting stream before each layer and after the last, in the shape of `last_hidden_state`.
+        attentions: the predicting stream's weights per layer, `[batch, heads, rows, keys]`, or
+            `[batch, targets, heads, rows, keys]`.
+        content_hidden_states: `two_stream` only: the content stream before each layer, `[batch, rows, hidden]`.
+        content_attentions: `two_stream` only: the content stream's weights `[batch, heads, rows, keys]` in all layers
+            but the last, where the content stream ends in its keys and values.
     """
-    if token_ids.shape != hidden_states.shape[:-1]:
-        raise ValueError(
-            f"`scored_ids` must have one token for each row that is kept, {list(hidden_states.shape[:-1])}; got "
-            f"{list(token_ids.shape)}."
-        )
-    log_probs, is_likeliest = [], []
-    rows = max(1, LOGITS_AT_ONCE // vocab_size)
-    for states, ids in zip(hidden_states.flatten(0, -2).split(rows), token_ids.flatten().split(rows), strict=True):
-        logits = head(states).float()
-        if mask_token_id is not None:
-            # Not in place: hooks of sharded training may hold the output.
-            is_mask_token = torch.arange(logits.shape[1], device=logits.device) == mask_token_id
-            logits = logits.masked_fill(is_mask_token, -torch.inf)
-        log_probs.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
-        is_likeliest.append(logits.argmax(1) == ids)
-    return torch.cat(log_probs).view(token_ids.shape), torch.cat(is_likeliest).view(token_ids.shape)
+
+    content_hidden_states: tuple[Tensor, ...] | None = None
+    content_attentions: tuple[Tensor, ...] | None = None
 
 
-def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+@dataclass
+class AOARMCausalLMOutputWithPast(CacheUnderBothNames, CausalLMOutputWithPast):
+    """
+    Args:
+        loss: mean cross-entropy in nats per token over the labels that are not -100.
+        logits: `[batch, rows, vocab]`, or `[batch, rows, targets, vocab]`: row r is about `target_position_ids[:, r]`.
+            `None` with `fused_loss` or `scored_ids`.
+        past_key_values, hidden_states, attentions, content_hidden_states, content_attentions:
+            see [`AOARMModelOutputWithPast`].
+        token_log_probs: float32, nats, the log-probabilities of `scored_ids`, in their shape.
+        token_is_likeliest: bool, whether each of `scored_ids` is the likeliest token.
+    """
+
+    content_hidden_states: tuple[Tensor, ...] | None = None
+    content_attentions: tuple[Tensor, ...] | None = None
+    token_log_probs: torch.FloatTensor | None = None
+    token_is_likeliest: torch.BoolTensor | None = None
+
+
+@dataclass
+class AOARMMaskedLMOutput(MaskedLMOutput):
+    """
+    Args:
+        loss: nats per label that is not -100, or per `num_items_in_batch`, which `Trainer` counts.
+        logits: `[batch, rows, vocab]`, or `[batch, kept, vocab]`; `None` with `scored_ids`.
+        hidden_states, attentions: as in the library, `[batch, rows, hidden]` and `[batch, heads, rows, keys]`.
+        token_log_probs, token_is_likeliest: see [`AOARMCausalLMOutputWithPast`].
+    """
+
+    token_log_probs: torch.FloatTensor | None = None
+    token_is_likeliest: torch.BoolTensor | None = None
+
+
+# Attention
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates heads `[..., rows, heads, head_dim]` by angles whose `cos` and `sin` are `[..., rows, 1, head_dim]`."""
     return heads * cos + rotate_half(heads) * sin
 
 
 class GroupedHeads:
-    """What attention functions read of a module, with another number of query heads for each key/value head.
+    """Stands for a module in one call of an attention function, with another number of query heads per key/value head.
 
-    It is made for one call, so that a call writes nothing to the module, which other threads may be using.
+    The call writes nothing to the module, because other threads may be using it.
     """
 
     def __init__(self, module: nn.Module, num_key_value_groups: int):
@@ -186,15 +157,19 @@ class GroupedHeads:
 
 
 class AOARMAttention(LlamaAttention):
-    """Llama's attention, in which all streams ask the content stream's keys and values in one call.
+    """Llama's attention, in which all streams query the content stream's keys and values in one call.
 
-    Streams are further query heads, laid out key/value head by key/value head and within one stream by stream, so that
-    the attention interface, which gives query head h the key/value head h // groups, serves every stream the same keys
-    and values. Where there is a mask tensor they are further query rows instead, and so are, where a cache is read, the
-    query heads that share a key/value head: with masks the library copies keys and values for every query head, and a
-    mask for further rows is smaller. Without a mask streams are rows where there is one row, which sees all keys.
+    Queries have three axes that share a key/value head: the group of query heads, the stream and the row. The attention
+    interface has heads and rows. Which axes become heads is a matter of speed:
 
-    Eager attention, whose weights are returned, is called once for each stream.
+    1. Without a mask tensor, groups and streams are heads: kernels share keys among heads, and their causal mask has
+       one row for each key.
+    2. With a mask tensor, streams are rows. The library copies keys and values for every query head then, and a mask
+       with more rows is smaller than such copies.
+    3. Groups are rows too if a mask comes with a cache, where there are few queries for many keys, and for a single row
+       without a mask, which sees all keys.
+
+    Eager attention is called once for each stream, because it returns weights.
     """
 
     def __init__(self, config: AOARMConfig, layer_idx: int):
@@ -207,32 +182,32 @@ class AOARMAttention(LlamaAttention):
 
     def forward(
         self,
-        queries: torch.Tensor,
-        content: torch.Tensor,
-        query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        attention_mask: torch.Tensor | None = None,
+        queries: Tensor,
+        content: Tensor,
+        query_rotation: Rotation | None,
+        key_rotation: Rotation | None,
+        attention_mask: Tensor | None = None,
         key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """
         Args:
-            queries: `[streams, batch, rows, hidden]`, the streams that ask.
-            content: `[batch, rows, hidden]`, the stream that is read.
-            query_rotation: cosine and sine, each `[streams, batch, rows, 1, head_dim]`; `None` rotates nothing.
-            key_rotation: cosine and sine, each `[batch, rows, 1, head_dim]`; `None` where `query_rotation` is.
-            attention_mask: as the attention interface takes it; of four dimensions it is `[batch, 1, rows, keys]`, or
-                `[batch, 1, streams * rows, keys]` where streams see different keys.
+            queries: `[streams, batch, rows, hidden]`, the streams that query.
+            content: `[batch, rows, hidden]`, the stream that makes keys and values.
+            query_rotation, key_rotation: cosine and sine, `[streams, batch, rows, 1, head_dim]` and
+                `[batch, rows, 1, head_dim]`; `None` for no rotation.
+            attention_mask: as the attention interface takes it. A mask of four dimensions is `[batch, 1, rows, keys]`,
+                or `[batch, 1, streams * rows, keys]` if streams see different keys.
             key_values: the cache.
 
         Returns:
-            The output `[streams, batch, rows, hidden]`, and from eager attention the weights of the predicting stream
-            and of the content stream before it, `[batch, heads, rows, keys]`; where there are several targets the
-            predicting streams' are `[batch, targets, heads, rows, keys]`. `None` for what there is not.
+            The output `[streams, batch, rows, hidden]`. From eager attention also the weights of the predicting stream,
+            `[batch, heads, rows, keys]`, or `[batch, targets, heads, rows, keys]` if there are several targets; and
+            those of the content stream if it queries, `[batch, heads, rows, keys]`. Otherwise `None`.
         """
         streams, batch, rows, _ = queries.shape
         heads = (batch, rows, -1, self.head_dim)
-        # Quantised linear layers take three dimensions at most (bitsandbytes in 8 bits).
+        # Linear layers that bitsandbytes quantises to 8 bits take at most three dimensions.
         query = self.q_norm(self.q_proj(queries.flatten(0, 1)).view(streams, *heads))
         key = self.k_norm(self.k_proj(content).view(heads))
         if query_rotation is not None:
@@ -250,87 +225,58 @@ class AOARMAttention(LlamaAttention):
             **kwargs,
         )
         if implementation == "eager":
-            output, weights = self.attend_stream_by_stream(attend, query, key, value, attention_mask)
-            return self.project(output), *self.weights_by_kind(weights)
+            output, *weights = self.attend_stream_by_stream(attend, query, key, value, attention_mask)
+        else:
+            output = self.attend_together(attend, query, key, value, attention_mask, key_values is not None)
+            weights = None, None
+        # Sharded linear layers view their input, so it must be contiguous.
+        return self.o_proj(output.contiguous().flatten(0, 1)).view_as(queries), *weights
 
-        # Head counts come from the tensors: under tensor parallelism each process holds a share of them.
+    def attend_together(
+        self, attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, has_cache: bool
+    ) -> Tensor:
+        """Calls attention once for all streams, `[streams, batch, rows, heads, head_dim]`."""
+        # Head counts come from the tensors: under tensor parallelism each process holds a share of the heads.
+        streams, batch, rows, query_heads, head_dim = query.shape
         key_heads = key.shape[1]
-        is_masked = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
-        sees_all = rows == 1 and attention_mask is None
-        as_rows = is_masked or sees_all
-        groups = query.shape[3] // key_heads if is_masked and key_values is not None else 1
-        if streams == groups == 1:
-            query = query[0].transpose(1, 2)
-        elif as_rows:
-            query = query.unflatten(3, (-1, groups)).permute(1, 3, 4, 0, 2, 5).flatten(2, 4)
-            if is_masked:
-                # One mask for all streams, or each stream's own.
-                attention_mask = attention_mask.repeat(1, 1, query.shape[2] // attention_mask.shape[2], 1)
-            if sees_all:
-                attend = functools.partial(attend, is_causal=False)
+        query = query.view(streams, batch, rows, key_heads, -1, head_dim).permute(1, 3, 4, 0, 2, 5)
+        is_masked, sees_all = isinstance(mask, Tensor) and mask.ndim == 4, mask is None and rows == 1
+        if sees_all or (is_masked and has_cache):
+            heads = key_heads
         else:
-            query = query.unflatten(3, (key_heads, -1)).permute(1, 3, 0, 4, 2, 5).flatten(1, 3)
-        output, _ = attend(GroupedHeads(self, query.shape[1] // key_heads), query, key, value, attention_mask)
-        if streams == groups == 1:
-            output = output[None].flatten(3)
-        elif as_rows:
-            output = output.unflatten(1, (groups, streams, rows)).permute(2, 0, 3, 4, 1, 5).flatten(3)
-        else:
-            output = output.view(batch, rows, key_heads, streams, -1).permute(3, 0, 1, 2, 4).flatten(3)
-        return self.project(output), None, None
-
-    def project(self, output: torch.Tensor) -> torch.Tensor:
-        """The output projection of all streams, `[streams, batch, rows, heads * head_dim]`."""
-        # Sharded linear layers view what they are given.
-        return self.o_proj(output.contiguous().flatten(0, 1)).view(*output.shape[:3], -1)
+            heads = query_heads if is_masked else query_heads * streams
+        together = query.reshape(batch, heads, -1, head_dim)
+        if is_masked and together.shape[2] > mask.shape[2]:
+            mask = mask.repeat(1, 1, together.shape[2] // mask.shape[2], 1)
+        if sees_all:
+            attend = functools.partial(attend, is_causal=False)
+        output, _ = attend(GroupedHeads(self, heads // key_heads), together, key, value, mask)
+        return output.transpose(1, 2).view(query.shape).permute(3, 0, 4, 1, 2, 5).flatten(3)
 
     def attend_stream_by_stream(
-        self,
-        attend: Callable,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """One call for each stream of `query` `[streams, batch, rows, heads, head_dim]`, so that its weights are apart.
-
-        Returns:
-            The output `[streams, batch, rows, heads * head_dim]`, and each stream's weights.
-        """
-        streams, _, rows = query.shape[:3]
-        masks = [attention_mask] * streams
-        if attention_mask is not None and attention_mask.shape[2] > rows:
-            masks = attention_mask.split(rows, dim=2)
-        results = [
-            attend(self, each.transpose(1, 2), key, value, mask) for each, mask in zip(query, masks, strict=True)
-        ]
-        return torch.stack([output.flatten(2) for output, _ in results]), [weights for _, weights in results]
-
-    def weights_by_kind(self, weights: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The predicting and the content stream's weights, from those of all streams that asked."""
-        if self.config.attention_variant != "two_stream":
-            return weights[0], None
+        self, attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Calls eager attention for each stream; the weights lead to the output, so that they have gradients."""
+        rows = query.shape[2]
+        has_masks = mask is not None and mask.shape[2] > rows
+        masks = mask.split(rows, dim=2) if has_masks else [mask] * len(query)
+        streams = query.transpose(2, 3)
+        results = [attend(self, each, key, value, mask) for each, mask in zip(streams, masks, strict=True)]
+        output, weights = torch.stack([output.flatten(2) for output, _ in results]), [each for _, each in results]
         is_last = self.layer_idx == self.config.num_hidden_layers - 1
-        content, predicting = (None, weights) if is_last else (weights[0], weights[1:])
-        return predicting[0] if len(predicting) == 1 else torch.stack(predicting, dim=1), content
+        has_content = self.config.attention_variant == "two_stream" and not is_last
+        content, predicting = (weights[0], weights[1:]) if has_content else (None, weights)
+        return output, predicting[0] if len(predicting) == 1 else torch.stack(predicting, dim=1), content
 
 
-def join_streams(predicting: torch.Tensor, content: torch.Tensor | None) -> torch.Tensor:
-    """All streams, `[streams, batch, rows, hidden]`, the content stream first.
-
-    Args:
-        predicting: `[batch, rows, hidden]`, or `[batch, rows, targets, hidden]` for several streams.
-        content: `[batch, rows, hidden]`, or `None` where the predicting stream is the content stream.
-    """
-    streams = predicting[None] if predicting.ndim == 3 else predicting.movedim(2, 0)
-    return streams if content is None else torch.cat([content[None], streams])
+# Layers
 
 
 class AOARMDecoderLayer(GradientCheckpointingLayer):
     """Llama's decoder layer on all streams at once.
 
-    Streams come and go as tensors of their own, which are the model's hidden states. After the last layer only
-    predictions are wanted, so there the content stream of `two_stream` only makes its keys and values.
+    Streams enter and leave as separate tensors, which are the model's hidden states. After the last layer only
+    predictions are needed, so there the content stream of `two_stream` only makes keys and values.
     """
 
     def __init__(self, config: AOARMConfig, layer_idx: int):
@@ -343,16 +289,25 @@ class AOARMDecoderLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        predicting: torch.Tensor,
-        content: torch.Tensor | None,
-        query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        condition: torch.Tensor | None = None,
+        predicting: Tensor,
+        content: Tensor | None,
+        query_rotation: Rotation | None,
+        key_rotation: Rotation | None,
+        condition: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps the predicting streams and the content stream, see [`join_streams`], to those that go on."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Maps the streams to those of the next layer.
+
+        Args:
+            predicting: `[batch, rows, hidden]`, or `[batch, rows, targets, hidden]` for several streams.
+            content: `[batch, rows, hidden]`, or `None` if the predicting stream is the content stream.
+            query_rotation, key_rotation: see [`AOARMAttention.forward`].
+            condition: see [`AOARMModel.embed_condition`].
+        """
         has_several_targets, has_content = predicting.ndim == 4, content is not None
-        streams = join_streams(predicting, content)
+        streams = predicting.movedim(2, 0) if has_several_targets else predicting[None]
+        if has_content:
+            streams = torch.cat([content[None], streams])
         normed = queries = self.input_layernorm(streams)
         if has_content and self.ends_content:
             queries, streams, has_content = normed[1:], streams[1:], False
@@ -365,20 +320,59 @@ class AOARMDecoderLayer(GradientCheckpointingLayer):
         return streams.movedim(0, 2) if has_several_targets else streams[0], content
 
 
+# What the variants with tables of positions add
+
+
+class DoublePositionEmbedding(nn.Module):
+    """`double_position` (σ-GPT, arXiv:2404.09562): embeds content and target position, to be added to the token.
+
+    With `concatenated` one table of half the width serves both positions, side by side. With `summed` there are two
+    tables of the full width, as in AO-GPT's version. Differences from the released σ-GPT:
+
+    1. An order starts from the tokenizer's beginning-of-sentence token, if it has one, so that the first token is
+       predicted as well.
+    2. Tables have one more entry, for the target that follows the last position.
+    3. Llama's RMS norms and SwiGLU replace layer norms, GELU and biases.
+    4. Residual projections do not start divided by the square root of twice the depth, and embeddings are tied only
+       with `tie_word_embeddings=True`.
+    5. There is no dropout.
+    """
+
+    def __init__(self, config: AOARMConfig):
+        super().__init__()
+        positions = config.max_position_embeddings + 1
+        self.is_summed = config.double_position_mode == "summed"
+        width = config.hidden_size if self.is_summed else config.hidden_size // 2
+        self.own = nn.Embedding(positions, width)
+        if self.is_summed:
+            self.target = nn.Embedding(positions, width)
+
+    def forward(self, position_ids: Tensor, target_position_ids: Tensor) -> Tensor:
+        """Maps content and target positions, int64 `[batch, rows]` each, to `[batch, rows, hidden]`."""
+        if self.is_summed:
+            return self.own(position_ids) + self.target(target_position_ids)
+        return torch.cat([self.own(position_ids), self.own(target_position_ids)], dim=-1)
+
+
+def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shifts and scales the output of a norm, for `adaptive_norm`."""
+    return normed * (1 + scale) + shift
+
+
 class AdaptiveNormDecoderLayer(AOARMDecoderLayer):
     """`adaptive_norm` (AO-GPT, arXiv:2506.19935): the target modulates each layer.
 
-    An embedding of the target position makes shift and scale of both norms, and gates of attention and MLP; gates
-    multiply without a 1 before them, and nothing starts at zero: the last norm has shift and scale alike. The content
-    position is an embedding added to the token. Differences from the released AO-GPT:
+    An embedding of the target position makes shift and scale of both norms, and gates of attention and MLP. Gates
+    multiply without an added 1, and nothing starts at zero. The final norm has a shift and a scale too. An embedding of
+    the content position is added to the token. Differences from the released AO-GPT:
 
     1. An order starts from the tokenizer's beginning-of-sentence token instead of a learned one.
     2. The last row's target is the next position instead of an embedding of zeros.
-    3. Llama's SwiGLU without biases and an output layer without bias, instead of GELU and biases. `qk_norm=True` gives
-       its normalised queries and keys.
-    4. Weights start normal, not truncated at three standard deviations, and residual projections are not divided by
-       the square root of twice the depth: the initialisation is that of the other variants.
-    5. No dropout. Its exponential average of weights is `EMACallback`.
+    3. Llama's SwiGLU without biases and an output layer without bias replace GELU and biases. `qk_norm=True` gives its
+       normalised queries and keys.
+    4. Weights are initialised as in the other variants: not truncated at three standard deviations, and residual
+       projections not divided by the square root of twice the depth.
+    5. There is no dropout. Its exponential average of weights is `EMACallback`.
     """
 
     def __init__(self, config: AOARMConfig, layer_idx: int):
@@ -387,13 +381,13 @@ class AdaptiveNormDecoderLayer(AOARMDecoderLayer):
 
     def forward(
         self,
-        predicting: torch.Tensor,
+        predicting: Tensor,
         content: None,
         query_rotation: None,
         key_rotation: None,
-        condition: torch.Tensor,
+        condition: Tensor,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, None]:
+    ) -> tuple[Tensor, None]:
         """As in the other variants, with the target as `condition`, `[batch, rows, target_embedding_size]`."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, dim=-1)
         normed = modulate(self.input_layernorm(predicting), shift, scale)
@@ -403,82 +397,11 @@ class AdaptiveNormDecoderLayer(AOARMDecoderLayer):
         return predicting + mlp_gate * self.mlp(normed), None
 
 
-def modulate(normed: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """What follows a norm in `adaptive_norm`."""
-    return normed * (1 + scale) + shift
+# The model
 
 
-class DoublePositionEmbedding(nn.Module):
-    """`double_position` (σ-GPT, arXiv:2404.09562): what is added to a row's token for its content and target position.
-
-    `concatenated`: one table of half the width serves both, side by side. `summed`: two tables of the full width, as in
-    AO-GPT's version of it. Differences from the released σ-GPT:
-
-    1. An order starts from the tokenizer's beginning-of-sentence token, where it has one, so that the first token is
-       predicted as well.
-    2. Tables have one entry more, for the target that follows the last position.
-    3. Llama's RMS norms and SwiGLU, instead of layer norms, GELU and biases.
-    4. Residual projections do not start divided by the square root of twice the depth, and embeddings are tied only
-       with `tie_word_embeddings=True`.
-    5. No dropout.
-    """
-
-    def __init__(self, config: AOARMConfig):
-        super().__init__()
-        places = config.max_position_embeddings + 1
-        self.is_summed = config.double_position_mode == "summed"
-        width = config.hidden_size if self.is_summed else config.hidden_size // 2
-        self.own = nn.Embedding(places, width)
-        if self.is_summed:
-            self.target = nn.Embedding(places, width)
-
-    def forward(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
-        """int64 `[batch, rows]`, twice, to `[batch, rows, hidden]`."""
-        if self.is_summed:
-            return self.own(position_ids) + self.target(target_position_ids)
-        return torch.cat([self.own(position_ids), self.own(target_position_ids)], dim=-1)
-
-
-@dataclass
-class AOARMModelOutputWithPast(CacheUnderBothNames, BaseModelOutputWithPast):
-    """
-    Args:
-        last_hidden_state: `[batch, rows, hidden]`, or `[batch, rows, targets, hidden]` when several targets were given:
-            the predicting stream after the final norm.
-        past_key_values (or `cache`): the cache, one entry per row, in generation order.
-        hidden_states: the predicting stream before each layer and after the last, in the shape of `last_hidden_state`.
-        attentions: the predicting stream's weights per layer, `[batch, heads, rows, keys]`, or copies
-            `[batch, targets, heads, rows, keys]`.
-        content_hidden_states: `two_stream` only: the content stream before each layer, `[batch, rows, hidden]`.
-        content_attentions: `two_stream` only: the content stream's weights `[batch, heads, rows, keys]` in all layers
-            but the last, where the content stream ends in its keys and values.
-    """
-
-    content_hidden_states: tuple[torch.Tensor, ...] | None = None
-    content_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class AOARMCausalLMOutputWithPast(CacheUnderBothNames, CausalLMOutputWithPast):
-    """
-    Args:
-        loss: mean cross-entropy in nats per token over the labels that are not -100.
-        logits: `[batch, rows, vocab]`, or `[batch, rows, targets, vocab]`: row r is about `target_position_ids[:, r]`.
-            `None` where they were skipped.
-        past_key_values, hidden_states, attentions, content_hidden_states, content_attentions:
-            see [`AOARMModelOutputWithPast`].
-        token_log_probs: float32 `[batch, rows]`, nats, and
-        token_is_likeliest: bool `[batch, rows]`: of the tokens `scored_ids`.
-    """
-
-    content_hidden_states: tuple[torch.Tensor, ...] | None = None
-    content_attentions: tuple[torch.Tensor, ...] | None = None
-    token_log_probs: torch.FloatTensor | None = None
-    token_is_likeliest: torch.BoolTensor | None = None
-
-
-class AOARMPreTrainedModel(PreTrainedModel):
-    """What the models share: how they are loaded and saved, and what they support of the library."""
+class AOARMPreTrainedModel(SavedWithoutSharding, PreTrainedModel):
+    """How the models are loaded and saved, and the features of the library that they support."""
 
     config_class = AOARMConfig
     base_model_prefix = "model"
@@ -502,7 +425,7 @@ class AOARMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = None, **kwargs):
-        """As in the library, but weights are read from safetensors only: other formats are unpickled.
+        """As in the library, but weights are read from safetensors only, because other formats are unpickled.
 
         Raises:
             OSError: there are no such weights, or they are damaged.
@@ -515,24 +438,12 @@ class AOARMPreTrainedModel(PreTrainedModel):
         except (SafetensorError, JSONDecodeError) as error:
             raise OSError(f"Weights of {pretrained_model_name_or_path} are truncated or damaged: {error}") from error
 
-    def save_pretrained(self, *args, **kwargs):
-        """As in the library, and a model that FSDP2 has sharded takes its code along too."""
-        own_class = class_without_sharding(self)
-        if type(self) is own_class:
-            super().save_pretrained(*args, **kwargs)
-            return
-        # The library saves the code of an object's class, which is torch's here. This one shares all that it has.
-        plain = own_class.__new__(own_class)
-        plain.__dict__ = self.__dict__
-        plain.save_pretrained(*args, **kwargs)
-
-    def _get_name(self) -> str:
-        """The class's name, by which `Trainer` knows causal models; that of FSDP2's class is another."""
-        return class_without_sharding(self).__name__
-
 
 class AOARMModel(AOARMPreTrainedModel):
-    """The decoder of an any-order autoregressive model, without a head. See the module's page for the variants."""
+    """The decoder of an any-order autoregressive model, without a head. See the top of this module for the variants.
+
+    In all methods `position_ids` are int64 `[batch, rows]` and `targets` int64 `[batch, rows, targets]`.
+    """
 
     def __init__(self, config: AOARMConfig):
         super().__init__(config)
@@ -540,92 +451,87 @@ class AOARMModel(AOARMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.attention_variant == "two_stream" and config.query_stream_init != "content":
             self.query_embedding = nn.Embedding(1, config.hidden_size)
-        places = config.max_position_embeddings + 1
+        positions = config.max_position_embeddings + 1
         layer_class = AOARMDecoderLayer
         if config.attention_variant == "double_position":
             self.position_embedding = DoublePositionEmbedding(config)
         elif config.attention_variant == "adaptive_norm":
             layer_class = AdaptiveNormDecoderLayer
-            self.position_embedding = nn.Embedding(places, config.hidden_size)
-            self.target_embedding = nn.Embedding(places, config.target_embedding_size)
+            self.position_embedding = nn.Embedding(positions, config.hidden_size)
+            self.target_embedding = nn.Embedding(positions, config.target_embedding_size)
             self.norm_modulation = nn.Linear(config.target_embedding_size, 2 * config.hidden_size)
         else:
             self.rotary_emb = LlamaRotaryEmbedding(config)
-        # The variant's own: FSDP looks for every class that is named.
+        # Only the variant's own class: FSDP looks for every class that is named here.
         self._no_split_modules = [layer_class.__name__]
         self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
-    def initial_streams(
-        self,
-        content: torch.Tensor,
-        position_ids: torch.Tensor,
-        targets: torch.Tensor,
-        several_targets: bool,
-        left: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The predicting and the content stream before the first layer, see [`join_streams`].
+    # The differences between the variants
+
+    def start_streams(
+        self, tokens: Tensor, position_ids: Tensor, targets: Tensor, left_tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Makes the streams before the first layer.
 
         Args:
-            content: the rows' tokens, `[batch, rows, hidden]`.
-            position_ids: int64 `[batch, rows]`.
-            targets: int64 `[batch, rows, targets]`.
-            several_targets: whether there is a stream for each target.
-            left: for the neighbor start, the tokens left of the targets, `[batch, rows, targets, hidden]`, and whether
-                they are known, bool `[batch, rows, targets]`.
-        """
-        if self.config.attention_variant == "double_position":
-            content = content + self.position_embedding(position_ids, targets[..., 0])
-        elif self.config.attention_variant == "adaptive_norm":
-            content = content + self.position_embedding(position_ids)
-        if self.config.attention_variant != "two_stream":
-            return content, None
-        start = self.query_start(content, targets.shape[-1], left)
-        return start if several_targets else start[:, :, 0], content
+            tokens, left_tokens: see [`embed_rows`].
 
-    def query_start(
-        self, content: torch.Tensor, targets: int, left: tuple[torch.Tensor, torch.Tensor] | None
-    ) -> torch.Tensor:
-        """Where the query streams of `two_stream` start, `[batch, rows, targets, hidden]`; see [`initial_streams`]."""
-        if self.config.query_stream_init != "content":
-            # By a call, not by its weight: hooks of offloading and adapters act on calls.
-            vector = self.query_embedding(torch.zeros((), dtype=torch.int64, device=content.device))
-        if self.config.query_stream_init == "neighbor":
-            tokens, is_known = left
-            return torch.where(is_known[..., None], tokens, vector)
-        start = content if self.config.query_stream_init == "content" else vector.expand_as(content)
-        return start[:, :, None].expand(-1, -1, targets, -1)
+        Returns:
+            The predicting streams, `[batch, rows, targets, hidden]`, and the content stream, `[batch, rows, hidden]`;
+            `None` if it is the predicting stream, whose one target is then the first.
+        """
+        variant, start = self.config.attention_variant, self.config.query_stream_init
+        if variant == "double_position":
+            tokens = tokens + self.position_embedding(position_ids, targets[..., 0])
+        elif variant == "adaptive_norm":
+            tokens = tokens + self.position_embedding(position_ids)
+        if variant != "two_stream":
+            return tokens[:, :, None], None
+        if start == "neighbor":
+            return left_tokens, tokens
+        start = tokens if start == "content" else self.learned_query(tokens.device).expand_as(tokens)
+        return start[:, :, None].expand(-1, -1, targets.shape[-1], -1), tokens
+
+    def learned_query(self, device: torch.device) -> Tensor:
+        """Returns the learned vector from which query streams start, `[hidden]`."""
+        # The embedding is called, and its weight not read, because hooks of offloading and adapters act on calls.
+        return self.query_embedding(torch.zeros((), dtype=torch.int64, device=device))
+
+    def query_positions(self, position_ids: Tensor, targets: Tensor) -> Tensor:
+        """Returns the positions by which each stream's queries are rotated, int64 `[streams, batch, rows]`."""
+        before_targets = targets.movedim(-1, 0) - 1
+        if self.config.attention_variant == "two_stream":
+            return torch.cat([position_ids[None], before_targets])
+        return before_targets if self.config.attention_variant == "decoupled_rope" else position_ids[None]
 
     def rotations(
-        self, hidden_states: torch.Tensor, position_ids: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, tuple[torch.Tensor, torch.Tensor] | None]:
-        """Cosines and sines of queries and of keys, as [`AOARMAttention`] takes them, in the states' dtype."""
+        self, hidden_states: Tensor, position_ids: Tensor, targets: Tensor
+    ) -> tuple[Rotation | None, Rotation | None]:
+        """Makes the rotations of queries and of keys, as [`AOARMAttention`] takes them, in the states' dtype."""
         if self.config.attention_variant in TABLE_VARIANTS:
             return None, None
-        # One rotation serves all heads.
-        places = torch.cat([position_ids[None], self.query_positions(position_ids, targets)])
-        cos, sin = (part.view(*places.shape, 1, -1) for part in self.rotary_emb(hidden_states, places.flatten(0, 1)))
+        # Each angle is shared by all heads.
+        positions = torch.cat([position_ids[None], self.query_positions(position_ids, targets)])
+        angles = self.rotary_emb(hidden_states, positions.flatten(0, 1))
+        cos, sin = (part.view(*positions.shape, 1, -1) for part in angles)
         return (cos[1:], sin[1:]), (cos[0], sin[0])
 
-    def query_positions(self, position_ids: torch.Tensor, target_position_ids: torch.Tensor) -> torch.Tensor:
-        """The slot that each stream's queries are rotated to, int64 `[streams, batch, rows]`.
+    def embed_condition(self, targets: Tensor) -> Tensor | None:
+        """Embeds the targets that modulate the layers of `adaptive_norm`, `[batch, rows, target_embedding_size]`."""
+        if self.config.attention_variant != "adaptive_norm":
+            return None
+        return nn.functional.silu(self.target_embedding(targets[..., 0]))
 
-        Args:
-            position_ids: `[batch, rows]`.
-            target_position_ids: `[batch, rows, targets]`.
-        """
-        slots = target_position_ids.movedim(-1, 0) - 1
-        if self.config.attention_variant == "two_stream":
-            return torch.cat([position_ids[None], slots])
-        return slots if self.config.attention_variant == "decoupled_rope" else position_ids[None]
+    # The forward pass
 
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         target_position_ids: torch.LongTensor | None = None,
         segment_ids: torch.LongTensor | None = None,
@@ -647,186 +553,165 @@ class AOARMModel(AOARMPreTrainedModel):
                 also takes `[batch, rows, targets]`, several targets of each row. Default: the next row's content
                 position, and the own position + 1 on the last row.
             segment_ids: int64 `[batch, rows]`, equal within each run of rows that is an example of its own (packing).
-                As in the library, rows of `position_ids` that begin with 0 and come back to it are packed too, in a
-                call without mask, targets and cache.
+                As in the library, `position_ids` that begin with 0 and come back to it are packed too, in a call
+                without mask, targets and cache.
             past_key_values (or `cache`): the rows before, as keys and values. In single-stream variants they belong to
                 the targets that they were computed with; in `two_stream` they do not depend on targets.
             inputs_embeds: `[batch, rows, hidden]`.
-            use_cache: whether to return a cache. Default: `config.use_cache`, but not in a call that gives positions
-                without targets, because its last row's target is a guess that the cache would keep; nor in training.
+            use_cache: whether to return a cache. Default: `config.use_cache`, but not in training, and not in a call
+                that gives positions without targets, because its last row's target is a guess that the cache would
+                keep.
             query_input_ids: int64, in the shape of the targets: the tokens at target - 1, from which query streams with
-                `query_stream_init="neighbor"` start; -1 where no row up to the own one, of the same example, holds that
+                `query_stream_init="neighbor"` start; -1 if no row of the same example, up to the own one, holds that
                 position. Default: found among the rows of the call.
 
         Raises:
-            ValueError: for a wrong shape or dtype, positions outside the table (left-to-right text may be longer, as in
-                Llama), a position that comes twice in an example, several targets in a single-stream variant,
-                positions for `causal` that are not the identity, cached rows whose targets or `query_input_ids` cannot
-                be known, `query_input_ids` for a model that does not start from them,
-                `segment_ids` together with a cache, a cache that activation checkpointing would lose,
-                `is_causal=False`, with which rows would see their targets, and targets and caches for
-                `bidirectional`, which has none.
-                Values of positions are not checked under `torch.compile`. In training on an accelerator a wrong value
-                is reported by the device, later: nothing waits for it.
+            ValueError: for a wrong shape or dtype; positions outside the table (left-to-right text may be longer, as in
+                Llama); a position that comes twice in an example; several targets in a single-stream variant; positions
+                for `causal` that are not the identity; cached rows whose targets or `query_input_ids` cannot be known;
+                `query_input_ids` for a model that does not start from them; `segment_ids` together with a cache; a
+                cache that activation checkpointing would lose; `is_causal=False`, with which rows would see their
+                targets; targets and caches for `bidirectional`. Values of positions are not checked under
+                `torch.compile`. In training on an accelerator the device reports wrong values later.
         """
         past_key_values = the_cache(past_key_values, cache, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-        starts_from_neighbors, left_embeds = self.config.starts_from_neighbors, None
-        # `generate` gives and has checked what is about its own cache's rows.
-        is_canvas = getattr(past_key_values, "holds_canvases", False) and position_ids is not None
-        if query_input_ids is not None:
-            batch, rows = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-            if not is_canvas:
-                query_input_ids = self.checked_query_input_ids(query_input_ids, (batch, rows))
-            tokens = query_input_ids.clamp(min=0).flatten(1)
-            if inputs_embeds is None:
-                # One call, as in a pass without: each one gathers a table that is shared out among processes.
-                embeds = self.embed_tokens(torch.cat([input_ids, tokens], dim=1))
-                inputs_embeds, left_embeds = embeds[:, :rows], embeds[:, rows:]
-            else:
-                left_embeds = self.embed_tokens(tokens)
-        elif inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        batch, rows = inputs_embeds.shape[:2]
-        if segment_ids is None and not (use_cache and torch.compiler.is_compiling()):
-            given = position_ids, target_position_ids, attention_mask, past_key_values
-            segment_ids = segments_by_positions(*given, (batch, rows))
-            if segment_ids is not None and use_cache:
-                raise ValueError(
-                    "`position_ids` that come back to 0 are packed sequences, which cannot be combined with a cache; "
-                    f"got use_cache={use_cache}."
-                )
-        if segment_ids is not None:
-            segment_ids = as_indices("segment_ids", segment_ids, (2,), (batch, rows))
-            if past_key_values is not None or use_cache:
-                raise ValueError("`segment_ids` (packed sequences) cannot be combined with a cache, got both.")
-            if attention_mask is not None and attention_mask.ndim != 2:
-                raise ValueError(
-                    "`attention_mask` must have the shape [batch, rows] together with `segment_ids`, got "
-                    f"{list(attention_mask.shape)}."
-                )
-            use_cache = False
-        is_causal = self.config.attention_variant != "bidirectional"
-        if not is_causal:
-            for name, value in (
-                ("target_position_ids", target_position_ids),
-                ("past_key_values", past_key_values),
-                ("use_cache", use_cache or None),
-                ("is_causal", kwargs.get("is_causal") or None),
-            ):
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        self.check_options(target_position_ids, past_key_values, use_cache, kwargs.get("is_causal"))
+        given = position_ids, target_position_ids, attention_mask
+        segment_ids = resolve_segments(segment_ids, *given, past_key_values, use_cache, inputs.shape[:2])
+        if use_cache is None:
+            has_known_targets = target_position_ids is not None or position_ids is None
+            use_cache = self.config.use_cache and has_known_targets and not (self.training and torch.is_grad_enabled())
+            use_cache = use_cache and segment_ids is None and self.config.attention_variant != "bidirectional"
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        positions = self.resolve_positions(*given, segment_ids, past_key_values, inputs)
+        position_ids, targets = positions.content, positions.targets
+        tokens, left_tokens = self.embed_rows(input_ids, inputs_embeds, query_input_ids, positions, past_key_values)
+        predicting, content = self.start_streams(tokens, position_ids, targets, left_tokens)
+        if not positions.has_several_targets:
+            predicting = predicting[:, :, 0]
+        rotations = self.rotations(tokens, position_ids, targets)
+        condition = self.embed_condition(targets)
+        mask, options = make_attention_mask(self.config, tokens, attention_mask, past_key_values, positions.segment)
+        for name in ("hidden_states", "attentions"):
+            is_recorded = kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))
+            options[f"output_content_{name}"] = bool(is_recorded) and content is not None
+        options = kwargs | options | {"attention_mask": mask, "key_values": past_key_values, "return_dict": True}
+        outputs = self.run_layers(predicting, content, *rotations, condition, **options)
+        if outputs.content_hidden_states is not None:
+            outputs["content_hidden_states"] = (content, *outputs.content_hidden_states)
+        return outputs
+
+    def check_options(
+        self, targets: Tensor | None, past_key_values: Cache | None, use_cache: bool | None, is_causal: bool | None
+    ) -> None:
+        """Raises a ValueError for arguments that the variant or activation checkpointing does not take."""
+        if self.config.attention_variant == "bidirectional":
+            given = {"target_position_ids": targets, "past_key_values": past_key_values}
+            given |= {"use_cache": use_cache or None, "is_causal": is_causal or None}
+            for name, value in given.items():
                 if value is not None:
                     raise ValueError(
                         f"`{name}` must not be given for attention_variant='bidirectional', where all rows see each "
                         f"other and predict their own tokens; got {type(value).__name__}."
                     )
-            kwargs["is_causal"] = use_cache = False
-        elif kwargs.get("is_causal") is False:
+        elif is_causal is False:
             raise ValueError("`is_causal` must not be False: rows would see the tokens that they are to predict.")
-        is_given = position_ids is not None or target_position_ids is not None
-        is_trained = self.training and torch.is_grad_enabled()
-        if is_trained and self.gradient_checkpointing and (past_key_values is not None or use_cache):
+        is_checkpointed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if is_checkpointed and (past_key_values is not None or use_cache):
             raise ValueError(
                 "A cache cannot be used in training with activation checkpointing, which computes layers again: call "
                 "the model with use_cache=False, in `eval` mode, or under `torch.no_grad()`. Got "
                 f"use_cache={use_cache} and {type(past_key_values).__name__}."
             )
-        if use_cache is None:
-            use_cache = self.config.use_cache and not is_trained and (target_position_ids is not None or not is_given)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
 
-        has_tables = self.config.attention_variant in TABLE_VARIANTS
-        # Looking at values waits for the device, which training should not.
-        waits = inputs_embeds.device.type == "cpu" or not self.training
-        is_checked = is_canvas
-        if not is_canvas and waits and not has_tables and not torch.compiler.is_compiling():
-            is_checked = is_step_of_text(position_ids, target_position_ids, batch)
-        if is_checked:
-            positions = RowPositions(position_ids, target_position_ids, targets_given=True)
-        else:
-            given = position_ids, target_position_ids, attention_mask, segment_ids, past_key_values
-            positions = RowPositions.resolve(*given, (batch, rows), inputs_embeds.device)
-        several_targets = positions.targets.ndim == 3
-        if several_targets and self.config.attention_variant != "two_stream":
+    def resolve_positions(
+        self,
+        position_ids: Tensor | None,
+        target_position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        past_key_values: Cache | None,
+        inputs: Tensor,
+    ) -> RowPositions:
+        """Returns the positions of the rows of `inputs`, `[batch, rows, ...]`, checked unless the call is compiled."""
+        if position_ids is not None and getattr(past_key_values, "holds_canvases", False):
+            # `generate` has checked the rows of its own cache.
+            several = target_position_ids.ndim == 3
+            targets = target_position_ids if several else target_position_ids[..., None]
+            return RowPositions(position_ids, targets, targets_given=True, has_several_targets=several)
+        variant, given = self.config.attention_variant, (position_ids, target_position_ids)
+        rest = attention_mask, segment_ids, past_key_values
+        positions = RowPositions.resolve(*given, *rest, inputs.shape[:2], inputs.device)
+        if positions.has_several_targets and variant != "two_stream":
             raise ValueError(
                 "`target_position_ids` of shape [batch, rows, targets] needs attention_variant='two_stream': a single "
-                f"stream has one target per row. Got attention_variant={self.config.attention_variant!r}."
+                f"stream has one target per row. Got attention_variant={variant!r}."
             )
-        if (is_given or has_tables) and not is_checked and not torch.compiler.is_compiling():
-            positions.check(self.config, past_key_values, waits)
+        has_tables = variant in TABLE_VARIANTS
+        if (has_tables or any(each is not None for each in given)) and not torch.compiler.is_compiling():
+            positions.check(self.config, past_key_values is not None, self.waits_for(inputs))
+        if has_tables:
+            # Padding may have positions for which a table has no entry.
+            positions.content = positions.content.where(positions.real, 0)
+            positions.targets = positions.targets.where(positions.real[..., None], 0)
+        return positions
 
-        targets = positions.targets if several_targets else positions.targets[..., None]
-        left = None
+    def waits_for(self, inputs: Tensor) -> bool:
+        """Returns whether checks look at values at once, for which a program waits for its accelerator."""
+        return (inputs.device.type == "cpu" or not self.training) and not torch.compiler.is_compiling()
+
+    def embed_rows(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        query_input_ids: Tensor | None,
+        positions: RowPositions,
+        past_key_values: Cache | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeds the rows' tokens, and for the neighbor start the tokens left of the targets.
+
+        Returns:
+            `[batch, rows, hidden]`; and `[batch, rows, targets, hidden]` with the learned vector for unknown tokens, or
+            `None` for models with another start.
+        """
+        tokens = inputs_embeds
         if query_input_ids is not None:
-            if query_input_ids.shape != positions.targets.shape:
-                raise ValueError(
-                    "`query_input_ids` must have the shape of the targets, "
-                    f"{list(positions.targets.shape)}; got {list(query_input_ids.shape)}."
-                )
-            left = left_embeds.view(*targets.shape, -1), query_input_ids.view_as(targets) >= 0
-        elif starts_from_neighbors:
-            neighbors, is_settled = positions.left_neighbors()
-            if past_key_values is not None and not is_checked:
-                compiles = torch.compiler.is_compiling()
-                positions.check_neighbors(is_settled, past_key_values.get_seq_length(), waits and not compiles)
-            numbers = neighbors.clamp(min=0) + rows * torch.arange(batch, device=neighbors.device)[:, None, None]
-            found = inputs_embeds.flatten(0, 1).index_select(0, numbers.flatten())
-            left = found.view(*targets.shape, -1), neighbors >= 0
-        content = positions.content
-        if has_tables and positions.real is not None:
-            # Padding may stand anywhere, also where a table has no entry.
-            content, targets = content.where(positions.real, 0), targets.where(positions.real[..., None], 0)
-        predicting, content_stream = self.initial_streams(inputs_embeds, content, targets, several_targets, left)
-        query_rotation, key_rotation = self.rotations(predicting, content, targets)
-        condition = None
-        if self.config.attention_variant == "adaptive_norm":
-            condition = nn.functional.silu(self.target_embedding(targets[..., 0]))
-        if is_canvas and attention_mask is None and rows == 1:
-            # One row sees all rows of its cache.
-            mask = None
-        elif positions.starts is None:
-            # By position: the cache's name is not the same in all releases.
-            mask = (
-                create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
-                if is_causal
-                else create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
-            )
+            ids = self.check_query_input_ids(query_input_ids, positions)
+            is_known, ids = ids >= 0, ids.clamp(min=0).flatten(1)
+            if tokens is None:
+                # One call for both: each call gathers a table that is shared out among processes.
+                both = self.embed_tokens(torch.cat([input_ids, ids], dim=1))
+                tokens, left = both.tensor_split([input_ids.shape[1]], dim=1)
+            else:
+                left = self.embed_tokens(ids)
         else:
-            mask, packing_kwargs = packed_mask(self.config, inputs_embeds, positions.starts, is_causal)
-            kwargs.update(packing_kwargs)
-        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and self.config._attn_implementation == "eager":
-            # Eager attention adds what it is given, so that it would read True as 1.
-            hidden = torch.finfo(inputs_embeds.dtype).min
-            mask = torch.zeros_like(mask, dtype=inputs_embeds.dtype).masked_fill(~mask, hidden)
-        for name in ("hidden_states", "attentions"):
-            recorded = kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False))
-            kwargs[f"output_content_{name}"] = bool(recorded) and content_stream is not None
-        outputs = self.run_layers(
-            predicting,
-            content_stream,
-            query_rotation,
-            key_rotation,
-            condition,
-            attention_mask=mask,
-            key_values=past_key_values,
-            return_dict=True,
-            **kwargs,
-        )
-        if outputs.content_hidden_states is not None:
-            outputs["content_hidden_states"] = (content_stream, *outputs.content_hidden_states)
-        return outputs
+            tokens = self.embed_tokens(input_ids) if tokens is None else tokens
+            if not self.config.starts_from_neighbors:
+                return tokens, None
+            neighbors = positions.find_left_neighbors(past_key_values is not None, self.waits_for(tokens))
+            is_known, (batch, rows) = neighbors >= 0, tokens.shape[:2]
+            first_rows = rows * torch.arange(batch, device=tokens.device)[:, None, None]
+            left = tokens.flatten(0, 1).index_select(0, (neighbors.clamp(min=0) + first_rows).flatten())
+        left = left.reshape(*is_known.shape, -1)
+        return tokens, torch.where(is_known[..., None], left, self.learned_query(tokens.device))
 
-    def checked_query_input_ids(self, query_input_ids: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        """`query_input_ids` as int64 `[batch, rows]` or `[batch, rows, targets]`; a ValueError for anything else."""
+    def check_query_input_ids(self, query_input_ids: Tensor, positions: RowPositions) -> Tensor:
+        """Returns `query_input_ids` as int64 `[batch, rows, targets]`; raises a ValueError for wrong ones."""
         if not self.config.starts_from_neighbors:
             raise ValueError(
                 "`query_input_ids` needs query_stream_init='neighbor' and attention_variant='two_stream'; got "
                 f"{self.config.query_stream_init!r} and {self.config.attention_variant!r}."
             )
-        ids = as_indices("query_input_ids", query_input_ids, (2, 3), shape)
-        if not torch.compiler.is_compiling():
-            vocab_size = self.config.vocab_size
+        ids, vocab_size = query_input_ids, self.config.vocab_size
+        # `generate` has checked the rows of its own cache, whose positions tell nothing of padding.
+        if positions.real is not None:
+            ids = read_indices("query_input_ids", ids, (2, 3), positions.content.shape)
+        if positions.real is not None and not torch.compiler.is_compiling():
             require(
                 ((ids >= -1) & (ids < vocab_size)).all(),
                 f"`query_input_ids` must hold ids in [0, vocab_size={vocab_size}), or -1 for a token that is not "
@@ -834,23 +719,28 @@ class AOARMModel(AOARMPreTrainedModel):
                 # As for `input_ids`, no accelerator is waited for.
                 waits=ids.device.type == "cpu",
             )
-        return ids
+        shape = positions.targets.shape if positions.has_several_targets else positions.content.shape
+        if ids.shape != shape:
+            raise ValueError(
+                f"`query_input_ids` must have the shape of the targets, {list(shape)}; got {list(ids.shape)}."
+            )
+        return ids.view(positions.targets.shape)
 
     @capture_outputs
     def run_layers(
         self,
-        predicting: torch.Tensor,
-        content: torch.Tensor | None,
-        query_rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        key_rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        condition: torch.Tensor | None,
+        predicting: Tensor,
+        content: Tensor | None,
+        query_rotation: Rotation | None,
+        key_rotation: Rotation | None,
+        condition: Tensor | None,
         key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMModelOutputWithPast:
-        """The layers and the final norm of the predicting stream."""
+        """Runs the layers, and the final norm of the predicting stream."""
         for layer in self.layers:
-            # By position: reentrant checkpointing gives gradients to such arguments only. The cache has a name that
-            # the library's checkpointing does not know, or it would drop it without a word.
+            # Tensors go by position, because reentrant checkpointing gives gradients to such arguments only. The cache
+            # has a name of its own, because the library's checkpointing silently drops the names that it knows.
             predicting, content = layer(
                 predicting, content, query_rotation, key_rotation, condition, key_values=key_values, **kwargs
             )
@@ -860,18 +750,51 @@ class AOARMModel(AOARMPreTrainedModel):
         return AOARMModelOutputWithPast(last_hidden_state=normed, **{CACHE_NAME: key_values})
 
 
-def model_class_for(config: AOARMConfig) -> type[AOARMPreTrainedModel]:
-    """The class with `generate` and `score` that a variant has: [`AOARMForCausalLM`] or [`AOARMForMaskedLM`]."""
-    if config.attention_variant != "bidirectional":
-        return AOARMForCausalLM
-    # Imported here to avoid a cycle; the loader of remote code finds the file through this line.
-    from .modeling_aoarm import AOARMForMaskedLM
+# The heads
 
-    return AOARMForMaskedLM
+
+# How many logits exist at once when tokens are scored: 128 MiB in float32.
+LOGITS_AT_ONCE = 2**25
+
+
+def fused_causal_lm_loss(
+    hidden_states: Tensor, head: nn.Module, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """Computes the cross-entropy of the next rows' labels from pieces of the rows, without `[batch, rows, vocab]`.
+
+    It is `torch.nn.functional.linear_cross_entropy`, and equals the library's `ForCausalLMLoss`.
+
+    Args:
+        hidden_states: `[batch, rows, hidden]`, after the final norm.
+        head: the output layer.
+        labels: int64 `[batch, rows]`, not shifted, -100 where nothing is to be learned.
+        num_items_in_batch: the number that the sum is divided by. Default: the number of labels that are not -100.
+
+    Returns:
+        Nats per token, a scalar.
+
+    Raises:
+        ValueError: the output layer is not a plain linear one (adapters and quantisation have layers of their own), or
+            its weights are elsewhere (ZeRO-3 gathers them only for calls of the layer).
+    """
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.ndim != 2:
+        raise ValueError(
+            "`fused_loss` needs an output layer that is a plain linear layer without bias and holds its weights, got "
+            f"{type(head).__name__} with weights of shape {list(getattr(head, 'weight', torch.empty(0)).shape)}."
+        )
+    following = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten().to(hidden_states.device)
+    loss = nn.functional.linear_cross_entropy(
+        hidden_states.flatten(0, 1),
+        head.weight,
+        following,
+        reduction="mean" if num_items_in_batch is None else "sum",
+        options=nn.LinearCrossEntropyOptions(),
+    )
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
 class AOARMLanguageModel(AOARMPreTrainedModel):
-    """What the two heads share: the decoder and a linear layer from its states to the vocabulary.
+    """The decoder and a linear layer from its states to the vocabulary: the part that the two heads share.
 
     Raises:
         ValueError: the variant has the other head.
@@ -894,6 +817,57 @@ class AOARMLanguageModel(AOARMPreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """Maps states after the final norm, `[..., hidden]`, to logits `[..., vocab]`."""
+        return self.lm_head(hidden_states)
+
+    def predict_rows(
+        self, hidden_states: Tensor, logits_to_keep: int | Tensor, scored_ids: Tensor | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Makes the outputs that predict tokens: `logits`, or `token_log_probs` and `token_is_likeliest`.
+
+        Args:
+            hidden_states: `[batch, rows, ..., hidden]`, after the final norm.
+            logits_to_keep, scored_ids, labels: see [`AOARMForCausalLM.forward`].
+
+        Raises:
+            ValueError: `scored_ids` does not have one token for each row that is kept, or comes with labels.
+        """
+        if isinstance(logits_to_keep, int):
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        elif logits_to_keep.ndim == 1:
+            hidden_states = hidden_states[:, logits_to_keep]
+        else:
+            examples = torch.arange(len(hidden_states), device=hidden_states.device)[:, None]
+            hidden_states = hidden_states[examples, logits_to_keep]
+        if scored_ids is None:
+            return {"logits": self.compute_logits(hidden_states)}
+        if labels is not None:
+            raise ValueError("`scored_ids` and `labels` exclude each other: with `scored_ids` there are no logits.")
+        if scored_ids.shape != hidden_states.shape[:-1]:
+            raise ValueError(
+                f"`scored_ids` must have one token for each row that is kept, {list(hidden_states.shape[:-1])}; got "
+                f"{list(scored_ids.shape)}."
+            )
+        log_probs, is_likeliest = [], []
+        rows = max(1, LOGITS_AT_ONCE // self.vocab_size)
+        for states, ids in zip(hidden_states.flatten(0, -2).split(rows), scored_ids.flatten().split(rows), strict=True):
+            logits = self.compute_logits(states).float()
+            log_probs.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
+            is_likeliest.append(logits.argmax(1) == ids)
+        return {
+            "token_log_probs": torch.cat(log_probs).view_as(scored_ids),
+            "token_is_likeliest": torch.cat(is_likeliest).view_as(scored_ids),
+        }
+
+    def check_shapes(self, rows: torch.Size, **values: Tensor | None) -> None:
+        """Raises a ValueError unless each of the values is `None` or has one entry for each of the `rows`."""
+        for name, value in values.items():
+            if value is not None and value.shape != rows:
+                raise ValueError(
+                    f"`{name}` must have the shape [batch, rows], here {list(rows)}; got {list(value.shape)}."
+                )
+
 
 class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMixin, GenerationMixin):
     """An any-order autoregressive model with a language modelling head.
@@ -910,7 +884,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         target_position_ids: torch.LongTensor | None = None,
         segment_ids: torch.LongTensor | None = None,
@@ -918,41 +892,35 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | Tensor = 0,
         fused_loss: bool = False,
         scored_ids: torch.LongTensor | None = None,
         query_input_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMCausalLMOutputWithPast:
-        """Predicts, from the rows up to r, the token at row r's target position. See also [`AOARMModel.forward`].
+        """Predicts the token at row r's target position from the rows up to r. See also [`AOARMModel.forward`].
 
         Args:
             labels: int64 `[batch, rows]`, the rows' own tokens in generation order, -100 where nothing is to be
                 learned (context, padding, the first row of each packed segment). They are shifted inside, as in every
                 causal language model of the library: row r's logits are scored against row r + 1's label.
-            logits_to_keep: how many of the last rows get logits, or which rows, int64 `[kept]`; 0 means all.
-            fused_loss: whether only the loss is wanted. It is then computed in pieces, which saves the memory of
-                logits and of their gradients, most of what a step needs where the vocabulary is large.
+            logits_to_keep: how many of the last rows get logits, 0 for all; or which rows, int64 `[kept]` or
+                `[batch, kept]`.
+            fused_loss: whether only the loss is wanted. It is then computed in pieces, which saves the memory of the
+                logits and their gradients. With a large vocabulary a step needs most of its memory for them.
             scored_ids: int64 `[batch, rows]`, or `[batch, kept]` with `logits_to_keep`: tokens whose log-probabilities
                 are wanted instead of logits. They are computed in pieces.
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
-                the next row's position, or on the first row of a packed segment; for `fused_loss` without labels or
-                with an output layer that is not a plain linear one.
+                the next row's position, or on the first row of a packed segment; for `scored_ids` of a wrong shape or
+                together with labels; for `fused_loss` without labels or with an output layer that is not a plain linear
+                one.
         """
         if fused_loss and labels is None:
             raise ValueError("`fused_loss` leaves the loss only, so it needs `labels`, got None.")
-        if scored_ids is not None and labels is not None:
-            raise ValueError(
-                "`scored_ids` and `labels` exclude each other: one asks for log-probabilities, one for a loss."
-            )
         past_key_values = the_cache(past_key_values, cache, kwargs)
-        if segment_ids is None and isinstance(labels, torch.Tensor):
-            given = position_ids, target_position_ids, attention_mask, past_key_values
-            segment_ids = segments_by_positions(*given, tuple(labels.shape))
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
         outputs: AOARMModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -965,36 +933,70 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             query_input_ids=query_input_ids,
             **kwargs,
         )
+        hidden_states = outputs.last_hidden_state
         if labels is not None:
-            # After the model has checked the shapes of what it was given.
-            self.check_labels(labels, outputs.last_hidden_state, past, position_ids, target_position_ids, segment_ids)
-        loss, logits, scores = None, None, (None, None)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            given = position_ids, target_position_ids, attention_mask, past_key_values
+            self.check_labels(labels, hidden_states, segment_ids, *given)
+        loss, predictions = None, {}
         if fused_loss:
-            items = kwargs.get("num_items_in_batch")
-            loss = fused_causal_lm_loss(outputs.last_hidden_state, self.lm_head, labels, items)
-        elif scored_ids is not None:
-            scores = score_tokens(outputs.last_hidden_state[:, kept], self.lm_head, scored_ids, self.vocab_size)
+            loss = fused_causal_lm_loss(hidden_states, self.lm_head, labels, kwargs.get("num_items_in_batch"))
         else:
-            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+            predictions = self.predict_rows(hidden_states, logits_to_keep, scored_ids, labels)
             if labels is not None:
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+                loss = self.loss_function(**predictions, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return AOARMCausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            **predictions,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             content_hidden_states=outputs.content_hidden_states,
             content_attentions=outputs.content_attentions,
-            token_log_probs=scores[0],
-            token_is_likeliest=scores[1],
             **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
-    # With its signature, in which the library looks for what a model takes.
+    def check_labels(
+        self,
+        labels: Tensor,
+        hidden_states: Tensor,
+        segment_ids: Tensor | None,
+        position_ids: Tensor | None,
+        target_position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> None:
+        """Raises a ValueError for a label that is not the token that the row before it predicts."""
+        if hidden_states.ndim == 4:
+            raise ValueError("`labels` need one target per row, got `target_position_ids` [batch, rows, targets].")
+        rows = hidden_states.shape[:2]
+        self.check_shapes(rows, labels=labels)
+        if torch.compiler.is_compiling():
+            return
+        is_ignored, waits = labels[:, 1:] == -100, self.model.waits_for(labels)
+        given = position_ids, target_position_ids, attention_mask, past_key_values
+        segment_ids = resolve_segments(segment_ids, *given, None, rows)
+        if segment_ids is not None:
+            require(
+                ((segment_ids[:, 1:] == segment_ids[:, :-1]) | is_ignored).all(),
+                "`labels` must be -100 on the first row of each segment of `segment_ids`: the row before it belongs to "
+                "another example. Got another label there.",
+                waits,
+            )
+        if target_position_ids is not None:
+            if position_ids is None:
+                # The cache has this call's rows by now.
+                past = 0 if past_key_values is None else past_key_values.get_seq_length() - rows[1]
+                position_ids = (past + torch.arange(rows[1], device=labels.device))[None]
+            require(
+                ((target_position_ids[:, :-1] == position_ids[:, 1:]) | is_ignored).all(),
+                "`labels` are shifted by one row, so `target_position_ids` must hold the next row's position wherever "
+                "the next label is not -100; got another target.",
+                waits,
+            )
+
+    # The library reads the names of a model's arguments from this signature.
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation, assigned=())
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
-        """As in the library; the text's rows predict the next places, also where padding stands between rows."""
+        """As in the library. The rows of text predict the next positions, even if padding stands between rows."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
         is_given = inputs.get("target_position_ids") is not None
         # PEFT drops the positions of rows behind virtual tokens, and would not drop targets.
@@ -1002,76 +1004,37 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             inputs["target_position_ids"] = inputs["position_ids"] + 1
         return inputs
 
-    def check_labels(
-        self,
-        labels: torch.Tensor,
-        hidden_states: torch.Tensor,
-        past: int | torch.Tensor,
-        position_ids: torch.Tensor | None,
-        target_position_ids: torch.Tensor | None,
-        segment_ids: torch.Tensor | None,
-    ) -> None:
-        """Raises a ValueError where a shifted label is not the token that the row before it predicts."""
-        if hidden_states.ndim == 4:
-            raise ValueError("`labels` need one target per row, got `target_position_ids` [batch, rows, targets].")
-        if labels.shape != hidden_states.shape[:2]:
-            raise ValueError(
-                f"`labels` must have the shape [batch, rows], here {list(hidden_states.shape[:2])}; got "
-                f"{list(labels.shape)}."
-            )
-        if torch.compiler.is_compiling():
-            return
-        waits = labels.device.type == "cpu" or not self.training
-        if segment_ids is not None:
-            check_first_labels(labels, segment_ids, waits)
-        if target_position_ids is None:
-            return
-        own = past + torch.arange(labels.shape[1], device=labels.device)[None] if position_ids is None else position_ids
-        require(
-            ((target_position_ids[:, :-1] == own[:, 1:]) | (labels[:, 1:] == -100)).all(),
-            "`labels` are shifted by one row, so `target_position_ids` must hold the next row's position wherever the "
-            "next label is not -100; got another target.",
-            waits,
-        )
-
-
-@dataclass
-class AOARMMaskedLMOutput(MaskedLMOutput):
-    """
-    Args:
-        loss: nats per label that is not -100, or per `num_items_in_batch`, which `Trainer` counts.
-        logits: `[batch, rows, vocab]`, or `[batch, kept, vocab]`.
-        hidden_states, attentions: as in the library, `[batch, rows, hidden]` and `[batch, heads, rows, keys]`.
-        token_log_probs: float32, nats, and
-        token_is_likeliest: bool, in the shape of `scored_ids`.
-    """
-
-    token_log_probs: torch.FloatTensor | None = None
-    token_is_likeliest: torch.BoolTensor | None = None
-
 
 class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMixin, GenerationMixin):
     """A bidirectional model that predicts the tokens of masked rows (`attention_variant="bidirectional"`).
 
-    The mask token stands for what is not known and is never predicted: its logit is minus infinity, so that every row
-    has a distribution over the other tokens (MDLM's zero masking probability). What stands in rows that hold another
-    token is known; they have logits too, but nobody needs them.
+    The mask token stands for an unknown token and is never predicted: its logit is minus infinity, so every row has a
+    distribution over the other tokens (MDLM's zero masking probability, arXiv:2406.07524). Rows with another token are
+    known; their logits have no use.
     """
 
     # Without blanks there is nothing to generate.
     continues_text = False
+    runner_class = MaskedRunner
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """As in the other head, with minus infinity for the mask token."""
+        logits = self.lm_head(hidden_states)
+        is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
+        # Not in place: hooks of sharded training may hold the output.
+        return logits.masked_fill(is_mask_token, -torch.inf)
 
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         segment_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         loss_weights: torch.FloatTensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | Tensor = 0,
         scored_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMMaskedLMOutput:
@@ -1079,25 +1042,20 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
 
         Args:
             input_ids: int64 `[batch, rows]`, in sentence order, with the mask token in blanks.
-            attention_mask: `[batch, rows]`, 0 for padding on either side; or a prepared 4-D mask.
-            position_ids: int64 `[batch, rows]`. Default: 0, 1, 2, ..., starting again in each segment.
-            segment_ids: int64 `[batch, rows]`, equal within each run of rows that is an example of its own (packing).
-            inputs_embeds: `[batch, rows, hidden]`, in place of `input_ids`.
             labels: int64 `[batch, rows]`, not shifted: row r's logits are scored against row r's label. -100 where
                 nothing is to be learned.
-            loss_weights: float `[batch, rows]`, what each row's cross-entropy counts. Labels are then the tokens of all
-                rows that are to be modelled, of which those that are not masked weigh 0: the loss is divided by the
-                number of labels whatever was masked, which is the same in any number of processes and accumulated
-                batches. Default: 1, labels being those of masked rows.
-            logits_to_keep: which rows get logits: so many of the last, 0 for all; int64 `[kept]`; or int64
-                `[batch, kept]`, other rows in each example.
-            scored_ids: int64 `[batch, rows]`, or `[batch, kept]` with `logits_to_keep`: tokens whose log-probabilities
-                are wanted instead of logits. They are computed in pieces.
+            loss_weights: float `[batch, rows]`, the weight of each row's cross-entropy. Labels are then the tokens of
+                all rows that are modelled, and rows that are not masked weigh 0. The loss is divided by the number of
+                labels, which does not depend on the masks drawn and is the same in any number of processes and
+                accumulated batches. Default: 1, for labels of masked rows only.
+            logits_to_keep, scored_ids: as in [`AOARMForCausalLM.forward`].
 
         Raises:
-            ValueError: as in [`AOARMModel.forward`]; for labels or weights of a wrong shape, weights without labels,
-                a label that is the mask token, and `target_position_ids`, caches and `is_causal=True`.
+            ValueError: as in [`AOARMModel.forward`]; for labels, weights or `scored_ids` of a wrong shape, weights
+                without labels, labels with `scored_ids`, and a label that is the mask token.
         """
+        if loss_weights is not None and labels is None:
+            raise ValueError("`loss_weights` need `labels`, got none.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1106,104 +1064,45 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        if isinstance(logits_to_keep, int):
-            hidden_states = hidden_states[:, -logits_to_keep:]
-        elif logits_to_keep.ndim == 1:
-            hidden_states = hidden_states[:, logits_to_keep]
-        else:
-            hidden_states = hidden_states.take_along_dim(logits_to_keep[..., None], dim=1)
-        if scored_ids is not None:
-            if labels is not None or loss_weights is not None:
-                raise ValueError("`scored_ids` and `labels` exclude each other, as no logits are left for the loss.")
-            scores = score_tokens(hidden_states, self.lm_head, scored_ids, self.vocab_size, self.config.mask_token_id)
-            return AOARMMaskedLMOutput(
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
-                token_log_probs=scores[0],
-                token_is_likeliest=scores[1],
-            )
-        logits = self.lm_head(hidden_states)
-        # Not in place: hooks of sharded training may hold the output.
-        is_mask_token = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
-        logits = logits.masked_fill(is_mask_token, -torch.inf)
-        loss = None
+        predictions, loss = self.predict_rows(outputs.last_hidden_state, logits_to_keep, scored_ids, labels), None
         if labels is not None:
-            self.check_labels(labels, loss_weights, logits)
-            loss = self.weighted_loss(logits, labels, loss_weights, **kwargs)
-        elif loss_weights is not None:
-            raise ValueError("`loss_weights` need `labels`, got none.")
+            self.check_labels(labels, loss_weights, predictions["logits"].shape[:2])
+            loss = self.weighted_loss(**predictions, labels=labels, loss_weights=loss_weights, **kwargs)
         return AOARMMaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss, **predictions, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def check_labels(self, labels: torch.Tensor, loss_weights: torch.Tensor | None, logits: torch.Tensor) -> None:
-        """Raises a ValueError for labels or weights that do not fit the rows, and for the mask token as a label."""
-        for name, value in (("labels", labels), ("loss_weights", loss_weights)):
-            if value is not None and value.shape != logits.shape[:2]:
-                raise ValueError(
-                    f"`{name}` must have the shape [batch, rows], here {list(logits.shape[:2])}; got "
-                    f"{list(value.shape)}."
-                )
+    def check_labels(self, labels: Tensor, loss_weights: Tensor | None, rows: torch.Size) -> None:
+        """Raises a ValueError for labels or weights that do not fit the `rows`, and for the mask token as a label."""
+        self.check_shapes(rows, labels=labels, loss_weights=loss_weights)
         if not torch.compiler.is_compiling():
             require(
                 (labels != self.config.mask_token_id).all(),
                 f"`labels` must not hold the mask token ({self.config.mask_token_id}), which has probability 0; label "
                 "rows that are not to be learned -100.",
-                waits=labels.device.type == "cpu" or not self.training,
+                waits=self.model.waits_for(labels),
             )
 
-    def weighted_loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, loss_weights: torch.Tensor | None, **kwargs
-    ) -> torch.Tensor:
-        """The weighted cross-entropy, nats per label; without weights it is the library's loss."""
+    def weighted_loss(self, logits: Tensor, labels: Tensor, loss_weights: Tensor | None, **kwargs) -> Tensor:
+        """Computes the weighted cross-entropy, nats per label. Without weights it is the library's loss."""
         if loss_weights is None:
             return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         weights = loss_weights.to(logits.device, torch.float32).flatten()
         labels = labels.to(logits.device).flatten()
-        # Rows of weight 0 may hold any label, also one of infinite loss.
+        # Rows of weight 0 may hold any label, even one of infinite loss.
         scored = labels.where(weights != 0, -100)
         losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), scored, reduction="none")
         count = kwargs.get("num_items_in_batch")
         if count is None:
             count = labels.ne(-100).sum().clamp(min=1)
-        elif isinstance(count, torch.Tensor):
+        elif isinstance(count, Tensor):
             count = count.to(logits.device)
         return (weights * losses).sum() / count
 
-    def _check_canvas_call(
-        self,
-        inputs: Any,
-        generation_config: Any,
-        logits_processor: Any,
-        streamer: Any,
-        library_arguments: dict[str, Any],
-        cache: Any,
-        kwargs: dict[str, Any],
-    ) -> None:
-        checked = inputs, generation_config, logits_processor, streamer, library_arguments, cache, kwargs
-        super()._check_canvas_call(*checked)
-        if cache is not None:
-            raise ValueError(
-                "`past_key_values` must not be given for attention_variant='bidirectional', which has no cache; got "
-                f"{type(cache).__name__}."
-            )
 
-    def _reader(
-        self, generation_config: GenerationConfig, rows: CanvasRows, plan: DecodingPlan, cache: None, copies: int
-    ) -> tuple[MaskedReader, torch.Tensor]:
-        """What reads the canvases, and how many of each example's rows it has read: none."""
-        if plan.draft_length:
-            raise ValueError(
-                "`draft_length` needs rows in generation order, of which one pass verifies several, so another variant "
-                f"than attention_variant='bidirectional'; got {plan.draft_length}."
-            )
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                "`cache_implementation` must not be given for attention_variant='bidirectional', which has no cache; "
-                f"got {generation_config.cache_implementation!r}."
-            )
-        return MaskedReader(self), torch.zeros_like(rows.given)
+def model_class_for(config: AOARMConfig) -> type[AOARMLanguageModel]:
+    """Returns the class with `generate` and `score` for a variant: [`AOARMForCausalLM`] or [`AOARMForMaskedLM`]."""
+    return AOARMForMaskedLM if config.attention_variant == "bidirectional" else AOARMForCausalLM
 
 
 __all__ = [
@@ -1219,5 +1118,4 @@ __all__ = [
     "fused_causal_lm_loss",
     "model_class_for",
     "modulate",
-    "score_tokens",
 ]

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""A picture of the order in which `generate` filled blanks."""
+"""Pictures: the order in which `generate` filled blanks, and the loss curve of a training."""
 
 import math
 import os
@@ -144,4 +144,55 @@ def _label(text: str) -> str:
     return visible(text).translate(str.maketrans(" \n\t", "␣↵⇥")) or "·"
 
 
-__all__ = ["plot_decoding_order"]
+def save_loss_curve(
+    folder: str | os.PathLike,
+    log_history: list[dict[str, float]],
+    title: str,
+    unit: str = "bits per token",
+    reference: tuple[str, float] | None = None,
+) -> None:
+    """Writes `loss_curve.json` and `loss_curve.png`: training loss and evaluations over optimiser steps.
+
+    The JSON file has the lists `train` and `eval` in nats per token, the picture is in bits.
+
+    Args:
+        folder: where the files go.
+        log_history: of a `Trainer`'s state.
+        title: stands above the axes.
+        unit: label of the vertical axis; "bits per character" if a token is a character.
+        reference: label and height (bits) of a dashed horizontal line.
+    """
+    from matplotlib.figure import Figure
+
+    train = [entry for entry in log_history if "loss" in entry]
+    evaluations = [entry for entry in log_history if "eval_loss" in entry]
+    curve = {
+        "train": [
+            {key: entry[key] for key in ("step", "epoch", "loss", "learning_rate") if key in entry} for entry in train
+        ],
+        "eval": [
+            {key: value for key, value in entry.items() if key in ("step", "epoch") or key.startswith("eval_")}
+            for entry in evaluations
+        ],
+    }
+    write_json(Path(folder) / "loss_curve.json", curve)
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for entries, key, label, style in (
+        (train, "loss", "training orders", {"color": "0.6"}),
+        (evaluations, "eval_any_order_nll", "held out, any order", {"marker": "o", "markersize": 4}),
+        (evaluations, "eval_left_to_right_nll", "held out, left to right", {"marker": "s", "markersize": 4}),
+    ):
+        points = [(entry["step"], entry[key] / math.log(2)) for entry in entries if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    if reference is not None:
+        axes.axhline(reference[1], color="black", linestyle="--", linewidth=1, label=reference[0])
+    axes.set(title=title, xlabel="optimiser step", ylabel=unit)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(Path(folder) / "loss_curve.png", figure)
+
+
+__all__ = ["plot_decoding_order", "save_loss_curve"]

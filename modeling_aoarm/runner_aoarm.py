@@ -1,185 +1,340 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""One pass of the model over rows of canvases: which slots they go to, what they see, and several targets of a row.
+"""One pass of a model over rows of canvases: their slots in the cache, their mask, and several targets of a row.
 
-In `two_stream` a row asks for several targets by further query streams, and its keys depend on none of them. In a
-single stream it does so by copies, which see what the row sees and are not kept. The row itself asks for its first
-target, to which its cached key then belongs; where an adaptive order goes elsewhere the row has to be read once more.
-Copies serve two streams too where only the last of several rows asks: query streams are streams of all rows.
+A row can ask about several targets. In `two_stream` it does so by further query streams, and its keys do not depend on
+any of them. In a single stream it does so by copies of the row. A copy sees the rows that its row sees and is not kept.
+The row itself asks about its first target, to which its cached key then belongs. Copies also serve `two_stream` where
+only the last rows of a pass ask, because query streams are streams of all rows.
 """
 
 from typing import Any
 
 import torch
+from transformers.generation import GenerationConfig
 from transformers.utils.generic import is_flash_attention_requested
 
-from .cache_aoarm import CanvasCache, aligned
-from .canvas_aoarm import CanvasRows, RowBlock
-from .compat_aoarm import input_device
+from .cache_aoarm import CacheView, CanvasCache, align
+from .canvas_aoarm import CanvasRows, RowInputs, RowSpan
+from .compat_aoarm import compiled_call, input_device, needs_all_processes
 
 
-# Added to attention scores that are not to count: weight 0 in every dtype, and finite, as autocast may round.
+# The attention score of hidden keys: weight 0 in every dtype, and finite, because autocast may round it.
 HIDDEN = -3e4
 
+# A masked model reads one canvas for each question. One call of it reads at most so many columns.
+COLUMNS_PER_CALL = 16384
 
-class RowReader:
-    """Runs a model on rows of canvases, on a cache or without.
+# Logits `[batch, asking, targets, vocab]`; or log-probabilities and "is the likeliest", each `[batch, asking]`.
+Answer = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+
+
+class ModelRunner:
+    """Counts the passes of a model, and keeps several processes together where each pass needs all of them.
 
     Args:
-        model: a model whose rows come in generation order.
-        cache: an empty cache or one that has read the first rows; `None` to read all rows again in each pass.
-        is_read: whether the cache has rows already.
+        model: the model.
     """
 
-    def __init__(self, model: Any, cache: CanvasCache | None, is_read: bool):
-        self.model, self.cache, self.is_read = model, cache, is_read
-        self.is_two_stream = model.config.attention_variant == "two_stream"
-        self.wants_left = model.config.starts_from_neighbors
-        self.compiled_call = None
-        # Whether a pass needs all processes, of which others may make more than this one.
+    cache: CanvasCache | None = None
+    has_read = False
+
+    def __init__(self, model: Any):
+        self.model = model
+        # Whether each pass needs all processes, some of which may make more passes than this one.
         self.is_synced = False
         self.passes = 0
 
     @property
-    def is_fixed(self) -> bool:
+    def has_fixed_shapes(self) -> bool:
         """Whether shapes stay the same from pass to pass."""
-        return self.cache is not None and self.cache.fixed
+        return self.cache is not None and self.cache.is_fixed
 
-    def ask(
-        self,
-        canvas: torch.Tensor,
+    @classmethod
+    def for_generation(
+        cls,
+        model: Any,
+        generation_config: GenerationConfig,
         rows: CanvasRows,
-        first: torch.Tensor,
-        stop: torch.Tensor,
-        end: torch.Tensor,
-        width: int,
-        asking: int,
-        targets: int,
-        longest: int,
-        is_in_step: bool,
-        scored_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Runs the model once, on the `width` rows before row `end` of each example.
+        way: Any,
+        cache: CanvasCache | None,
+        copies: int,
+    ) -> tuple["ModelRunner", torch.Tensor]:
+        """Makes a runner for one call of `generate`.
 
         Args:
-            canvas: int64 `[batch, columns]`.
-            rows: the canvases' rows.
-            first, stop: int64 `[batch]`: rows before `first` and from `stop` on are padding.
-            end: int64 `[batch]`.
-            width: how many rows.
-            asking: how many of them, the last ones, ask.
-            targets: how many of the next rows' places each asks for.
-            longest: a bound of `end` that is known without asking the device.
-            is_in_step: whether no example has padding, and all of them are equally long.
-            scored_ids: int64 `[batch, asking]`, tokens at each asking row's one target that are to be scored.
+            model: the model.
+            generation_config: says which cache to use.
+            rows: the rows of all sequences.
+            way: the [`~modeling_aoarm.decoding_aoarm.DecodingWay`].
+            cache: what an earlier call returned, or `None`.
+            copies: how many sequences are returned for each example of `cache`.
 
         Returns:
-            The answers `[batch, asking, targets, vocab]`, in the model's dtype; or of `scored_ids` the
-            log-probabilities, float32 `[batch, asking]`, and whether they are the likeliest.
+            The runner, and how many rows of each sequence it has read, int64 `[batch]`.
+
+        Raises:
+            ValueError: the model has no such cache, or its attention takes no masks where one is needed.
         """
-        if is_in_step and width == targets == 1:
-            block = RowBlock.same(canvas, rows, longest - 1, self.wants_left)
-        else:
-            block = RowBlock.cut(canvas, rows, first, stop, end, width, targets, self.wants_left)
-        input_ids, position_ids = block.input_ids, block.position_ids
-        of_targets = {"target_position_ids": block.target_position_ids}
-        if self.wants_left:
-            of_targets["query_input_ids"] = block.query_input_ids
-        by_streams = self.is_two_stream and asking == width and targets > 1
-        copies = 0 if by_streams else asking * (targets - 1)
-        if copies:
-            input_ids, position_ids = (
-                torch.cat([each, each[:, -asking:].repeat_interleave(targets - 1, 1)], dim=1)
-                for each in (input_ids, position_ids)
-            )
-        if not by_streams:
-            # Each copy has one of the further targets.
-            of_targets = {
-                name: torch.cat([each[..., 0], each[:, -asking:, 1:].flatten(1)], dim=1) if copies else each[..., 0]
-                for name, each in of_targets.items()
-            }
+        raise NotImplementedError
+
+    def ask(
+        self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None
+    ) -> Answer:
+        """Predicts the next rows after each asking row.
+
+        Args:
+            rows: the rows of all canvases.
+            span: which of them the pass reads.
+            asking: how many rows of the span ask, counted from the last.
+            targets: how many of the next rows each of them asks about.
+            scored_ids: int64 `[batch, asking]`, tokens of each asking row's only target, to be scored.
+
+        Returns:
+            Logits `[batch, asking, targets, vocab]`; for targets behind the last row they have no meaning. Where tokens
+            are scored: their log-probabilities in nats, float32, and whether each is the likeliest, bool, both
+            `[batch, asking]`.
+        """
+        raise NotImplementedError
+
+    def sync_processes(self, synced_gpus: bool | None) -> None:
+        """Says whether all processes make their passes together. Default: where weights are shared out among them."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.is_synced = needs_all_processes(self.model) if synced_gpus is None else synced_gpus
+
+    def call(self, model: Any, **inputs) -> Any:
+        """Makes one pass."""
         if self.is_synced:
-            self.anyone_asks(True)
-        compiles = self.compiled_call is not None and self.is_read
-        attention_mask = self.place(block, end, asking, copies, longest, is_in_step)
-        output = (self.compiled_call if compiles else self.model)(
-            input_ids=input_ids,
+            self.is_any_process_running(True)
+        self.passes += 1
+        return model(**inputs)
+
+    def wait_for_others(self) -> None:
+        """Makes passes without a purpose until all processes have finished, where each pass needs all of them."""
+        while self.is_synced and self.is_any_process_running(False):
+            self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=input_device(self.model)), use_cache=False)
+
+    def is_any_process_running(self, is_running: bool) -> bool:
+        """Whether some process makes a pass now. All processes have to call this."""
+        running = torch.tensor(int(is_running), device=input_device(self.model))
+        torch.distributed.all_reduce(running, torch.distributed.ReduceOp.MAX)
+        return bool(running)
+
+
+class RowRunner(ModelRunner):
+    """Runs a model whose rows are in generation order.
+
+    Args:
+        model: the model.
+        cache: an empty cache, or one that holds the first rows; `None` to read all rows again in each pass.
+        has_read: whether the cache holds rows already.
+        compiled_model: the compiled model for passes after the first, if there is one.
+    """
+
+    def __init__(
+        self, model: Any, cache: CanvasCache | None = None, has_read: bool = False, compiled_model: Any = None
+    ):
+        super().__init__(model)
+        self.cache, self.has_read, self.compiled_model = cache, has_read, compiled_model
+        self.is_two_stream = model.config.attention_variant == "two_stream"
+
+    @classmethod
+    def for_generation(cls, model, generation_config, rows, way, cache, copies):
+        nothing = torch.zeros_like(rows.totals)
+        if generation_config.use_cache is False:
+            if cache is not None:
+                raise ValueError("`past_key_values` needs a cache, got use_cache=False.")
+            return cls(model), nothing
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic", "static"):
+            raise ValueError(
+                "`cache_implementation` must be 'dynamic' or 'static' together with `generation_mask`, got "
+                f"{implementation!r}."
+            )
+        is_fixed = implementation == "static"
+        if way.asks_about_several or is_fixed or cache is not None:
+            check_backend(model)
+        capacity = rows.columns.shape[1] - 1 + way.extra_slots(model.config.attention_variant == "two_stream")
+        if is_fixed:
+            # Steps are compiled for each capacity: canvases of about the same length share them.
+            capacity = max(-(-capacity // 64) * 64, generation_config.max_cache_len or 0)
+        if cache is None:
+            own, cached = CanvasCache(model.config.num_hidden_layers, capacity, is_fixed), nothing
+        else:
+            cached = cache.lengths.repeat_interleave(copies, 0)
+            examples = torch.arange(len(cache.lengths), device=cached.device).repeat_interleave(copies, 0)
+            own = cache.select(examples, capacity, is_fixed)
+        compiled_model = compiled_call(model, generation_config, own) if is_fixed else None
+        return cls(model, own, cache is not None, compiled_model), cached
+
+    def ask(
+        self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None
+    ) -> Answer:
+        inputs = rows.read(span, targets, self.model.config.starts_from_neighbors)
+        has_streams = self.is_two_stream and asking == span.width and targets > 1
+        copies = 0 if has_streams else asking * (targets - 1)
+        model = self.compiled_model if self.compiled_model is not None and self.has_read else self.model
+        attention_mask, cache = self.place(inputs, span, asking, copies)
+        output = self.call(
+            model,
             attention_mask=attention_mask,
-            position_ids=position_ids,
-            **of_targets,
-            past_key_values=self.cache,
-            use_cache=self.cache is not None,
+            **model_inputs(inputs, asking, has_streams),
+            past_key_values=cache,
+            use_cache=cache is not None,
             logits_to_keep=asking + copies,
             **({} if scored_ids is None else {"scored_ids": scored_ids}),
         )
-        self.passes += 1
         if scored_ids is not None:
             return output.token_log_probs, output.token_is_likeliest
-        logits = output.logits
-        if by_streams:
-            return logits
-        own, copied = logits[:, :asking, None], logits[:, asking:]
+        if has_streams:
+            return output.logits
+        own, copied = output.logits[:, :asking, None], output.logits[:, asking:]
         return torch.cat([own, copied.unflatten(1, (asking, -1))], dim=2) if copies else own
 
-    def finish(self) -> None:
-        """Makes passes of no use until all processes have finished, where each pass needs all of them."""
-        while self.is_synced and self.anyone_asks(False):
-            self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=input_device(self.model)), use_cache=False)
-
-    def anyone_asks(self, asks: bool) -> bool:
-        """Whether some process makes a pass now; all processes have to ask that."""
-        is_asking = torch.tensor(int(asks), device=input_device(self.model))
-        torch.distributed.all_reduce(is_asking, torch.distributed.ReduceOp.MAX)
-        return bool(is_asking)
-
     def place(
-        self, block: RowBlock, end: torch.Tensor, asking: int, copies: int, longest: int, is_in_step: bool
-    ) -> torch.Tensor | None:
+        self, inputs: RowInputs, span: RowSpan, asking: int, copies: int
+    ) -> tuple[torch.Tensor | None, CacheView | None]:
         """Gives rows and copies their slots in the cache, and says what they see.
 
         Returns:
-            `None` where each row sees all rows up to its own; `[batch, keys]`, 0 for padding, where attention has to
-            leave padding out besides; a prepared additive mask `[batch, 1, rows + copies, keys]` for anything else.
+            The mask: `None` where each row sees all rows up to its own; `[batch, keys]`, 0 for padding; or, for
+            anything else, additive `[batch, 1, rows + copies, keys]`. And the cache of this call, if there is one.
         """
-        width, device = block.real.shape[1], block.real.device
-        if is_in_step and width == 1 and not copies and not self.is_fixed and self.is_read:
-            self.cache.place(slice(longest - 1, longest), 1, longest)
-            return None
-        copy_numbers = torch.arange(copies, device=device).expand(len(end), -1)
-        if self.is_read:
-            # A row is the key in its slot; rows of padding go to the slot behind the last, which nobody sees.
-            keys = block.numbers.where(block.real, self.cache.capacity)
-            copy_keys = end[:, None] + copy_numbers
-            visible = aligned(self.cache.capacity if self.is_fixed else longest + copies)
-            is_key = None
-            self.cache.place(torch.cat([keys, copy_keys], dim=1), width + copies, visible)
+        had_read, self.has_read = self.has_read, self.cache is not None
+        width, device = span.width, inputs.numbers.device
+        if span.is_aligned and not copies and (not had_read or (width == 1 and not self.has_fixed_shapes)):
+            # Rows stand side by side in all examples, so no mask is needed.
+            slots = slice(span.longest - width, span.longest)
+            return None, self.view(slots, width, span.longest if had_read else None)
+        copy_numbers = torch.arange(copies, device=device).expand(len(span.end), -1)
+        nowhere = 0 if self.cache is None else self.cache.capacity
+        slots = inputs.numbers.where(inputs.is_real, nowhere)
+        if had_read:
+            # A row is the key in its slot. Copies stand behind the last row.
+            keys, copy_keys = slots, span.end[:, None] + copy_numbers
+            visible = align(self.cache.capacity if self.has_fixed_shapes else span.longest + copies)
+            view = self.view(torch.cat([slots, copy_keys], dim=1), width + copies, visible)
             if width == 1 and not copies and is_flash_attention_requested(self.model.config):
-                # Flash kernels take no other mask; the library looks at this one, which waits for the device.
-                return (torch.arange(visible, device=device) <= keys).long()
+                # Flash kernels take no other mask. The library reads this one, which waits for the device.
+                return (torch.arange(visible, device=device) <= keys).long(), view
         else:
-            # The rows of this call see each other only: row i is key i.
-            keys = torch.arange(width, device=device).expand_as(block.real)
-            copy_keys = width + copy_numbers
+            # The rows of this call see only each other: row i is key i.
+            keys, copy_keys = torch.arange(width, device=device).expand_as(slots), width + copy_numbers
             visible = width + copies
-            is_key = torch.nn.functional.pad(block.real, (0, copies), value=True)
-            if self.cache is not None:
-                slots = torch.nn.functional.pad(
-                    block.numbers.where(block.real, self.cache.capacity), (0, copies), value=self.cache.capacity
-                )
-                self.cache.place(slots, width + copies, None)
-                self.is_read = True
+            view = self.view(torch.nn.functional.pad(slots, (0, copies), value=nowhere), width + copies, None)
             if not copies:
-                return None if is_in_step else block.real.long()
+                return inputs.is_real.long(), view
         index = torch.arange(visible, device=device)
         sees = index <= keys[..., None]
         if copies:
-            # A copy sees what stands before the row that it repeats, and itself.
-            before = keys[:, -asking:].repeat_interleave(copies // asking, 1)
-            sees = torch.cat([sees, index < before[..., None]], dim=1)
-        if is_key is not None:
-            sees = sees & is_key[:, None]
+            # A copy sees the rows before the row that it repeats, and itself.
+            repeated = keys[:, -asking:].repeat_interleave(copies // asking, 1)
+            sees = torch.cat([sees, index < repeated[..., None]], dim=1)
+        if not had_read:
+            sees &= torch.nn.functional.pad(inputs.is_real, (0, copies), value=True)[:, None]
         if copies:
             sees[:, width:] |= index == copy_keys[..., None]
-        return torch.zeros(sees.shape, dtype=self.model.dtype, device=device).masked_fill(~sees, HIDDEN)[:, None]
+        return torch.zeros(sees.shape, dtype=self.model.dtype, device=device).masked_fill(~sees, HIDDEN)[:, None], view
+
+    def view(self, slots: torch.Tensor | slice, rows: int, visible: int | None) -> CacheView | None:
+        """The cache of one call, see [`CacheView`]; `None` without a cache."""
+        return None if self.cache is None else CacheView(self.cache, slots, rows, visible)
+
+
+def model_inputs(inputs: RowInputs, asking: int, has_streams: bool) -> dict[str, torch.Tensor]:
+    """The arguments of the model for rows, followed by copies of the asking ones where targets are not streams."""
+    by_row = {"input_ids": inputs.input_ids, "position_ids": inputs.position_ids}
+    by_target = {"target_position_ids": inputs.target_position_ids}
+    if inputs.query_input_ids is not None:
+        by_target["query_input_ids"] = inputs.query_input_ids
+    further = inputs.target_position_ids.shape[2] - 1
+    if has_streams:
+        return by_row | by_target
+    if not further:
+        return by_row | {name: each[..., 0] for name, each in by_target.items()}
+    # Each copy has one of the further targets.
+    by_row = {
+        name: torch.cat([each, each[:, -asking:].repeat_interleave(further, 1)], dim=1) for name, each in by_row.items()
+    }
+    return by_row | {
+        name: torch.cat([each[..., 0], each[:, -asking:, 1:].flatten(1)], dim=1) for name, each in by_target.items()
+    }
+
+
+class MaskedRunner(ModelRunner):
+    """Runs a masked model, which reads whole canvases in sentence order; nothing is kept from pass to pass.
+
+    The order and the number of committed rows say which tokens are masked, never a token's id. Columns without a row
+    (padding, what a marginal leaves out, blanks that an end of sentence has closed) are left out of the input.
+    """
+
+    @classmethod
+    def for_generation(cls, model, generation_config, rows, way, cache, copies):
+        if way.draft_length:
+            raise ValueError(
+                "`draft_length` needs rows in generation order, of which one pass verifies several, so another variant "
+                f"than attention_variant='bidirectional'; got {way.draft_length}."
+            )
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                "`cache_implementation` must not be given for attention_variant='bidirectional', which has no cache; "
+                f"got {generation_config.cache_implementation!r}."
+            )
+        return cls(model), torch.zeros_like(rows.totals)
+
+    def ask(
+        self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None
+    ) -> Answer:
+        # Each asking row needs a canvas of its own, in which the rows after it are masked.
+        known = span.end[:, None] + torch.arange(1 - asking, 1, device=span.end.device)
+        per_call = max(1, COLUMNS_PER_CALL // rows.columns.numel())
+        parts = known.split(per_call, dim=1)
+        if scored_ids is None:
+            return torch.cat([self.predict(rows, part, targets) for part in parts], dim=1)
+        scored = [
+            self.predict(rows, part, 1, ids[..., None])
+            for part, ids in zip(parts, scored_ids.split(per_call, dim=1), strict=True)
+        ]
+        return tuple(torch.cat(each, dim=1)[..., 0] for each in zip(*scored, strict=True))
+
+    def predict(
+        self, rows: CanvasRows, known: torch.Tensor, targets: int, scored_ids: torch.Tensor | None = None
+    ) -> Answer:
+        """Runs the model once.
+
+        Args:
+            rows: the rows of all canvases.
+            known: int64 `[batch, questions]`, how many rows, counted from the first, have tokens that are seen.
+            targets: how many of the rows after them to predict.
+            scored_ids: int64 `[batch, questions, targets]`, tokens to be scored there.
+
+        Returns:
+            float32 logits `[batch, questions, targets, vocab]`; behind the last row they have no meaning. Or the
+            log-probabilities of `scored_ids` and whether each is the likeliest, both `[batch, questions, targets]`.
+        """
+        questions, is_row = known.shape[1], rows.columns >= 0
+        # Rows in sentence order, padding behind them. The last row is always padding and is left out.
+        in_sentence_order = rows.columns.where(is_row, rows.num_columns).argsort(dim=1, stable=True)
+        ranks = in_sentence_order.argsort(dim=1)
+        in_sentence_order = in_sentence_order[:, :-1]
+        tokens, position_ids, is_row = (
+            each.gather(1, in_sentence_order) for each in (rows.tokens, rows.positions, is_row)
+        )
+        is_known = in_sentence_order[:, None] < known[..., None]
+        input_ids = tokens[:, None].where(is_known & is_row[:, None], self.model.config.mask_token_id)
+        asked = (known[..., None] + torch.arange(targets, device=known.device)).clamp(max=tokens.shape[1] - 1)
+        asked = ranks.gather(1, asked.flatten(1)).view(*known.shape, targets)
+        output = self.call(
+            self.model,
+            input_ids=input_ids.flatten(0, 1),
+            attention_mask=is_row.long().repeat_interleave(questions, 0),
+            position_ids=position_ids.clamp(min=0).repeat_interleave(questions, 0),
+            logits_to_keep=asked.flatten(0, 1),
+            scored_ids=None if scored_ids is None else scored_ids.flatten(0, 1),
+        )
+        if scored_ids is not None:
+            scored = output.token_log_probs, output.token_is_likeliest
+            return tuple(each.unflatten(0, known.shape) for each in scored)
+        return output.logits.float().unflatten(0, known.shape)
 
 
 def check_backend(model: Any) -> None:
@@ -192,97 +347,4 @@ def check_backend(model: Any) -> None:
         )
 
 
-# Where many passes are known before, they are made together, with at most so many columns in one call.
-COLUMNS_PER_PASS = 16384
-
-
-class MaskedReader(RowReader):
-    """Runs a model with full attention on canvases in sentence order; nothing is kept from pass to pass.
-
-    Which columns hold the mask token is known from the order and the number of decided rows, never from a token's id.
-    Columns that are no rows (padding, what a marginal leaves out, blanks that an end of sentence has closed) are not
-    attended.
-
-    Args:
-        model: an `AOARMForMaskedLM`.
-    """
-
-    def __init__(self, model: Any):
-        super().__init__(model, None, is_read=False)
-
-    def ask(
-        self,
-        canvas: torch.Tensor,
-        rows: CanvasRows,
-        first: torch.Tensor,
-        stop: torch.Tensor,
-        end: torch.Tensor,
-        width: int,
-        asking: int,
-        targets: int,
-        longest: int,
-        is_in_step: bool,
-        scored_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """As [`RowReader.ask`]: the answers about the next rows' columns, given the rows up to the one that asks.
-
-        Each of the `asking` rows needs a canvas of its own, in which the rows after it are masked.
-        """
-        decided = end[:, None] + torch.arange(1 - asking, 1, device=end.device)
-        per_call = max(1, COLUMNS_PER_PASS // rows.places.numel())
-        parts = decided.split(per_call, dim=1)
-        if scored_ids is None:
-            return torch.cat([self.look(canvas, rows, part, targets) for part in parts], dim=1)
-        scored = [
-            self.look(canvas, rows, part, 1, ids[..., None])
-            for part, ids in zip(parts, scored_ids.split(per_call, dim=1), strict=True)
-        ]
-        return tuple(torch.cat(each, dim=1)[..., 0] for each in zip(*scored, strict=True))
-
-    def look(
-        self,
-        canvas: torch.Tensor,
-        rows: CanvasRows,
-        decided: torch.Tensor,
-        targets: int,
-        scored_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Runs the model once.
-
-        Args:
-            canvas: int64 `[batch, columns]` or wider.
-            rows: the canvases' rows.
-            decided: int64 `[batch, looks]`, how many rows, the first ones, have tokens that are seen.
-            targets: about how many of the rows behind them to ask.
-            scored_ids: int64 `[batch, looks, targets]`, tokens that are to be scored there.
-
-        Returns:
-            float32 `[batch, looks, targets, vocab]`; about any column where there are no more rows. Or of `scored_ids`
-            the log-probabilities, float32 `[batch, looks, targets]`, and whether they are the likeliest.
-        """
-        looks, (batch, width) = decided.shape[1], rows.places.shape
-        numbers = torch.arange(rows.columns.shape[1], device=decided.device)
-        # Rows of padding write behind the last column.
-        columns = rows.columns.where(rows.columns >= 0, width)
-        number_of = numbers.new_full((batch, width + 1), -1).scatter(1, columns, numbers.expand_as(columns))[:, :width]
-        asked = (decided[..., None] + torch.arange(targets, device=decided.device)).clamp(max=len(numbers) - 1)
-        asked_columns = rows.columns.gather(1, asked.flatten(1)).clamp(min=0).view(asked.shape)
-        is_seen, is_row = number_of[:, None] < decided[..., None], number_of >= 0
-        input_ids = canvas[:, None, :width].where(is_seen & is_row[:, None], self.model.config.mask_token_id)
-        if self.is_synced:
-            self.anyone_asks(True)
-        output = self.model(
-            input_ids=input_ids.flatten(0, 1),
-            attention_mask=is_row.long().repeat_interleave(looks, 0),
-            position_ids=rows.places.clamp(min=0).repeat_interleave(looks, 0),
-            logits_to_keep=asked_columns.flatten(0, 1),
-            scored_ids=None if scored_ids is None else scored_ids.flatten(0, 1),
-        )
-        self.passes += 1
-        if scored_ids is not None:
-            scored = output.token_log_probs, output.token_is_likeliest
-            return tuple(each.unflatten(0, (batch, looks)) for each in scored)
-        return output.logits.float().unflatten(0, (batch, looks))
-
-
-__all__ = ["MaskedReader", "RowReader", "check_backend"]
+__all__ = ["COLUMNS_PER_CALL", "MaskedRunner", "ModelRunner", "RowRunner", "check_backend"]

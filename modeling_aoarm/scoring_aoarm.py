@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Exact log-probabilities of given fillings, in given or drawn orders: a mixin for the generative heads."""
+"""Log-probabilities of filled canvases, exact in given or drawn orders; for masked models also estimates."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 
 from .canvas_aoarm import (
     CanvasRows,
+    RowSpan,
     check_canvas,
     check_count,
     check_generators,
@@ -17,8 +18,8 @@ from .canvas_aoarm import (
     resolve_context_order,
     resolve_order,
 )
-from .generation_aoarm import default_context_order
-from .runner_aoarm import COLUMNS_PER_PASS, MaskedReader, RowReader
+from .decoding_aoarm import default_context_order
+from .runner_aoarm import COLUMNS_PER_CALL
 
 
 @dataclass
@@ -62,18 +63,18 @@ class AOARMScoringMixin:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         context_order: str | torch.Tensor | None = None,
     ) -> AOARMScoreOutput:
-        """log p(blanks | rest) of filled canvases, exact in each order, by one forward pass for each order.
+        """Computes log p(blanks | rest) of filled canvases, exact in each order, with one forward pass for each order.
 
         Args:
             input_ids: int64 `[batch, columns]`, filled canvases in sentence order.
             generation_mask: bool `[batch, columns]`, True for the blanks, whose tokens are scored. Default: every
                 column but an example's first.
-            observed_mask: bool `[batch, columns]`, False for columns that are neither scored nor seen: marginals leave
-                tokens out this way, and positions stay as they are. Default: everything is observed.
+            observed_mask: bool `[batch, columns]`, False for columns that are neither scored nor seen, which gives
+                marginals. Positions stay as they are. Default: everything is observed.
             attention_mask: `[batch, columns]`, 0 for padding on either side. It defines the positions.
             decoding_order: `"random"`, `"left_to_right"`, or int64 `[batch, blanks]` or `[orders, batch, blanks]`,
                 blank columns, -1 on the right. The context comes before all blanks.
-            num_orders: how many orders to draw; of given orders there are as many as there are.
+            num_orders: how many orders to draw; 1 where the order is not drawn.
             generator: random numbers for `"random"`: one generator, one for each example, or the global ones.
             context_order: the order of the context's rows, on which the result depends: `"left_to_right"`,
                 `"suffix_first"` (see `generate`), or int64 `[batch, given]`, observed columns that are not blank, -1 on
@@ -169,48 +170,30 @@ class AOARMScoringMixin:
         drawn = (resolve_order("decoding_order", decoding_order, generation_mask, generator) for _ in range(num_orders))
         return torch.stack(list(drawn))
 
-    def _scoring_reader(self) -> RowReader:
-        """What reads the rows that are scored."""
-        return RowReader(self, None, is_read=False)
-
     def _score_order(
         self, canvas: torch.Tensor, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each blank's log-probability in one order, float32 `[batch, columns]`, and whether it is largest, bool."""
-        blanks = order.shape[1]
+        blanks, columns = order.shape[1], order.clamp(min=0)
         if blanks == 0:
             return torch.zeros_like(canvas, dtype=torch.float32), torch.zeros_like(canvas, dtype=torch.bool)
-        rows = CanvasRows.lay_out(real, context, order)
+        rows = CanvasRows.lay_out(canvas, real, context, order)
         rows.check_order(self.config.attention_variant)
-        # Blanks stand side by side at the right end. The last row's token predicts nothing any more.
+        # The blanks of all examples end together. The last row's token predicts nothing.
         width = context.shape[1] + blanks - 1
-        columns = order.clamp(min=0)
-        log_probs, is_likeliest = self._scoring_reader().ask(
-            canvas,
-            rows,
-            first=torch.zeros_like(rows.given),
-            stop=(rows.columns >= 0).sum(1),
-            end=rows.given + blanks - 1,
-            width=width,
-            asking=blanks,
-            targets=1,
-            longest=width,
-            is_in_step=False,
-            scored_ids=canvas.gather(1, columns),
-        )
+        num_context = (context >= 0).sum(1)
+        span = RowSpan(torch.zeros_like(num_context), rows.totals, num_context + blanks - 1, width, longest=width)
+        scored = self.runner_class(self).ask(rows, span, asking=blanks, scored_ids=canvas.gather(1, columns))
         # Padding of the order adds nothing to column 0.
         log_probs, is_likeliest = (
             torch.zeros_like(canvas, dtype=each.dtype).scatter_add(1, columns, each.masked_fill(order < 0, 0))
-            for each in (log_probs, is_likeliest.long())
+            for each in (scored[0], scored[1].long())
         )
         return log_probs, is_likeliest.bool()
 
 
 class MaskedScoringMixin(AOARMScoringMixin):
     """`score` for models that read canvases with mask tokens."""
-
-    def _scoring_reader(self) -> MaskedReader:
-        return MaskedReader(self)
 
     @torch.no_grad()
     def score(
@@ -275,7 +258,7 @@ class MaskedScoringMixin(AOARMScoringMixin):
         context = self._context_to_score(context_order, given, generation_mask, real)
         orders = self._orders("random", generation_mask, samples, generator)
         masked = stratified_counts(generation_mask.sum(1), samples, generator)
-        per_call = max(1, COLUMNS_PER_PASS // canvas.numel())
+        per_call = max(1, COLUMNS_PER_CALL // canvas.numel())
         scored = [
             self._score_masked(canvas, real, context, *part)
             for part in zip(orders.split(per_call), masked.split(per_call), strict=True)
@@ -302,21 +285,20 @@ class MaskedScoringMixin(AOARMScoringMixin):
         Returns:
             float32 `[samples, batch, columns]`, and whether each masked token is the likeliest, bool of the same shape.
         """
-        samples, batch, blanks = orders.shape
+        samples, batch = orders.shape[:2]
         canvas, real, context = (each.repeat(samples, 1) for each in (canvas, real, context))
-        rows = CanvasRows.lay_out(real, context, orders.flatten(0, 1))
-        total, masked = (rows.columns >= 0).sum(1), masked.flatten()
+        rows = CanvasRows.lay_out(canvas, real, context, orders.flatten(0, 1))
+        known, blanks, masked = rows.totals - masked.flatten(), rows.totals - (context >= 0).sum(1), masked.flatten()
         targets = torch.arange(int(masked.max()), device=canvas.device)
         if len(targets) == 0:
             empty = torch.zeros_like(canvas).view(samples, batch, -1)
             return empty.float(), empty.bool()
-        numbers = ((total - masked)[:, None] + targets).clamp(max=rows.columns.shape[1] - 1)
-        columns = rows.columns.gather(1, numbers).clamp(min=0)
+        numbers = (known[:, None] + targets).clamp(max=rows.columns.shape[1] - 1)
+        columns, tokens = rows.columns.gather(1, numbers).clamp(min=0), rows.tokens.gather(1, numbers)
         is_masked = targets < masked[:, None]
-        tokens = canvas.gather(1, columns)
-        weights = (total - rows.given).float() / masked.clamp(min=1)
-        scored = MaskedReader(self).look(canvas, rows, (total - masked)[:, None], len(targets), tokens[:, None])
+        scored = self.runner_class(self).predict(rows, known[:, None], len(targets), tokens[:, None])
         log_probs, is_likeliest = (each[:, 0] for each in scored)
+        weights = blanks.float() / masked.clamp(min=1)
         log_probs, is_likeliest = (
             torch.zeros_like(canvas, dtype=each.dtype).scatter_add(1, columns, each.masked_fill(~is_masked, 0))
             for each in (log_probs * weights[:, None], is_likeliest.long())

@@ -2,6 +2,8 @@
 """Canvases for tests of generation, and what every filling has to obey."""
 
 import torch
+from scipy.stats import chisquare
+from variants import ANY_ORDER, tiny_model
 
 
 LENGTHS = (9, 6, 8, 7)
@@ -19,12 +21,30 @@ IN_GROUPS = [
     for size in (2, 3, 100, "linear(3)", "cosine(3)")
 ]
 WAYS = [*ONE_BY_ONE, *IN_GROUPS]
+CACHES = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
+
+
+FILLING_VARIANTS = [*ANY_ORDER, "bidirectional"]
+
+
+def model_of_three_symbols(variant):
+    return tiny_model(
+        variant, **({"vocab_size": 4, "mask_token_id": 3} if variant == "bidirectional" else {"vocab_size": 3})
+    )
+
+
+def filling_cases(ways=WAYS, caches=CACHES):
+    """Variants, ways and kinds of cache for `parametrize`. `bidirectional` has neither drafts nor a cache."""
+    cases = [(variant, way, cache) for variant in ANY_ORDER for way in ways for cache in caches]
+    masked = [("bidirectional", way, {}) for way in ways if "draft_length" not in way]
+    return ("variant", "way", "cache"), [*cases, *masked]
 
 
 def ragged_canvases(side="left", seed=0):
     """A batch of canvases padded on one side: input ids, generation mask and attention mask, `[4, 9]` each."""
     generator = torch.Generator().manual_seed(seed)
-    canvas = torch.randint(3, 23, (4, 9), generator=generator)
+    # Without the mask token of `bidirectional`.
+    canvas = torch.randint(3, 22, (4, 9), generator=generator)
     generation_mask = torch.zeros(4, 9, dtype=torch.bool)
     attention_mask = torch.zeros(4, 9, dtype=torch.int64)
     for row, (length, blanks) in enumerate(zip(LENGTHS, BLANKS, strict=True)):
@@ -32,6 +52,17 @@ def ragged_canvases(side="left", seed=0):
         attention_mask[row, start : start + length] = 1
         generation_mask[row, [start + column for column in blanks]] = True
     return {"input_ids": canvas, "generation_mask": generation_mask, "attention_mask": attention_mask}
+
+
+def canvases_in_step():
+    """Canvases `[4, 8]` with equally many given tokens and different numbers of blanks."""
+    canvas = torch.randint(0, 22, (4, 8), generator=torch.Generator().manual_seed(1))
+    blanks = torch.zeros(4, 8, dtype=torch.bool)
+    for row, columns in enumerate(([1, 2, 4, 6], [1, 3, 5, 7], [0, 2, 4], [3])):
+        blanks[row, columns] = True
+    attention_mask = torch.ones(4, 8, dtype=torch.int64)
+    attention_mask[2, 7], attention_mask[3, 5:] = 0, 0
+    return {"input_ids": canvas, "generation_mask": blanks, "attention_mask": attention_mask}
 
 
 def example_of(canvases, row):
@@ -52,11 +83,16 @@ def conditional(model, tokens, positions, target):
 
 def conditional_of_column(model, tokens, real, known, column):
     """[`conditional`] by columns: what stands in `column` of a canvas `[columns]`, after the `known` ones."""
+    if model.config.attention_variant == "bidirectional":
+        rows = real.nonzero().flatten()
+        read = tokens[rows].masked_fill(~torch.isin(rows, known), model.config.mask_token_id)
+        with torch.no_grad():
+            return model(read[None]).logits[0, int((rows < column).sum())].log_softmax(-1)
     positions = real.long().cumsum(0) - 1
     return conditional(model, tokens[known], positions[known], positions[column])
 
 
-def replay(model, canvases, output, in_groups=False, ask=conditional_of_column):
+def replay(model, canvases, output, in_groups=False):
     """Log-probabilities of the realised order from uncached passes, one token at a time: `[batch, blanks]`.
 
     With `in_groups` a token sees those that were filled in earlier passes, and not those of its own pass.
@@ -70,7 +106,7 @@ def replay(model, canvases, output, in_groups=False, ask=conditional_of_column):
             before = blanks[:index]
             if in_groups:
                 before = before[steps[:index] < steps[index]]
-            answer = ask(model, output.sequences[row], real, torch.cat([given, before]), column)
+            answer = conditional_of_column(model, output.sequences[row], real, torch.cat([given, before]), column)
             logprobs[row, index] = answer[output.sequences[row, column]]
     return logprobs
 
@@ -88,3 +124,54 @@ def check_filling(canvases, output):
         assert (steps >= 0).all() and (steps < output.forward_passes).all()
         passes = int(steps[-1]) + 1 if len(blanks) else 1
         torch.testing.assert_close(output.tokens_per_forward[row], torch.tensor(len(blanks) / passes))
+
+
+def enumerated(model, canvas, order, temperature=1.0, top_p=1.0, end=None):
+    """The probability of every filled canvas, by asking for one blank at a time in every branch: a dictionary.
+
+    Probabilities are those of a temperature, and of the nucleus of `top_p` of them. With `end`, that token is not
+    written to the left of another one, and closes the blanks to its right.
+    """
+    given = [column for column in range(len(canvas)) if column not in order]
+    results, everywhere = {}, torch.ones_like(canvas, dtype=torch.bool)
+
+    def branch(canvas, rows, left, probability):
+        if not left:
+            results[tuple(canvas.tolist())] = results.get(tuple(canvas.tolist()), 0.0) + probability
+            return
+        column, *later = left
+        log_probs = conditional_of_column(model, canvas, everywhere, torch.tensor(rows), column).double() / temperature
+        if end is not None and column < max(rows):
+            log_probs[end] = -torch.inf
+        likely, tokens = log_probs.softmax(-1).sort(descending=True)
+        # A token is in the nucleus when those that are likelier have less than its share.
+        log_probs[tokens[likely.cumsum(0) - likely >= top_p]] = -torch.inf
+        for token, share in enumerate(log_probs.softmax(-1).tolist()):
+            filled = canvas.clone()
+            filled[column] = token
+            if token == end:
+                filled[[other for other in later if other > column]] = 0
+                branch(filled, [*rows, column], [other for other in later if other < column], probability * share)
+            elif share > 0:
+                branch(filled, [*rows, column], later, probability * share)
+
+    branch(canvas, given, list(order), 1.0)
+    return results
+
+
+def fits(samples, expected):
+    """The p-value of int64 samples `[samples, columns]` under a dictionary of probabilities. Rare ones are pooled."""
+    counts = dict.fromkeys(expected, 0)
+    for canvas, count in zip(*(each.tolist() for each in samples.unique(dim=0, return_counts=True)), strict=True):
+        if tuple(canvas) not in counts:
+            return 0.0
+        counts[tuple(canvas)] = count
+    strings = sorted(expected, key=expected.get)
+    observed, wanted = [0], [0.0]
+    for string in strings:
+        if wanted[-1] >= 10:
+            observed.append(0)
+            wanted.append(0.0)
+        observed[-1] += counts[string]
+        wanted[-1] += expected[string] * len(samples)
+    return chisquare(observed, torch.tensor(wanted, dtype=torch.float64) * sum(observed) / sum(wanted)).pvalue

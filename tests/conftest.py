@@ -23,7 +23,7 @@ study.loader.exec_module(sys.modules["tradeoff_study"])
 
 # Modules whose fixtures take seconds: with several processes (`--dist loadgroup`) each is made in one of them.
 SHARED_FIXTURES = [
-    *("test_accelerator_benchmark", "test_benchmarks", "test_convert_and_adapt", "test_distributed"),
+    *("test_accelerator_benchmark", "test_benchmarks", "test_convert_and_adapt", "test_distributed", "test_docs"),
     *("test_evaluate_example", "test_finetune_peft", "test_lm_eval", "test_packaging", "test_pretrain"),
     *("test_reliability", "test_text_metrics"),
 ]

@@ -1,10 +1,11 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Which cases of a grid run by default: the mark `grid` and the option `--all`.
+"""Which cases of a grid run by default: the marks `grid` and `full`, and the option `--all`.
 
 A test with several `parametrize` marks is a grid. `@pytest.mark.grid` keeps as many of its cases as it takes for every
 value of every parameter to occur once, and for every pair of mechanisms to occur together once. Values that the engine
 treats alike share a mechanism. `@pytest.mark.grid(pairs=False)` asks for the values only; `seldom=VALUE` names a value
-that takes long. `pytest --all` (`make test-all`) runs every case.
+that takes long. `@pytest.mark.full` is for a test whose claim others make in a cheaper way. `pytest --all`
+(`make test-all`) runs everything.
 """
 
 import itertools
@@ -58,12 +59,11 @@ def choose_cases(cases: dict[str, dict], pairs: bool = True, seldom=None) -> set
 
 
 def deselect_cases(config, items: list) -> None:
-    """Takes cases of marked grids that are not chosen out of the collected items, and reports them as deselected."""
-    grids = {}
+    """Takes what only `--all` runs out of the collected items, and reports it as deselected."""
+    grids, left_out = {}, {item.nodeid for item in items if item.get_closest_marker("full")}
     for item in items:
         if item.get_closest_marker("grid"):
             grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left_out = set()
     for grid in grids.values():
         cases = {item.nodeid: item.callspec.params for item in grid}
         chosen = choose_cases(cases, **grid[0].get_closest_marker("grid").kwargs)

@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The models once more, slow and naive: float64, one head of one example of one stream at a time, dense masks.
+"""A slow and naive implementation of the models in float64, with dense masks, one head and one stream at a time.
 
-Written from DESIGN's definitions and the papers, sharing no code with the package but the names of the parameters.
+It follows the design's definitions and the papers, and shares only the names of parameters with the package.
 """
 
 import math
@@ -22,7 +22,7 @@ def _rope(x: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tenso
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-# Every option of the backbone that a variant may have.
+# All options of the backbone.
 ALL_OPTIONS = {
     "qk_norm": True,
     "attention_bias": True,
@@ -49,7 +49,7 @@ class Reference:
         return output if bias is None else output + bias
 
     def _attend(self, layer: str, asking, read, ask_positions, read_positions, visible) -> torch.Tensor:
-        """One stream's attention, `[rows, hidden]`, to another's keys and values, head by head."""
+        """Attention of one stream to another stream's keys and values, head by head, `[rows, hidden]`."""
         config, d = self.config, self.config.head_dim
         queries = self._linear(f"{layer}.self_attn.q_proj", asking)
         keys = self._linear(f"{layer}.self_attn.k_proj", read)
@@ -82,7 +82,7 @@ class Reference:
         return x + self._linear(f"{layer}.mlp.down_proj", gate * self._linear(f"{layer}.mlp.up_proj", normed))
 
     def _modulated_block(self, index: int, x: torch.Tensor, condition: torch.Tensor, visible) -> torch.Tensor:
-        """AO-GPT's block, row by row its shift and scale after each norm and its gate before each addition."""
+        """AO-GPT's block: shift and scale after each norm, and a gate before each addition."""
         layer, eps = f"model.layers.{index}", self.config.rms_norm_eps
         parts = self._linear(f"{layer}.modulation", condition).view(len(x), 6, -1)
         normed = _norm(x, self.parameters[f"{layer}.input_layernorm.weight"], eps)
@@ -96,7 +96,7 @@ class Reference:
         )
 
     def _neighbor(self, content, positions, wanted, visible) -> torch.Tensor:
-        """The token at position `wanted` where a row holds it that is visible, else the learned vector: `[hidden]`."""
+        """The token at position `wanted` if a visible row holds it, else the learned vector, `[hidden]`."""
         for row in range(len(content)):
             if visible[row] and positions[row] == wanted:
                 return content[row]
@@ -136,9 +136,9 @@ class Reference:
                 content = self._modulated_block(index, content, condition, visible)
             predicting = content
         else:
-            slots = targets - 1 if variant == "decoupled_rope" else positions
+            rotated_to = targets - 1 if variant == "decoupled_rope" else positions
             for index in range(self.config.num_hidden_layers):
-                content = self._block(index, content, content, slots, positions, visible)
+                content = self._block(index, content, content, rotated_to, positions, visible)
             predicting = content
         predicting = _norm(predicting, self.parameters["model.norm.weight"], self.config.rms_norm_eps)
         if variant == "adaptive_norm":
@@ -150,7 +150,7 @@ class Reference:
     def logits(self, input_ids, position_ids, target_position_ids=None, visible=None) -> torch.Tensor:
         """Logits with an optional bool mask `visible` `[batch, rows, rows]` on top of the causal triangle.
 
-        In `bidirectional`, which has neither triangle nor targets, the mask token's are minus infinity.
+        `bidirectional` has neither triangle nor targets, and minus infinity for the mask token.
         """
         batch, rows = input_ids.shape
         triangle = torch.arange(rows)[:, None] >= torch.arange(rows)[None, :]

@@ -111,6 +111,7 @@ def test_nothing_hidden_is_the_plain_loss(variant):
     assert found.nll == pytest.approx(loss, abs=1e-6)
 
 
+@pytest.mark.grid
 @every_variant
 @pytest.mark.parametrize("own_row", [False, True])
 def test_losses_are_those_of_a_dense_mask(variant, own_row):
@@ -199,6 +200,7 @@ def test_a_row_that_sees_nothing_further_loses_nothing(variant):
         assert (losses == losses[:1, :1]).all() and losses[0, 0, 0] != found.example_nll[0]
 
 
+@pytest.mark.grid
 @every_variant
 def test_batches_and_padding_change_nothing(variant):
     model = tiny_model(variant)

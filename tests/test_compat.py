@@ -31,8 +31,8 @@ def check_function(library, owner, name, needed):
     parameters = list(inspect.signature(function).parameters)
     missing = [each for each in needed if each not in parameters]
     assert not missing, f"{owner.__name__}.{name} of {release(library)} takes {parameters}, without {missing}"
-    places = [parameters.index(each) for each in needed]
-    assert places == sorted(places), f"{owner.__name__}.{name} of {release(library)} takes {parameters} in this order"
+    indices = [parameters.index(each) for each in needed]
+    assert indices == sorted(indices), f"{owner.__name__}.{name} of {release(library)} takes {parameters} in this order"
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def assert_computes_the_same(converted, source, atol=1e-5):
     assert torch.equal(converted.generate(input_ids[:, :5], **how), expected)
 
 
+@pytest.mark.grid(pairs=False)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -213,6 +214,7 @@ def test_a_jump_goes_on_from_the_left_neighbor_with_the_suffix_in_view(tied):
         assert (actual - alone).abs().max() > 1e-2
 
 
+@pytest.mark.grid(pairs=False)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
 @pytest.mark.parametrize("scaling", list(SCALINGS))
 def test_static_rope_scaling_is_kept(kind, scaling):

@@ -5,12 +5,20 @@ import math
 
 import pytest
 import torch
-from canvases import check_filling, conditional, example_of, ragged_canvases, replay
+from canvases import (
+    check_filling,
+    conditional,
+    conditional_of_column,
+    example_of,
+    filling_cases,
+    ragged_canvases,
+    replay,
+)
 from transformers import LogitsProcessor, LogitsProcessorList
 from variants import any_order_variants, tiny_model
 
-from modeling_aoarm.decoding_aoarm import certainty, draw_from
-from modeling_aoarm.generation_aoarm import step_sizes
+from modeling_aoarm.decoding_aoarm import certainty, step_sizes
+from modeling_aoarm.filling_aoarm import draw_from
 
 
 def how_sure(log_probs, rule):
@@ -31,7 +39,7 @@ def slow_filling(model, canvas, blanks, rule, sizes, eos_token_id=None):
     for size in sizes:
         answers = {}
         for column in left:
-            answer = conditional(model, canvas[rows], torch.tensor(rows), column)
+            answer = conditional_of_column(model, canvas, torch.ones_like(blanks), torch.tensor(rows), column)
             if eos_token_id is not None and column < max(rows):
                 answer[eos_token_id] = -math.inf
                 answer = answer.log_softmax(-1)
@@ -44,20 +52,27 @@ def slow_filling(model, canvas, blanks, rule, sizes, eos_token_id=None):
     return canvas, order
 
 
+ADAPTIVE = [
+    {"decoding_order": rule, "tokens_per_step": size}
+    for rule in ("confidence", "entropy", "margin")
+    for size in (1, 2, "cosine(3)")
+]
+
+
 @pytest.mark.grid
-@any_order_variants
-@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
-@pytest.mark.parametrize("size", [1, 2, "cosine(3)"])
-@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
-def test_adaptive_orders_fill_the_surest_blanks_first(variant, rule, size, cache):
+@pytest.mark.parametrize(*filling_cases(ADAPTIVE), ids=str)
+@pytest.mark.parametrize("is_confident", [False, True])
+def test_adaptive_orders_fill_the_surest_blanks_first(variant, way, cache, is_confident):
     model = tiny_model(variant)
+    if is_confident:
+        model.lm_head.weight.data *= 10
     canvases = ragged_canvases("right")
-    how = {"decoding_order": rule, "tokens_per_step": size, **cache}
-    output = model.generate(**canvases, **how, return_dict_in_generate=True)
+    output = model.generate(**canvases, **way, **cache, return_dict_in_generate=True)
     for row in range(4):
         example = example_of(canvases, row)
         blanks = example["generation_mask"][0]
-        canvas, order = slow_filling(model, example["input_ids"][0], blanks, rule, step_sizes(size, int(blanks.sum())))
+        sizes = step_sizes(way["tokens_per_step"], int(blanks.sum()))
+        canvas, order = slow_filling(model, example["input_ids"][0], blanks, way["decoding_order"], sizes)
         assert output.decoding_order[row, : len(order)].tolist() == order
         assert torch.equal(output.sequences[row, : len(canvas)], canvas)
 
@@ -102,20 +117,6 @@ def test_sure_places_are_told_apart(rule):
     noise = 1e-5 * torch.tensor([0.0, 1.0, -1.0, 2.0, -2.0, 1.5])
     noisy = torch.stack([2.0001 + noise, torch.zeros(6), -noise], dim=1)
     assert len(certainty(noisy, rule).unique()) == 1
-
-
-@pytest.mark.grid
-@any_order_variants
-@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
-def test_confident_models_fill_the_surest_blanks_first(variant, rule):
-    model = tiny_model(variant)
-    with torch.no_grad():
-        model.lm_head.weight *= 10
-    example = example_of(ragged_canvases("right"), 3)
-    output = model.generate(**example, decoding_order=rule, return_dict_in_generate=True)
-    blanks = example["generation_mask"][0]
-    canvas, order = slow_filling(model, example["input_ids"][0], blanks, rule, [1] * int(blanks.sum()))
-    assert output.decoding_order[0].tolist() == order and torch.equal(output.sequences[0], canvas)
 
 
 def test_tokens_are_drawn_by_inversion():

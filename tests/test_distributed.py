@@ -300,7 +300,9 @@ def test_states_have_the_bytes_of_the_formula(memory):
     optimizer.step()
     states = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     held = [*model.parameters(), *(weight.grad for weight in model.parameters()), *states]
-    assert sum(each.nbytes for each in held) == memory.count_state_bytes(memory.count_parameters(model.config), "DDP", 8)
+    assert sum(each.nbytes for each in held) == memory.count_state_bytes(
+        memory.count_parameters(model.config), "DDP", 8
+    )
 
 
 def test_the_page_names_files_that_exist():

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 from variants import all_variants, pad_rows, random_rows, tiny_model
 
-from modeling_aoarm.training.trainer import AnyOrderTrainer
+from modeling_aoarm.training import AnyOrderTrainer
 
 
 def batch_of(variant):

@@ -17,7 +17,7 @@ from variants import all_variants, any_order_variants, tiny_model
 
 from modeling_aoarm import AOARMGenerationConfig
 from modeling_aoarm.data.tokenizers import character_tokenizer
-from modeling_aoarm.generation_aoarm import choose_ways
+from modeling_aoarm.decoding_aoarm import resolve_decoding_options
 
 
 # Appended blanks
@@ -365,9 +365,9 @@ def test_ways_of_decoding_are_chosen_level_by_level():
         ([level(), level(drafts=2), level("random", tokens=3)], level("random", drafts=2)),
         ([level(), level(tokens=2), level("random", drafts=3)], level("random", 2)),
     ):
-        assert choose_ways(*levels) == expected
+        assert resolve_decoding_options(*levels) == expected
     with pytest.raises(ValueError, match="draft_length.*entropy"):
-        choose_ways(level(), level("entropy", drafts=2))
+        resolve_decoding_options(level(), level("entropy", drafts=2))
 
 
 def test_a_call_with_its_own_config_uses_the_configs_drafts():

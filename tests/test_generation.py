@@ -3,55 +3,65 @@
 
 import pytest
 import torch
-from canvases import BLANKS, IN_GROUPS, LENGTHS, ONE_BY_ONE, WAYS, check_filling, example_of, ragged_canvases, replay
+from canvases import (
+    BLANKS,
+    CACHES,
+    FILLING_VARIANTS,
+    IN_GROUPS,
+    LENGTHS,
+    ONE_BY_ONE,
+    WAYS,
+    canvases_in_step,
+    check_filling,
+    enumerated,
+    example_of,
+    filling_cases,
+    fits,
+    model_of_three_symbols,
+    ragged_canvases,
+    replay,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 from transformers import LogitsProcessor, LogitsProcessorList
-from variants import all_strings, any_order_variants, chain_log_probs, checkpoint_activations, tiny_model
+from variants import any_order_variants, checkpoint_activations, tiny_model
 
 
-CACHES = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
+LAYOUTS = {
+    "left": lambda: ragged_canvases("left"),
+    "right": lambda: ragged_canvases("right"),
+    # Schedules and drafts part examples that start with equally many rows.
+    "in step": canvases_in_step,
+}
+# Whatever the order is, the first pass of this schedule fills fewer blanks than the second.
+ALL_WAYS = [*WAYS, {"decoding_order": "left_to_right", "tokens_per_step": "linear(3)"}]
 
 
 @pytest.mark.grid
-@any_order_variants
-@pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize("cache", CACHES, ids=str)
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_replaying_the_realised_order_gives_the_same_log_probabilities(variant, way, cache, side):
-    model = tiny_model(variant)
-    canvases = ragged_canvases(side)
+@pytest.mark.parametrize(*filling_cases(ALL_WAYS), ids=str)
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_replaying_the_realised_order_gives_the_same_log_probabilities(variant, way, cache, layout):
+    model, canvases = tiny_model(variant), LAYOUTS[layout]()
     for how in ({"do_sample": False}, {"do_sample": True, "temperature": 1.3, "top_k": 7, "top_p": 0.9}):
         torch.manual_seed(5)
         output = model.generate(**canvases, **way, **cache, **how, return_dict_in_generate=True)
         check_filling(canvases, output)
         expected = replay(model, canvases, output, in_groups="tokens_per_step" in way)
         torch.testing.assert_close(output.logprobs, expected, atol=1e-5, rtol=0)
+        if variant == "bidirectional":
+            assert (output.sequences[canvases["generation_mask"]] != model.config.mask_token_id).all()
+            assert output.past_key_values is None
         if way["decoding_order"] == "left_to_right":
             real = output.decoding_order >= 0
             assert ((output.decoding_order.diff(dim=1) > 0) | ~real[:, 1:]).all()
-
-
-@pytest.mark.grid
-@any_order_variants
-@pytest.mark.parametrize("way", [*WAYS, {"decoding_order": "left_to_right", "tokens_per_step": "linear(3)"}], ids=str)
-@pytest.mark.parametrize("cache", CACHES, ids=str)
-def test_examples_that_start_in_step_may_fall_out_of_it(variant, way, cache):
-    """Equally many given tokens, and other numbers of blanks: schedules and drafts part them."""
-    model = tiny_model(variant)
-    canvas = torch.randint(0, 23, (4, 8), generator=torch.Generator().manual_seed(1))
-    blanks = torch.zeros(4, 8, dtype=torch.bool)
-    for row, columns in enumerate(([1, 2, 4, 6], [1, 3, 5, 7], [0, 2, 4], [3])):
-        blanks[row, columns] = True
-    attention_mask = torch.ones(4, 8, dtype=torch.int64)
-    attention_mask[2, 7], attention_mask[3, 5:] = 0, 0
-    canvases = {"input_ids": canvas, "generation_mask": blanks, "attention_mask": attention_mask}
-    torch.manual_seed(0)
-    output = model.generate(**canvases, **way, **cache, do_sample=True, return_dict_in_generate=True)
-    check_filling(canvases, output)
-    expected = replay(model, canvases, output, in_groups="tokens_per_step" in way)
-    torch.testing.assert_close(output.logprobs, expected, atol=1e-5, rtol=0)
+        if "tokens_per_step" not in way:
+            scores = model.score(
+                output.sequences,
+                canvases["generation_mask"],
+                attention_mask=canvases["attention_mask"],
+                decoding_order=output.decoding_order,
+            )
+            torch.testing.assert_close(scores.log_likelihood[0], output.logprobs.sum(1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.grid
@@ -108,36 +118,22 @@ def test_greedy_filling_takes_the_likeliest_token_of_each_step(variant):
 
 
 @pytest.mark.grid(pairs=False)
-@any_order_variants
-def test_sampled_fillings_follow_the_enumerated_distribution(variant):
-    model = tiny_model(variant, vocab_size=3)
-    canvas = torch.tensor([[1, 0, 0, 0]])
-    blanks = torch.tensor([[False, True, True, True]])
-    for order in ([3, 1, 2], [1, 2, 3]):
-        torch.manual_seed(11)
-        samples = model.generate(
-            canvas,
-            generation_mask=blanks,
-            decoding_order=torch.tensor([order]),
-            do_sample=True,
-            top_k=0,
-            num_return_sequences=8000,
-        )
-        counts = torch.bincount(samples[:, 1] * 9 + samples[:, 2] * 3 + samples[:, 3], minlength=27)
-        strings = all_strings(3, 3)
-        sentences = torch.cat([torch.ones(27, 1, dtype=torch.int64), strings], dim=1)
-        expected = chain_log_probs(model, sentences, torch.tensor(order)).exp() * 8000
-        # Rare strings are pooled, as the test wants at least a few of each kind.
-        rare = expected < 5
-        observed = torch.cat([counts[~rare], counts[rare].sum()[None]]).double()
-        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-        kept = expected > 0
-        assert chisquare(observed[kept], expected[kept] * (observed.sum() / expected.sum())).pvalue > 1e-3
-        # The test can tell: another order's distribution is not this one.
-        other = chain_log_probs(model, sentences, torch.tensor([2, 3, 1])).exp() * 8000
-        other = torch.cat([other[~rare], other[rare].sum()[None]])
-        kept = other > 0
-        assert chisquare(observed[kept], other[kept] * (observed[kept].sum() / other[kept].sum())).pvalue < 1e-3
+@pytest.mark.parametrize("variant", FILLING_VARIANTS)
+@pytest.mark.parametrize("order", [(3, 1, 2), (1, 2, 3)])
+def test_sampled_fillings_follow_the_enumerated_distribution(variant, order):
+    model, canvas = model_of_three_symbols(variant), torch.tensor([1, 0, 0, 0])
+    torch.manual_seed(11)
+    samples = model.generate(
+        canvas[None],
+        generation_mask=torch.tensor([[False, True, True, True]]),
+        decoding_order=torch.tensor([order]),
+        do_sample=True,
+        top_k=0,
+        num_return_sequences=8000,
+    )
+    assert fits(samples, enumerated(model, canvas, order)) > 1e-3
+    # The test can tell: another order's distribution is not this one.
+    assert fits(samples, enumerated(model, canvas, (2, 3, 1))) < 1e-3
 
 
 @pytest.mark.grid
@@ -157,9 +153,8 @@ def test_greedy_fillings_do_not_depend_on_neighbours(variant, side, way):
 
 
 @pytest.mark.grid
-@any_order_variants
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_with_a_generator_for_each_canvas_samples_do_not_depend_on_neighbours(variant, way):
+@pytest.mark.parametrize(*filling_cases(caches=[{}, {"cache_implementation": "static"}]), ids=str)
+def test_with_a_generator_for_each_canvas_samples_do_not_depend_on_neighbours(variant, way, cache):
     model = tiny_model(variant)
     canvases = ragged_canvases("left")
 
@@ -167,15 +162,13 @@ def test_with_a_generator_for_each_canvas_samples_do_not_depend_on_neighbours(va
         return [torch.Generator().manual_seed(10 + row) for row in rows]
 
     how = {**way, "do_sample": True, "top_k": 0}
-    together = model.generate(**canvases, **how, generator=generators(range(4)))
-    again = model.generate(**canvases, **how, generator=generators(range(4)), cache_implementation="static")
-    assert torch.equal(again, together)
+    together = model.generate(**canvases, **how, **cache, generator=generators(range(4)))
     for row in range(4):
         alone = model.generate(**example_of(canvases, row), **how, generator=generators([row]))
         assert torch.equal(alone[0], together[row, canvases["attention_mask"][row].bool()])
 
 
-@any_order_variants
+@pytest.mark.parametrize("variant", FILLING_VARIANTS)
 def test_no_token_id_means_blank(variant):
     """Mask, padding and end-of-sentence tokens in the prompt are text like any other, also when they are one token."""
     model = tiny_model(variant, mask_token_id=4, pad_token_id=4, eos_token_id=4)
@@ -191,7 +184,7 @@ def test_no_token_id_means_blank(variant):
 
 
 @pytest.mark.grid
-@any_order_variants
+@pytest.mark.parametrize("variant", FILLING_VARIANTS)
 @pytest.mark.parametrize("how", [{}, {"use_cache": False}, {"repetition_penalty": 20.0}], ids=str)
 def test_what_stands_in_blanks_and_padding_is_never_read(variant, how):
     """Not even by rows of padding, which examples with fewer given tokens have, or by processors of the rows so far."""

@@ -314,7 +314,7 @@ def test_the_examples_choices_have_their_probabilities(variant, tokenizer):
     model = model_for(variant, tokenizer)
     pairs = ["".join(pair) for pair in itertools.product("abet", repeat=2)]
     torch.manual_seed(0)
-    scores = torch.tensor(example_script().choice_scores(model, tokenizer, "the ", pairs, "mat"))
+    scores = torch.tensor(example_script().score_choices(model, tokenizer, "the ", pairs, "mat"))
     ids = torch.tensor([[tokenizer.bos_token_id] + tokenizer.encode(f"the {pair}mat") for pair in pairs])
     context = [1, 2, 3, 4, 7, 8, 9]
     given = chain_log_probs(model, ids, torch.tensor(context))
@@ -322,7 +322,7 @@ def test_the_examples_choices_have_their_probabilities(variant, tokenizer):
     mixtures = [(k / 8 * one.exp() + (1 - k / 8) * other.exp()).log() for k in range(9)]
     assert min((scores - mixture).abs().max() for mixture in mixtures) < 1e-4
     with pytest.raises(ValueError, match=r"same number of tokens.*\[1, 2\]"):
-        example_script().choice_scores(model, tokenizer, "the ", ["a", "at"], "mat")
+        example_script().score_choices(model, tokenizer, "the ", ["a", "at"], "mat")
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):

@@ -31,7 +31,7 @@ from modeling_aoarm import (
 )
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
-from modeling_aoarm.training.trainer import AnyOrderTrainer
+from modeling_aoarm.training import AnyOrderTrainer
 
 
 TEXT = torch.randint(0, 23, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -183,7 +183,7 @@ def test_masked_models_read_packed_text_too():
 @pytest.mark.parametrize("kind", ["bool", "additive"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_alternatives_in_a_tree_predict_what_follows_them(variant, kind, implementation):
-    """A prepared mask and equal positions: each branch reads its own ancestors, and predicts its own next place."""
+    """A prepared mask and equal positions: each branch reads its own ancestors, and predicts its own next position."""
     model = tiny_model(variant)
     model.set_attn_implementation(implementation)
     parents, positions = [-1, 0, 1, 1, 2, 3], torch.tensor([[0, 1, 2, 2, 3, 3]])
@@ -201,7 +201,7 @@ def test_alternatives_in_a_tree_predict_what_follows_them(variant, kind, impleme
         torch.testing.assert_close(logits[:, branch], model(tree[:, branch]).logits, atol=1e-5, rtol=0)
 
 
-def test_in_a_tree_the_next_place_is_that_of_the_child_wherever_it_is():
+def test_in_a_tree_the_next_position_is_that_of_the_child_wherever_it_is():
     model = tiny_model("decoupled_rope")
     parents, positions = [-1, 0, 1, 1, 2], torch.tensor([[0, 5, 2, 2, 7]])
     sees = torch.eye(5, dtype=torch.bool)

@@ -19,7 +19,7 @@ from modeling_aoarm.data import masked_diffusion as module
 from modeling_aoarm.data.masked_diffusion import collator_class_for
 from modeling_aoarm.data.orders import OrderMixture, sample_orders
 from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
-from modeling_aoarm.training.trainer import AnyOrderTrainer
+from modeling_aoarm.training import AnyOrderTrainer
 
 
 MASK = 29

@@ -5,12 +5,10 @@ import itertools
 
 import pytest
 import torch
-from canvases import WAYS, check_filling, example_of, ragged_canvases, replay
+from canvases import conditional_of_column
 from masked import MASK, logits_of, masked_model, masked_rows, padded
-from scipy.stats import chisquare
 from test_generation import scripted
 from transformers import DynamicCache
-from variants import all_strings
 
 from modeling_aoarm import (
     AOARMForMaskedLM,
@@ -19,101 +17,10 @@ from modeling_aoarm import (
     scoring_aoarm,
 )
 from modeling_aoarm.data.tokenizers import character_tokenizer
-from modeling_aoarm.decoding_aoarm import certainty
 
 
-FILLING = [way for way in WAYS if "draft_length" not in way]
 IDS = torch.tensor([[1, MASK, 3]])
 BLANKS = torch.tensor([[False, True, False]])
-
-
-def conditional(model, tokens, real, known, column):
-    """The log-probabilities `[vocab]` of a column, from the known ones of a canvas `[columns]` by itself."""
-    rows = real.nonzero().flatten()
-    seen = torch.isin(rows, known)
-    input_ids = tokens[rows].masked_fill(~seen, MASK)
-    return logits_of(model, input_ids[None])[0, int((rows < column).sum())].log_softmax(-1)
-
-
-@pytest.mark.grid
-@pytest.mark.parametrize("way", FILLING, ids=str)
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_replaying_the_realised_order_gives_the_same_log_probabilities(way, side):
-    model, canvases = masked_model(), ragged_canvases(side)
-    canvases["input_ids"] = canvases["input_ids"].clamp(max=MASK - 1)
-    for how in ({"do_sample": False}, {"do_sample": True, "temperature": 1.3, "top_k": 7, "top_p": 0.9}):
-        torch.manual_seed(5)
-        output = model.generate(**canvases, **way, **how, return_dict_in_generate=True)
-        check_filling(canvases, output)
-        assert (output.sequences[canvases["generation_mask"]] != MASK).all()
-        expected = replay(model, canvases, output, "tokens_per_step" in way, conditional)
-        torch.testing.assert_close(output.logprobs, expected, atol=1e-5, rtol=0)
-        assert output.past_key_values is None
-        if "tokens_per_step" not in way:
-            # Six blanks at most, and a pass for each.
-            assert output.forward_passes == 6
-            scores = model.score(
-                output.sequences,
-                canvases["generation_mask"],
-                attention_mask=canvases["attention_mask"],
-                decoding_order=output.decoding_order,
-            )
-            torch.testing.assert_close(scores.log_likelihood[0], output.logprobs.sum(1), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
-def test_adaptive_orders_fill_the_surest_blank_with_its_likeliest_token(rule):
-    """Against a loop that asks about each blank that is left, one canvas at a time."""
-    model, canvases = masked_model(), ragged_canvases("right")
-    canvases["input_ids"] = canvases["input_ids"].clamp(max=MASK - 1)
-    output = model.generate(**canvases, decoding_order=rule, do_sample=False, return_dict_in_generate=True)
-    for row, order in enumerate(output.decoding_order):
-        tokens, real = canvases["input_ids"][row].clone(), canvases["attention_mask"][row].bool()
-        left = canvases["generation_mask"][row].nonzero().flatten().tolist()
-        for column in order[order >= 0].tolist():
-            known = torch.tensor([c for c in real.nonzero().flatten().tolist() if c not in left])
-            answers = {c: conditional(model, tokens, real, known, c) for c in left}
-            sure = {c: certainty(answer, rule).item() for c, answer in answers.items()}
-            assert sure[column] >= max(sure.values()) - 2e-3
-            tokens[column] = answers[column].argmax()
-            left.remove(column)
-        assert torch.equal(output.sequences[row], tokens)
-
-
-@pytest.mark.grid
-@pytest.mark.parametrize("way", FILLING, ids=str)
-def test_fillings_do_not_depend_on_neighbours(way):
-    model, canvases = masked_model(), ragged_canvases("left")
-
-    def generators(rows):
-        return [torch.Generator().manual_seed(10 + row) for row in rows]
-
-    how = {**way, "do_sample": True, "top_k": 0}
-    together = model.generate(**canvases, **how, generator=generators(range(4)))
-    for row in range(4):
-        alone = model.generate(**example_of(canvases, row), **how, generator=generators([row]))
-        assert torch.equal(alone[0], together[row, canvases["attention_mask"][row].bool()])
-
-
-@pytest.mark.parametrize("how", [{}, {"use_cache": False}, {"repetition_penalty": 20.0}], ids=str)
-def test_what_stands_in_blanks_and_padding_is_never_read(how):
-    """Law 1: no leak. The mask token is put in blanks, whatever was there."""
-    model, canvases = masked_model(), ragged_canvases("left")
-    unread = canvases["generation_mask"] | ~canvases["attention_mask"].bool()
-    results = []
-    for filler in (0, 7, MASK, 23, -100):
-        canvases["input_ids"] = canvases["input_ids"].masked_fill(unread, filler)
-        results.append(model.generate(**canvases, **how)[canvases["attention_mask"].bool()])
-    assert all(torch.equal(result, results[0]) for result in results)
-
-
-def test_a_mask_token_in_the_prompt_is_text_like_any_other():
-    model = masked_model(pad_token_id=MASK, eos_token_id=None)
-    canvas = torch.tensor([[MASK, 9, MASK, 10, MASK]])
-    blanks = torch.tensor([[False, False, True, False, False]])
-    output = model.generate(canvas, generation_mask=blanks, return_dict_in_generate=True)
-    assert output.sequences[0, [0, 1, 3, 4]].tolist() == [MASK, 9, 10, MASK] and output.sequences[0, 2] != MASK
-    assert output.decoding_order.tolist() == [[2]]
 
 
 def test_closed_blanks_are_padding():
@@ -125,37 +32,11 @@ def test_closed_blanks_are_padding():
     assert output.sequences.tolist() == [[5, 6, 11, 2, 0, 0], [5, 6, 7, 14, 12, 2]]
     assert output.decoding_order.tolist() == [[3, 2, -1], [5, 4, 3]]
     everywhere = torch.ones(6, dtype=torch.bool)
-    at_first = conditional(model, output.sequences[0], everywhere, torch.tensor([0, 1]), 3)[2]
-    behind = conditional(model, output.sequences[0], torch.arange(6) < 4, torch.tensor([0, 1, 3]), 2)[11]
+    at_first = conditional_of_column(model, output.sequences[0], everywhere, torch.tensor([0, 1]), 3)[2]
+    behind = conditional_of_column(model, output.sequences[0], torch.arange(6) < 4, torch.tensor([0, 1, 3]), 2)[11]
     torch.testing.assert_close(output.logprobs[0, :2], torch.stack([at_first, behind]), atol=1e-5, rtol=0)
-    with_closed = conditional(model, output.sequences[0], everywhere, torch.tensor([0, 1, 3]), 2)[11]
+    with_closed = conditional_of_column(model, output.sequences[0], everywhere, torch.tensor([0, 1, 3]), 2)[11]
     assert (behind - with_closed).abs() > 1e-3
-
-
-def test_sampled_fillings_follow_the_enumerated_distribution():
-    model = masked_model(vocab_size=4, mask_token_id=3)
-    strings = all_strings(3, 3)
-    sentences = torch.cat([torch.ones(27, 1, dtype=torch.int64), strings], dim=1)
-    order = torch.tensor([[3, 1, 2]])
-    torch.manual_seed(11)
-    samples = model.generate(
-        torch.tensor([[1, 0, 0, 0]]),
-        generation_mask=torch.tensor([[False, True, True, True]]),
-        decoding_order=order,
-        do_sample=True,
-        top_k=0,
-        num_return_sequences=6000,
-    )
-    counts = torch.bincount(samples[:, 1] * 9 + samples[:, 2] * 3 + samples[:, 3], minlength=27).double()
-    chances = {}
-    for name, columns in (("its own", order), ("another", torch.tensor([[1, 2, 3]]))):
-        scores = model.score(sentences, decoding_order=columns.expand(27, -1)).log_likelihood[0].double().exp()
-        rare = scores * 6000 < 5
-        observed, expected = (
-            torch.cat([each[~rare], each[rare].sum()[None] + 1e-9]) for each in (counts, scores * 6000)
-        )
-        chances[name] = chisquare(observed, expected * (observed.sum() / expected.sum())).pvalue
-    assert chances["another"] < 1e-3 < chances["its own"]
 
 
 def test_the_rest_of_generates_interface():
@@ -194,17 +75,6 @@ def test_blanks_in_text_are_filled_and_their_lengths_compared():
 
 
 # Scores
-
-
-def test_scores_of_all_strings_sum_to_one_in_every_order():
-    model = masked_model(vocab_size=4, mask_token_id=3)
-    strings = all_strings(3, 4)
-    sentences = torch.cat([torch.zeros(81, 1, dtype=torch.int64), strings], dim=1)
-    totals = []
-    for order in itertools.permutations(range(1, 5)):
-        scores = model.score(sentences, decoding_order=torch.tensor([order]).expand(81, -1))
-        totals.append(scores.log_likelihood.double().exp().sum().item())
-    assert totals == pytest.approx([1.0] * 24, abs=1e-5)
 
 
 def test_a_token_is_scored_from_those_before_it_and_with_one_blank_left_by_the_plain_conditional():
@@ -267,7 +137,7 @@ def test_an_examples_score_depends_on_no_neighbour_and_no_chunk(method, side, mo
 
     monkeypatch.setattr(AOARMForMaskedLM, "forward", watch)
     for module in (runner_aoarm, scoring_aoarm):
-        monkeypatch.setattr(module, "COLUMNS_PER_PASS", 50)
+        monkeypatch.setattr(module, "COLUMNS_PER_CALL", 50)
     again = model.score(batch, attention_mask=mask, generator=generators(), **method)
     torch.testing.assert_close(again.log_likelihood, together.log_likelihood, atol=1e-5, rtol=0)
     assert len(calls) > 1 and all(rows * columns <= 50 for rows, columns in calls)

@@ -55,8 +55,8 @@ def test_an_example_does_not_depend_on_its_neighbours_or_padding(implementation,
     for row, example in enumerate(examples):
         alone = logits_of(model, example)[0]
         torch.testing.assert_close(together[row, mask[row].bool()], alone, atol=1e-5, rtol=0)
-    by_place = logits_of(model, batch, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
-    torch.testing.assert_close(by_place[mask.bool()], together[mask.bool()], atol=1e-5, rtol=0)
+    by_position = logits_of(model, batch, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    torch.testing.assert_close(by_position[mask.bool()], together[mask.bool()], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def refuse_unix(name, globals=None, *args, **kwargs):
 
 builtins.__import__ = refuse_unix
 """
-# An untrained model where the README has a trained one, then the README's quick start, then a model card.
+# An untrained model where the README has a converted one, then the README's Python blocks, then a model card.
 USE = """
 import re, sys
 from pathlib import Path
@@ -78,10 +78,9 @@ special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_toke
 sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
 config = AOARMConfig(vocab_size=len(tokenizer), **sizes, **special)
 for saved in (AOARMForCausalLM(config), tokenizer):
-    saved.save_pretrained("outputs/pretrain")
-quick_start = readme.split("## Quick start")[1].split("### ")[0]
-exec("\\n".join(re.findall(r"```python\\n(.*?)```", quick_start, flags=re.DOTALL)))
-print(model_card(config, {}, model_id="outputs/pretrain").data.library_name)
+    saved.save_pretrained("outputs/smollm2")
+exec("\\n".join(re.findall(r"```python\\n(.*?)```", readme, flags=re.DOTALL)))
+print(model_card(config, {}, model_id="outputs/smollm2").data.library_name)
 """
 
 
@@ -148,11 +147,11 @@ def test_every_module_is_imported_from_the_wheel_and_needs_no_module_of_unix(cle
     assert set(names) == expected | {"modeling_aoarm.model_cards"}
 
 
-def test_the_quick_start_runs_from_the_wheel(clean_python, tmp_path):
+def test_the_readme_runs_from_the_wheel(clean_python, tmp_path):
     lines = run(clean_python, "-I", "-c", USE, ROOT / "README.md", cwd=tmp_path).splitlines()
-    assert lines[0].startswith("The ") and "statement is used to" in lines[0] and "<blank" not in lines[0]
+    assert lines[0].startswith("The capital of ") and "<blank" not in lines[0]
     assert lines[-1] == "transformers"
-    command = (clean_python, "-I", "-m", "modeling_aoarm", "infill", "outputs/pretrain", "a <blank:2> b")
+    command = (clean_python, "-I", "-m", "modeling_aoarm", "infill", "outputs/smollm2", "a <blank:2> b")
     filled = run(*command, cwd=tmp_path).strip()
     assert filled.startswith("a ") and filled.endswith(" b") and "<blank" not in filled
 

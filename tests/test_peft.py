@@ -32,7 +32,7 @@ from variants import VARIANTS, all_variants, any_order_variants, random_rows, ti
 from modeling_aoarm import AOARMForCausalLM, DataCollatorForAnyOrderLM, infill, lora_config, with_example_index
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.peft import LORA_TARGETS
-from modeling_aoarm.training.trainer import AnyOrderTrainer, EMACallback
+from modeling_aoarm.training import AnyOrderTrainer, EMACallback
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -221,7 +221,7 @@ def test_every_pass_looks_tokens_up_once():
 
 
 def test_text_that_goes_on_behind_padding_starts_from_its_own_rows():
-    """A position comes twice there, and each row predicts the place behind its own."""
+    """A position comes twice there, and each row predicts the position after its own."""
     model, positions = tiny_model(NEIGHBOR), torch.tensor([[0, 1, 2, 1, 1, 2, 3]])
     rows = {"input_ids": torch.arange(3, 10)[None], "position_ids": positions, "target_position_ids": positions + 1}
     mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1]])

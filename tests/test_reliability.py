@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -72,14 +71,14 @@ def largest_file(size):
 
 
 @pytest.fixture(scope="module")
-def crashes(tmp_path_factory):
-    """Reports of `crashes.py`, made once for each way."""
-    made = {}
+def crashes(tmp_path_factory, pytestconfig):
+    """Reports of `crashes.py`, made once for each way: with every fourth change, or with all of them."""
+    made, step = {}, 1 if pytestconfig.getoption("--all") else 4
 
     def report(way):
         if way not in made:
             folder = tmp_path_factory.mktemp(way)
-            process = run_script("tests/crashes.py", way, folder)
+            process = run_script("tests/crashes.py", way, folder, step)
             assert process.returncode == 0, process.stderr
             made[way] = json.loads((folder / "report.json").read_text(encoding="utf-8")), folder / "whole"
         return made[way]
@@ -91,7 +90,7 @@ def crashes(tmp_path_factory):
 def test_a_training_killed_at_any_moment_resumes_from_its_last_complete_checkpoint(way, points, crashes):
     report, _ = crashes(way)
     whole, killed = report["whole"], report["killed"]
-    assert len(killed) >= points
+    assert len(killed) >= points / report["step"]
     published = {}
     for number, change in enumerate(whole["changes"]):
         if change.startswith("os.rename _incomplete/checkpoint-"):
@@ -106,6 +105,7 @@ def test_a_training_killed_at_any_moment_resumes_from_its_last_complete_checkpoi
         assert {name for name in resumed["left"] if name not in whole["left"]} <= {"checkpoint-4"}, change
 
 
+@pytest.mark.full
 def test_two_processes_killed_from_outside_resume_with_the_same_losses(crashes, tmp_path):
     _, whole = crashes("pretrain")
 
@@ -173,16 +173,13 @@ DAMAGES = {
     "ema.safetensors is missing": lambda folder: (folder / "ema.safetensors").unlink(),
     "ema.safetensors is damaged": lambda folder: (folder / "ema.safetensors").write_bytes(b""),
     "optimizer.pt is missing": lambda folder: (folder / "optimizer.pt").unlink(),
-    "optimizer.pt is damaged .*not a zip": lambda folder: shorten(folder / "optimizer.pt"),
     "scheduler.pt is missing": lambda folder: (folder / "scheduler.pt").unlink(),
     "rng_state\\*.pth is missing": lambda folder: (folder / "rng_state.pth").unlink(),
-    "rng_state.pth is damaged": lambda folder: shorten(folder / "rng_state.pth"),
     "trainer_state.json is missing": lambda folder: (folder / "trainer_state.json").unlink(),
     "trainer_state.json is damaged": lambda folder: shorten(folder / "trainer_state.json"),
     "trainer_state.json is .*another version.*'novel'": lambda folder: write_json(
         folder / "trainer_state.json", json.loads((folder / "trainer_state.json").read_text()) | {"novel": 1}
     ),
-    "checkpoint-is-incomplete.txt": lambda folder: (folder / "checkpoint-is-incomplete.txt").touch(),
 }
 
 
@@ -204,26 +201,19 @@ def test_damaged_checkpoints_are_named_and_passed_over(problem, folder, caplog, 
         resolve_checkpoint(args, True, ["ema.safetensors"])
 
 
-def test_checking_a_checkpoint_reads_no_weights_and_no_states(folder, monkeypatch):
-    def refuse(self, name, *args, **kwargs):
-        raise AssertionError(f"{name} was read")
-
-    monkeypatch.setattr(zipfile.ZipFile, "open", refuse)
-    assert check_checkpoint(folder / "checkpoint-4") == 4
-
-
 def test_nodes_go_back_to_the_last_checkpoint_that_all_of_them_have(folder, monkeypatch):
-    def with_another_node(values):
-        return [*values, 2] if values and isinstance(values[0], int) else values
-
     args = make_trainer(folder, **SAVING)[0].args
     assert resolve_checkpoint(args, True) == str(folder / "checkpoint-4")
-    monkeypatch.setattr("modeling_aoarm.training.checkpoints.gather_object", with_another_node)
+    gather_with_another_node = "modeling_aoarm.training.checkpoints.gather_object"
+    monkeypatch.setattr(gather_with_another_node, lambda reports: [*reports, {2: 2}])
     assert resolve_checkpoint(args, True) == str(folder / "checkpoint-2")
+    monkeypatch.setattr(gather_with_another_node, lambda reports: [*reports, {2: "damaged", 6: 6}])
+    with pytest.raises(ValueError, match="checkpoint-6 is missing on some node.*checkpoint-4 is missing.*damaged"):
+        resolve_checkpoint(args, True)
 
 
 def test_resuming_from_the_last_complete_one_is_the_uninterrupted_run(folder, trained):
-    shorten(folder / "checkpoint-4" / "optimizer.pt")
+    shorten(folder / "checkpoint-4" / "ema.safetensors")
     trainer, recorder = make_trainer(folder, ema=0.8, order=CURRICULUM, **SAVING)
     trainer.train(resume_from_checkpoint=True)
     assert loss_curve(trainer) == trained[1] and len(recorder.weights) == 2
@@ -256,12 +246,11 @@ def test_checkpoints_of_other_layouts_are_complete(folder, tmp_path_factory):
     for path in (*checkpoint.glob("model*"), checkpoint / "optimizer.pt"):
         path.unlink()
     for name in ("pytorch_model_fsdp_0", "optimizer_0"):
-        (checkpoint / name).mkdir()
         with pytest.raises(ValueError, match="is missing"):
             check_checkpoint(checkpoint)
-        (checkpoint / name / ".metadata").touch()
+        (checkpoint / name).mkdir()
     assert check_checkpoint(checkpoint) == 4
-    for path in (*checkpoint.glob("*_0/.metadata"), *checkpoint.glob("*_0"), checkpoint / "scheduler.pt"):
+    for path in (*checkpoint.glob("*_0"), checkpoint / "scheduler.pt"):
         path.rmdir() if path.is_dir() else path.unlink()
     (checkpoint / "global_step4").mkdir()
     assert check_checkpoint(checkpoint) == 4

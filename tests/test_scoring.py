@@ -6,15 +6,16 @@ import math
 
 import pytest
 import torch
+from canvases import FILLING_VARIANTS, model_of_three_symbols
 from torch.utils._python_dispatch import TorchDispatchMode
 from variants import all_strings, any_order_variants, every_variant, tiny_model
 
 from modeling_aoarm import modeling_aoarm
 
 
-@any_order_variants
+@pytest.mark.parametrize("variant", FILLING_VARIANTS)
 def test_scores_of_all_strings_sum_to_one_in_every_order(variant):
-    model = tiny_model(variant, vocab_size=3)
+    model = model_of_three_symbols(variant)
     strings = all_strings(3, 4)
     sentences = torch.cat([torch.zeros(len(strings), 1, dtype=torch.int64), strings], dim=1)
     for order in itertools.permutations(range(1, 5)):

@@ -14,7 +14,7 @@ from modeling_aoarm.data.collators import DataCollatorForAnyOrderLM, with_exampl
 from modeling_aoarm.data.orders import OrderCurriculum, sample_orders
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
-from modeling_aoarm.training.trainer import AnyOrderTrainer, EMACallback
+from modeling_aoarm.training import AnyOrderTrainer, EMACallback
 
 
 TOKENIZER = character_tokenizer(["abcdefghijklmnopqr"])

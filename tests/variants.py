@@ -1,8 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The shared test base: tiny models of every variant, batches for them, and plain functions to compare with.
 
-`VARIANTS` have rows in generation order; what is about rows in sentence order with mask tokens is about
-`"bidirectional"`, which is in `EVERY_VARIANT` besides.
+`VARIANTS` have rows in generation order. `EVERY_VARIANT` also has `"bidirectional"`, whose rows are in sentence order.
 """
 
 import itertools
@@ -60,7 +59,7 @@ def random_rows(variant: str, batch: int, rows: int, seed: int = 0, vocab_size: 
     """Tokens, positions and targets of `batch` examples in random order (in sentence order for `causal`)."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(0, vocab_size, (batch, rows), generator=generator)
-    # One more than there are rows: the last row predicts a token that is not there.
+    # One position more than rows: the last row predicts a token that is not there.
     order = torch.stack([torch.randperm(rows + 1, generator=generator) for _ in range(batch)])
     if variant == "causal":
         order = torch.arange(rows + 1).expand(batch, -1)
@@ -75,7 +74,7 @@ def left_tokens(
     attention_mask: torch.Tensor | None = None,
     **kwargs,
 ) -> dict:
-    """`query_input_ids` of whole examples, which a call on a cache of their first rows needs; nothing for others."""
+    """`query_input_ids` of whole examples, which calls with a cache need; nothing for variants that take none."""
     if EVERY_VARIANT[variant].get("query_stream_init") != "neighbor":
         return {}
     is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -90,7 +89,7 @@ def left_tokens(
 
 
 def pad_rows(example: dict, rows: int, side: str, filler: int = 7) -> dict:
-    """Pads a batch of rows to `rows` on one side, with a value that is not neutral, and adds the attention mask."""
+    """Pads a batch to `rows` rows on one side, with a value that is not neutral, and adds the attention mask."""
     missing = rows - example["input_ids"].shape[1]
     sides = (missing, 0) if side == "left" else (0, missing)
     padded = {name: torch.nn.functional.pad(value, sides, value=filler) for name, value in example.items()}
@@ -107,7 +106,7 @@ def chain_log_probs(model: AOARMForCausalLM, sentences: torch.Tensor, order: tor
 
     Args:
         sentences: int64 `[batch, length]`, whose first token is given.
-        order: int64 `[length - 1]`, the other columns in the order in which they are predicted.
+        order: int64 `[length - 1]`, the other columns in the order of their prediction.
     """
     positions = torch.cat([torch.zeros(1, dtype=torch.int64), order]).expand(len(sentences), -1)
     rows = sentences.gather(1, positions)

@@ -58,8 +58,8 @@ class AttendedRows:
         positions = RowPositions.resolve(*given, None, tokens.shape, tokens.device)
         in_order = model.config.attention_variant != "bidirectional"
         visible = positions.real[:, None, :].expand(-1, tokens.shape[1], -1)
-        if positions.starts is not None:
-            segment = positions.starts.cumsum(1)
+        if positions.segment is not None:
+            segment = positions.segment
             visible = visible & (segment[:, :, None] == segment[:, None, :])
         if in_order:
             visible = visible.tril()
@@ -78,7 +78,9 @@ class AttendedRows:
         follows = visible.diagonal(-1, 1, 2) & positions.real[:, 1:]
         following = tokens[:, 1:].where(follows, IGNORED) if labels is None else labels[:, 1:]
         predicted = torch.nn.functional.pad(following, (0, 1), value=IGNORED)
-        return cls(positions.content, positions.targets, in_order, blank, visible, predicted != IGNORED, predicted)
+        return cls(
+            positions.content, positions.targets[..., 0], in_order, blank, visible, predicted != IGNORED, predicted
+        )
 
     @property
     def first(self) -> torch.Tensor:

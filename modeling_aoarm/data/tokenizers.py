@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Tokenizers made from the data: one token per character, one per byte, or byte-level BPE.
+"""Tokenizers built from data: one token per character, one per byte, or byte-level BPE.
 
-All three are ordinary `PreTrainedTokenizerFast` objects: they save, load through `AutoTokenizer` and go to the Hub like
-any other. They share the special tokens `<s>` (beginning of sentence), `</s>` (end), `<pad>` and `<mask>`; character
+All three are ordinary `PreTrainedTokenizerFast` objects, so they can be saved, loaded by `AutoTokenizer` and pushed
+to the Hub. They share the special tokens `<s>` (beginning of sentence), `</s>` (end), `<pad>` and `<mask>`; character
 level adds `<unk>` for characters that the texts did not contain. No special token is added when encoding:
 `DataCollatorForAnyOrderLM` puts `<s>` in front. `decode(encode(text)) == text` holds exactly, spaces and line breaks
 included, for every text without unknown characters that does not itself spell a special token.
@@ -22,7 +22,7 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token per Unicode character of `texts`, in code point order after the five special tokens.
 
     Args:
-        texts: strings; their characters are the vocabulary. Any other character becomes `<unk>`.
+        texts: strings whose characters become the vocabulary. Any other character becomes `<unk>`.
 
     Raises:
         TypeError: `texts` is a single string, or holds something that is not a string.
@@ -36,21 +36,21 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     special_tokens = {**SPECIAL_TOKENS, **UNKNOWN_TOKEN}
     vocabulary = {token: index for index, token in enumerate([*special_tokens.values(), *sorted(characters)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN_TOKEN["unk_token"]))
-    # Not ".", which leaves line breaks out.
+    # "." would not match line breaks.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return _wrap(tokenizer, special_tokens)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per UTF-8 byte, in a fixed order after the four special tokens; needs no data, knows every text."""
+    """One token per UTF-8 byte, in a fixed order after the four special tokens. It encodes every text without data."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *alphabet])}
     return _wrap(_byte_level(models.BPE(vocabulary, [])), SPECIAL_TOKENS)
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding (1508.07909) of UTF-8 bytes, as in GPT-2, trained on `texts`; knows every text.
+    """Byte-pair encoding (1508.07909) of UTF-8 bytes, as in GPT-2, trained on `texts`. It encodes every text.
 
     Args:
         texts: strings to learn the merges from.
@@ -88,7 +88,7 @@ def _wrap(tokenizer: Tokenizer, special_tokens: dict[str, str]) -> PreTrainedTok
 
 
 def checked_texts(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, or a TypeError for a single string and for what is no string."""
+    """Yields the texts. Raises a TypeError for a single string or an item that is not a string."""
     if isinstance(texts, str):
         raise TypeError("texts must be an iterable of strings, got a single string; pass [text].")
     for text in texts:

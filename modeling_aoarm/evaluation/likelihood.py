@@ -28,7 +28,7 @@ from ..compat_aoarm import input_device, needs_all_processes
 from ..data.collators import DataCollatorForAnyOrderLM
 from ..data.masked_diffusion import collator_class_for
 from ..data.orders import OrderSpec
-from ..generation_aoarm import default_context_order
+from ..decoding_aoarm import default_context_order
 from .stats import Estimate
 
 
