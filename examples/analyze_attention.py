@@ -1,24 +1,24 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Where a trained any-order model attends, and what it loses when it may not.
+Where a trained any-order model attends, and its loss without parts of its attention.
 
-Objective: to see whether attention serves two ends at once, to find what stands near the target (semantic) and to sum
-up what came last (structural). Nothing is trained. On held-out text, in random orders,
+Does attention serve two ends at once, reading near the target (semantic) and summing up the most recent rows
+(structural)? Nothing is trained. On held-out text, in random orders,
 
-1. each head's attention mass is measured by semantic and by structural distance, in each layer and stream, and each
-   head gets a score between -1 (recency alone) and 1 (nearness to the target alone);
-2. as mass is only correlation, attention to the m rows nearest to each target, nearest to each row's own position, to
-   the m most recent rows, or to m random rows is cut, in each stream, and the loss measured again. Rows always see
-   themselves; with `--own_row true` the row itself is the most recent one, and may be hidden like the others.
+1. the attention mass of each head is measured by semantic and by structural distance, in each layer and stream, and
+   each head gets a score between -1 (recency alone) and 1 (nearness to the target alone);
+2. as mass is only correlation, attention is cut to the m rows nearest to each target, nearest to each row's own
+   position, most recent, or random, in each stream, and the loss is measured again. Rows always see themselves; with
+   `--own_row true` the row itself is the most recent one, and may be hidden like the others.
 
     python examples/analyze_attention.py [--model outputs/pretrain] [--output_dir outputs/attention] [--order uniform]
 
-Takes a minute or two on a CPU. The model is the one that `make pretrain` leaves; any other saved any-order model works
-too. The text should be the one that the model was trained on, of which the held-out part is read: give the same
-arguments as to `examples/pretrain.py` (`--train_file`, `--block_size`, ...).
+It takes a minute or two on a CPU. By default the model is the one that `make pretrain` leaves; any saved any-order
+model works. The text should be the held-out part of the model's training text, so give the same arguments as to
+`examples/pretrain.py` (`--train_file`, `--block_size`, ...).
 
-The output folder then holds three pictures, `attention_mass.png`, `attention_curves.png` and `hidden_rows.png`, and the
-numbers of each beside it as JSON.
+The output folder then holds two pictures, `attention_mass.png` and `hidden_rows.png`, and the numbers of each beside it
+as JSON.
 """
 
 import sys
@@ -31,9 +31,14 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_aoarm import model_class_for
-from modeling_aoarm.analysis.attention import AttentionMass, attention_mass
-from modeling_aoarm.analysis.interventions import HiddenRowLosses, hidden_row_losses
-from modeling_aoarm.analysis.plots import plot_attention_curves, plot_attention_mass, plot_hidden_rows
+from modeling_aoarm.analysis import (
+    AttentionMass,
+    HiddenRowLosses,
+    attention_mass,
+    hidden_row_losses,
+    plot_attention_mass,
+    plot_hidden_rows,
+)
 from modeling_aoarm.cli import find_device
 from modeling_aoarm.data.masked_diffusion import collator_class_for
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
@@ -41,12 +46,12 @@ from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 
 @dataclass
 class AnalysisArguments(TextArguments):
-    """Which model, and what is measured on how much text."""
+    """The model and the text."""
 
     model: str = field(default="outputs/pretrain", metadata={"help": "Folder of a saved model and its tokenizer."})
-    output_dir: str = field(default="outputs/attention", metadata={"help": "Where pictures and numbers go."})
+    output_dir: str = field(default="outputs/attention", metadata={"help": "Folder of pictures and numbers."})
     block_size: int = field(
-        default=64, metadata={"help": "Tokens of a row of text, without BOS; shorter ones are left out."}
+        default=64, metadata={"help": "Tokens of a row of text, without BOS; shorter rows are left out."}
     )
     examples: int = field(default=128, metadata={"help": "Rows of text, spread over the held-out part."})
     batch_size: int = field(default=32, metadata={"help": "Rows of text per forward pass."})
@@ -59,13 +64,13 @@ class AnalysisArguments(TextArguments):
         default=False, metadata={"help": "Whether a row may be hidden from itself, as the most recent one."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of orders and of random hidden rows."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ... Default: cuda where there is one."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, ... Default: cuda if there is one."})
 
 
 def held_out_batches(
     args: AnalysisArguments, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 ) -> list[dict[str, torch.Tensor]]:
-    """Batches of held-out rows of text of one length, in the orders asked for."""
+    """Makes batches of held-out rows of text of one length, in the chosen orders."""
     blocks = tokenize_and_chunk(args.load()["validation"], tokenizer, args.block_size)
     whole = [row for row in blocks if len(row["input_ids"]) == args.block_size]
     if not whole:
@@ -126,10 +131,9 @@ def main(argv: list[str]) -> None:
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     plot_attention_mass(mass, folder / "attention_mass.png")
-    plot_attention_curves(mass, folder / "attention_curves.png")
     plot_hidden_rows(losses, folder / "hidden_rows.png")
     print_summary(mass, losses)
-    print(f"attention_mass, attention_curves and hidden_rows (.png and .json) are in {folder}.")
+    print(f"attention_mass and hidden_rows (.png and .json) are in {folder}.")
 
 
 if __name__ == "__main__":

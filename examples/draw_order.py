@@ -1,11 +1,11 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Draw what a model sees: one order of a sentence, its rows, and the target of each row.
+Draw the rows of a model: one order of a sentence, and the target of each row.
 
     python examples/draw_order.py [--sentence "the cat sat on the mat"] [--order "local(2)"] [--output order.png]
 
-Takes a second on a CPU. The order comes from the same collator that training uses; the picture in the README is this
-script's output with its defaults. The numbers behind the picture are written beside it as JSON.
+It takes a second on a CPU. The order comes from the collator that training uses. With its defaults the script draws the
+picture in the README. It writes the numbers beside the picture as JSON.
 """
 
 import argparse
@@ -26,7 +26,7 @@ OWN, SEEN, TARGET = "#1f5fa8", "#cfdff0", "#c8501e"
 
 
 def word_tokenizer(sentence: str) -> PreTrainedTokenizerFast:
-    """One token per word of the sentence, after `<s>` and `<pad>`."""
+    """Makes a tokenizer with one token per word of the sentence, after `<s>` and `<pad>`."""
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(["<s>", "<pad>", *sentence.split()]))}
     backend = Tokenizer(models.WordLevel(vocabulary))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -34,7 +34,7 @@ def word_tokenizer(sentence: str) -> PreTrainedTokenizerFast:
 
 
 def draw(axes: Axes, words: list[str], positions: list[int]) -> None:
-    """One line per row: what it sees (pale), its own token (dark), and the place that it predicts (dashed)."""
+    """Draws one line per row: tokens it sees (pale), its own token (dark), and the position it predicts (dashed)."""
     places = sorted(zip(positions, words, strict=True))
     for row, (own, target) in enumerate(zip(positions[:-1], positions[1:], strict=True)):
         for place, word in places:
@@ -60,7 +60,7 @@ def draw(axes: Axes, words: list[str], positions: list[int]) -> None:
     axes.set_xticks(range(len(places)), [str(place) for place, _ in places])
     axes.set_yticks([])
     axes.xaxis.tick_top()
-    axes.set_xlabel("position in the sentence")
+    axes.set_xlabel("position in the sentence", labelpad=8)
     axes.xaxis.set_label_position("top")
     axes.tick_params(length=0)
     for spine in axes.spines.values():

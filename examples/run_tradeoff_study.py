@@ -1,10 +1,11 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-The study that the paper left open: does one stream lose to two because neighbours in the sentence are far in the order?
+A study of the question that the paper leaves open: does one stream lose to two because neighbours in the sentence are
+far apart in the order?
 
-Models of one size are trained on the same sentences in the same orders, at several lengths and, at one length, in
-orders that move neighbours apart, at random or not. A synthetic source has exact conditionals, so what a model lacks is
-known; text gives differences. A recipe says which cells there are:
+The study trains models of one size on the same sentences in the same orders, at several lengths and, at one length, in
+orders that move neighbours apart, at random or not. A synthetic source has exact conditionals, so the distance of a
+model from the optimum is known. Text gives differences between models only. A recipe lists the cells:
 
     python examples/run_tradeoff_study.py configuration/recipes/study_smoke.yaml --output_dir outputs/study_smoke
     python examples/run_tradeoff_study.py configuration/recipes/study_cpu.yaml --output_dir outputs/study_cpu \\
@@ -12,21 +13,21 @@ known; text gives differences. A recipe says which cells there are:
     python examples/run_tradeoff_study.py configuration/recipes/study_gpu.yaml --output_dir outputs/study_gpu \\
         --train_file ... --validation_file ... --device cuda --compile --bf16 --max_minutes 9
 
-*Smoke* takes a minute on 2 cores and shows nothing; *CPU* three and a half hours on 2 cores; *GPU* as long as it gets,
-in pieces: the same command goes on where a run ended or was killed, in any number of processes, and no finished cell is
-computed again. `--plan_seconds 10` says beforehand how long training will take. Without files the text is that of the
-manual inside CPython. `study_cpu_rates.yaml` adds half and double the learning rate to the folder of *CPU*.
+*Smoke* takes a minute on 2 cores and shows nothing. *CPU* takes three and a half hours on 2 cores. *GPU* runs in
+pieces: the same command goes on from a run that ended or was killed, in any number of processes, and never computes a
+finished cell again. `--plan_seconds 10` estimates the training time first. Without files, the text is the manual inside
+CPython. `study_cpu_rates.yaml` adds half and double the learning rate to the folder of *CPU*.
 
-The output folder has a file for each finished cell (`cells`) and its model (`weights`), `attention` (where each head
-looks, and what cutting edges costs) and `samples` (coherence and diversity of sampled text) for the cells that the
-recipe names, and the report: `results.json`, one row for each branch of each cell, and figures.
+The output folder has a file for each finished cell (`cells`) and its model (`weights`); for the cells that the recipe
+names, `attention` (attention mass by distance, and the cost of cutting edges) and `samples` (coherence and diversity of
+sampled text); and the report: `results.json`, with one row for each branch of each cell, and figures.
 """
 
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,10 +48,10 @@ from modeling_aoarm.io import write_json
 class StudyArguments(TextArguments):
     """How the study runs."""
 
-    output_dir: str = field(default="outputs/study", metadata={"help": "Where results go, and are gone on from."})
+    output_dir: str = field(default="outputs/study", metadata={"help": "Folder of results."})
     join_with: str = field(
         default="",
-        metadata={"help": "What is put between texts. Default: nothing, as for running text cut into lines."},
+        metadata={"help": "Put between texts. Default: nothing, for running text cut into lines."},
     )
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, ..."})
     threads: int = field(default=1, metadata={"help": "Torch threads of a process without a GPU."})
@@ -61,15 +62,15 @@ class StudyArguments(TextArguments):
     )
     plan_seconds: float | None = field(
         default=None,
-        metadata={"help": "Train each kind of model for so long, print what all cells would take, and end."},
+        metadata={"help": "Train each kind of model for this time, print an estimate for all cells, and end."},
     )
-    max_minutes: float = field(default=math.inf, metadata={"help": "After these a run saves its state and ends."})
-    save_seconds: float = field(default=30.0, metadata={"help": "Seconds between savings of a cell in training."})
-    report_only: bool = field(default=False, metadata={"help": "Train nothing; write the report of what there is."})
+    max_minutes: float = field(default=math.inf, metadata={"help": "Time after which a run saves its state and ends."})
+    save_seconds: float = field(default=30.0, metadata={"help": "Seconds between saves of a cell in training."})
+    report_only: bool = field(default=False, metadata={"help": "Train nothing; write the report of finished cells."})
 
 
 def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | None, TextSource | None]:
-    """Training and held-out text, if a cell needs them."""
+    """Loads training and held-out text, if a cell needs them."""
     if all(cell.source != "text" for cell in recipe.cells):
         return None, None
     texts = args.load()
@@ -81,33 +82,29 @@ def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | Non
     return TextSource(train), TextSource(held_out)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> None:
-    """Prints a table whose first `texts` columns are aligned left and the others, numbers, right."""
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < texts else "right")
+def print_table(title: str, rows: Iterable[Mapping], columns: Mapping[str, str]) -> None:
+    """Prints rows as a table. `columns` maps a heading to the format of its cells, such as `"{nll:.4f}"`."""
+    table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(form.format_map(row).replace("nan", "-") for form in columns.values()))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def print_plan(study: Study, args: StudyArguments) -> None:
-    """Measures rates and prints them with the time that unfinished cells train at them; measuring is not in it."""
-    rates = study.rates(args.plan_seconds, args.compile, args.bf16)
-    table, total = [], 0.0
-    for measured, rate in rates.items():
+    """Measures rates, and prints the training time of unfinished cells at these rates."""
+    rows = []
+    for measured, rate in study.rates(args.plan_seconds, compile=args.compile, bf16=args.bf16).items():
         cells = [cell for cell in study.recipe.cells if same_speed(cell, measured) and study.result(cell) is None]
         minutes = sum(cell.training_symbols for cell in cells) / rate / 60
-        total += minutes
-        names = measured.source, str(measured.length), measured.model
-        table.append((*names, f"{rate:,.0f}", str(len(cells)), f"{minutes:.1f}"))
-    columns = ("source", "length", "model", "symbols per second", "cells", "minutes")
-    print_table("Training, one process", columns, table, texts=3)
-    print(f"All cells: {total:.0f} minutes in one process.")
+        rows.append(vars(measured) | {"rate": rate, "cells": len(cells), "minutes": minutes})
+    columns = {name: f"{{{name}}}" for name in ("source", "length", "model", "cells")}
+    columns |= {"symbols per second": "{rate:,.0f}", "minutes": "{minutes:.1f}"}
+    print_table("Training, one process", rows, columns)
+    print(f"All cells: {sum(row['minutes'] for row in rows):.0f} minutes in one process.")
 
 
 def report(folder: Path) -> None:
-    """Writes the table and the figures of what there is, and prints a table."""
+    """Writes the table and the figures of finished cells, and prints the table."""
     rows = finished_rows(folder)
     if not rows:
         print(f"No cell is finished in {folder}.")
@@ -123,35 +120,13 @@ def report(folder: Path) -> None:
         figures.plot_attention(attention, folder / "attention.png")
     if samples := finished_rows(folder, "samples"):
         figures.plot_frontiers(samples, folder / "frontiers.png")
-    table = []
-    for row in flat:
-        is_exact = "excess" in row
-        error = row["excess_standard_error" if is_exact else "standard_error"]
-        table.append(
-            (
-                *(str(row[name]) for name in ("source", "length", "order", "learning_rate", "model", "seed")),
-                f"{row['symbols'] / 1e6:.2f}M",
-                f"{row['nll']:.4f}",
-                f"{row['excess']:.4f}" if is_exact else "-",
-                "-" if error is None else f"{error:.4f}",
-                f"{row['unigram_entropy']:.4f}" + ("" if row["beats_unigram"] else " (not beaten)"),
-            )
-        )
-    columns = ("source", "length", "order", "rate", "model", "seed", "symbols", "nats", "excess", "s.e.", "unigram")
-    print_table("Nats per symbol", columns, table, texts=5)
-    print_table(
-        f"What {figures.ONE} needs more than others, on the same sentences and orders",
-        ("source", "length", "order", "rate", "other", "seed", "rows to a neighbour", "nats", "s.e."),
-        [
-            (
-                *(str(gap[name]) for name in ("source", "length", "order", "learning_rate", "other", "seed")),
-                f"{gap['neighbour_row_lag']:.1f}",
-                *(f"{gap[name]:.4f}" for name in ("gap", "standard_error")),
-            )
-            for gap in found
-        ],
-        texts=5,
-    )
+    columns = {name: f"{{{name}}}" for name in ("source", "length", "order")} | {"rate": "{learning_rate}"}
+    results = columns | {"model": "{model}", "seed": "{seed}", "symbols": "{symbols:,}"}
+    results |= {"nats": "{nll:.4f}", "excess": "{excess:.4f}", "unigram": "{unigram_entropy:.4f}"}
+    print_table("Nats per symbol", [{"excess": math.nan} | row for row in flat], results)
+    compared = columns | {"other": "{other}", "seed": "{seed}", "rows to a neighbour": "{neighbour_row_lag:.1f}"}
+    compared |= {"nats": "{gap:.4f}", "s.e.": "{standard_error:.4f}"}
+    print_table(f"Nats per symbol that {figures.ONE} needs more, on the same sentences and orders", found, compared)
 
 
 def main(argv: list[str]) -> None:
@@ -172,7 +147,7 @@ def main(argv: list[str]) -> None:
         ]
         try:
             started = time.monotonic()
-            # What an earlier call left comes first.
+            # Analyses that an earlier run left come first.
             study.analyse(args.max_minutes)
             study.run(args.compile, args.bf16, args.max_minutes, args.save_seconds)
             study.analyse(args.max_minutes - (time.monotonic() - started) / 60)

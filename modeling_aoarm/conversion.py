@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Any-order models from causal checkpoints of the library: Llama, Mistral, Qwen2, Qwen3, SmolLM (Llama) and SmolLM3.
+"""Any-order models from the library's causal checkpoints: Llama, Mistral, Qwen2, Qwen3, SmolLM (Llama) and SmolLM3.
 
-Parameter names are the same, so weights are taken over as they are. What a model computes lies in its config's fields
-too. The tables below say what becomes of each field of each model type: it is copied, or must have a value at which it
-changes nothing, or no left-to-right logit depends on it. A field that is in no table is refused by name. The tables
-were read off the modeling files of transformers 5.23.
+Parameter names are the same, so weights are used as they are. A model's computation also depends on its config. The
+tables below sort the config's fields for each model type: a field is copied, or must have a value that changes nothing,
+or affects no left-to-right logit. Fields in no table are refused by name. The tables come from the modeling files of
+transformers 5.23.
 """
 
 import copy
@@ -39,57 +39,44 @@ from .gguf import check_gguf, read_gguf, require_gguf
 from .modeling_aoarm import AOARMForCausalLM
 
 
-# Those with rotations, and the starts of `two_stream` that are the source exactly in the identity order.
+# The variants with rotations, and the query starts with which `two_stream` is exact in the identity order.
 VARIANTS = ("two_stream", "decoupled_rope", "causal")
 QUERY_STREAM_INITS = ("neighbor", "content")
 
-# Fields that all families share with us, in name and meaning.
+# Fields with the same name and meaning in all families and in our config.
 COPIED = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
     "hidden_act max_position_embeddings initializer_range rms_norm_eps use_cache tie_word_embeddings rope_parameters "
     "attention_dropout"
 ).split()
 
-# Fields that no left-to-right logit depends on.
-UNREAD = {
-    "names, versions, notes": (
-        "architectures base_model created_at datasets date is_llama_config language languages library_name license "
-        "model_name model_type name tags tokenizer_class transformers.js_config transformers_version unsloth_fixed "
-        "unsloth_version"
-    ),
-    "what calls return, and other heads": (
-        "add_cross_attention cross_attention_hidden_size finetuning_task id2label is_decoder label2id "
-        "output_hidden_states problem_type return_dict task_specific_params tie_encoder_decoder tie_last_hidden_states "
-        "torchscript"
-    ),
-    "how weights are stored and shared out": (
-        "base_model_pp_plan base_model_tp_plan chunk_size_feed_forward distributed_config dtype pretraining_tp "
-        "use_bfloat16"
-    ),
-    "training": "dropout gradient_checkpointing initializer_factor",
-    "which layers have a window, where `sliding_window` or `layer_types` says that there is one": (
-        "max_window_layers use_sliding_window"
-    ),
-    "lengths that no layer reads": "max_seq_len max_sequence_length model_max_length seq_length",
-    "what the library has moved into `rope_parameters`": (
-        "ignore_keys_at_rope_validation original_max_position_embeddings"
-    ),
-}
-# Any token id; and dropout that the library's class does not have, in training either.
+# Fields that affect no left-to-right logit: names, versions and notes; options of calls and of other heads; storage and
+# sharding of weights; training; layers with a window (`sliding_window` or `layer_types` says if there is one); lengths
+# that no layer reads; and fields that the library has moved into `rope_parameters`.
+UNREAD = (
+    "architectures base_model created_at datasets date is_llama_config language languages library_name license "
+    "model_name model_type name tags tokenizer_class transformers.js_config transformers_version unsloth_fixed "
+    "unsloth_version "
+    "add_cross_attention cross_attention_hidden_size finetuning_task id2label is_decoder label2id "
+    "output_hidden_states problem_type return_dict task_specific_params tie_encoder_decoder tie_last_hidden_states "
+    "torchscript "
+    "base_model_pp_plan base_model_tp_plan chunk_size_feed_forward distributed_config dtype pretraining_tp "
+    "use_bfloat16 "
+    "dropout gradient_checkpointing initializer_factor "
+    "max_window_layers use_sliding_window "
+    "max_seq_len max_sequence_length model_max_length seq_length "
+    "ignore_keys_at_rope_validation original_max_position_embeddings"
+).split()
+# Token ids, and dropout that the library's class does not have (in training either).
 UNREAD_ENDINGS = ("_token_id", "_token_ids", "_dropout", "_dropout_prob", "_pdrop")
 
-# Ids that become ours where they are tokens of the vocabulary. Published configs write -1 for "none".
+# Ids that are copied if they are tokens of the vocabulary. Published configs write -1 for "none".
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What the value of a field must be for the conversion to be exact.
-
-    Args:
-        text: the rule in words, which go on after "must".
-        holds: whether a value is right, given the whole config.
-    """
+    """The values of a field for which the conversion is exact: in words that follow "must", and as a check."""
 
     text: str
     holds: Callable[[Any, PreTrainedConfig], bool]
@@ -99,23 +86,22 @@ def equal_to(value: Any) -> Rule:
     return Rule(f"be {value!r}", lambda given, _: given == value)
 
 
-def _quantization_method(quantization: Any) -> str | None:
-    """What `quantization_config` names, which is a dictionary or, once a model is loaded, an object."""
+def _is_gguf(quantization: Any, config: PreTrainedConfig) -> bool:
+    # A dictionary, or an object once the model is loaded.
     values = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    return values.get("quant_method")
+    return values.get("quant_method") == "gguf"
 
 
-# A field that is None or not there breaks no rule. The library's Llama reads no softcapping and no multipliers: a
-# checkpoint with them is another model than the one that would be loaded here.
+# A field that is None or absent breaks no rule. The library's Llama reads no softcapping and no multipliers, so a
+# checkpoint with them would load as another model.
 RULES = {
     **dict.fromkeys(("attention_bias", "is_encoder_decoder", "mlp_bias", "qkv_bias"), equal_to(False)),
     **dict.fromkeys(("qk_layernorm", "qk_norm", "use_qk_norm"), equal_to(False)),
     **dict.fromkeys(("rope_interleaved", "use_dynamic_ntk", "use_logn_attn", "use_mrope"), equal_to(False)),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), equal_to(None)),
+    **dict.fromkeys(("attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping"), equal_to(None)),
     **dict.fromkeys(("embedding_multiplier", "logits_scaling", "logit_scale", "residual_multiplier"), equal_to(1.0)),
-    "attention_multiplier": equal_to(None),
     "auto_map": Rule(
-        "name no model code (the checkpoint computes with code of its own)",
+        "name no model code (the checkpoint computes with its own code)",
         lambda names, _: not any(name.startswith("AutoModel") for name in names),
     ),
     "hidden_act": Rule("be an activation that the library knows", lambda name, _: name in ACT2FN),
@@ -123,8 +109,7 @@ RULES = {
     "layer_types": Rule("be 'full_attention' in every layer", lambda types, _: set(types) == {"full_attention"}),
     "pruned_heads": equal_to({}),
     "quantization_config": Rule(
-        "be None, or that of a GGUF file (whose weights are plain numbers once they are loaded)",
-        lambda quantization, _: _quantization_method(quantization) == "gguf",
+        "be None, or that of a GGUF file (whose weights are plain numbers once they are loaded)", _is_gguf
     ),
     "rope_parameters": Rule(
         f"have one `rope_type` for all layers, among {', '.join(STATIC_ROPE_TYPES)}, and no `partial_rotary_factor` "
@@ -142,14 +127,14 @@ RULES = {
 
 @dataclass(frozen=True)
 class Family:
-    """How the config of one model type of the library becomes ours, beyond `COPIED`, `UNREAD` and `RULES`.
+    """How the config of one model type becomes ours, in addition to `COPIED`, `UNREAD` and `RULES`.
 
     Args:
-        model_class: the library's class, which computes what is converted.
+        model_class: the library's class, whose computation is converted.
         renamed: our fields for a field of the source.
-        constant: our fields for what the library's class has built in.
-        rules: further fields that must have a value at which they change nothing.
-        unread: further fields that change nothing where the rules hold; `layer_types` says which layers have a window.
+        constant: our fields for a built-in property of the library's class.
+        rules: further rules, which replace those of `RULES`.
+        unread: further fields that change nothing if the rules hold (`layer_types` says which layers have a window).
     """
 
     model_class: type[PreTrainedModel]
@@ -203,65 +188,56 @@ def convert_causal_lm(
     ignored_fields: Sequence[str] = (),
     **kwargs,
 ) -> AOARMForCausalLM:
-    """Makes an any-order model of a left-to-right one.
+    """Makes an any-order model from a left-to-right one.
 
-    Exact in the identity order: called without positions, or left to right, the result gives the source's logits (up to
-    rounding) and the source's generated text. The default, `two_stream` with the neighbor start, fills blanks from both
-    sides without training: it goes on from the token left of a blank, as the source would, and sees what is right of it
-    too. `docs/conversion.md` has measurements. For targets whose left neighbor is not known (other orders), and for the
-    other variants, the weights have seen nothing like it, and need training first.
+    The result is exact in the identity order: called without positions, or left to right, it gives the source's logits
+    (up to rounding) and generates the source's text. The default, `two_stream` with the neighbor start, fills blanks
+    from both sides without training: it continues the token to the left of a blank, as the source would, and also sees
+    the text to the right (`docs/conversion.md` has measurements). Targets without a known left neighbor (other orders),
+    and the other variants, need training first.
 
     Args:
-        model_or_path: a model of the library, or a folder or Hub name of its checkpoint. A model is not changed, and no
-            memory is shared with it: its weights are copied. A checkpoint is held in memory once.
+        model_or_path: a model of the library, or a folder or Hub name of its checkpoint. A model is not changed, and
+            its weights are copied. A checkpoint is held in memory once.
         attention_variant: `"two_stream"`, `"decoupled_rope"` or `"causal"`.
-        query_stream_init: where the query stream of `"two_stream"` starts: `"neighbor"`, whose learned vector begins as
-            the mean of the token embeddings, or `"content"`. The other variants ignore it.
-        dtype: of the weights. `"auto"` leaves those of a model as they are, and loads a checkpoint in its own.
+        query_stream_init: start of the query stream of `"two_stream"`: `"neighbor"`, whose learned vector begins as the
+            mean of the token embeddings, or `"content"`. The other variants ignore it.
+        dtype: dtype of the weights. `"auto"` keeps that of the model or the checkpoint.
         mask_token_id: goes into the config, for tokenizers that have a mask token. The vocabulary stays as it is.
-        ignored_fields: config fields (of a GGUF file: metadata entries and tensors too) unknown here that the caller
-            knows to change nothing.
-        **kwargs: how a checkpoint is loaded, as in `from_pretrained`: `revision`, `token`, `attn_implementation`, ...
+        ignored_fields: unknown config fields (of a GGUF file: also metadata entries and tensors) that, as the caller
+            knows, change nothing.
+        **kwargs: passed to `from_pretrained` for a checkpoint: `revision`, `token`, `attn_implementation`, ...
             `gguf_file` names a GGUF file in the folder; it needs the extra `gguf`. Its weights become plain numbers,
             float32 unless `dtype` says otherwise.
 
     Returns:
         The model in evaluation mode, on the source's device, with its special tokens and generation config.
         `config.converted_from` names the source, and its GGUF file if it has one. RoPE frequencies are float32, as in a
-        loaded checkpoint, also where a cast has rounded those of the model given.
+        loaded checkpoint, even if a cast has rounded those of the given model.
 
     Raises:
         OSError: there is no such checkpoint.
         ValueError: for a model that none of the variants equals exactly (the message names the field, the rule and the
-            value), a checkpoint with weights missing, left over or of another shape, and weights that are not there to
-            be copied (offloaded) or are no floating-point numbers (quantised).
+            value), a checkpoint with missing, surplus or differently shaped weights, and weights that cannot be copied
+            (offloaded) or are no floating-point numbers (quantised).
     """
     if dtype != "auto":
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"`dtype` must be 'auto' or a floating-point dtype of torch, got {dtype!r}.")
     variant = {"attention_variant": attention_variant, "query_stream_init": query_stream_init}
-    if isinstance(model_or_path, PreTrainedModel):
-        if kwargs:
-            raise ValueError(f"Arguments for loading need a folder or a Hub name, got a model and {sorted(kwargs)}.")
-        source, is_owned = model_or_path, False
-        name = str(source.config.name_or_path or "")
+    is_loaded_here = not isinstance(model_or_path, PreTrainedModel)
+    if is_loaded_here:
+        source, name = _load(os.fspath(model_or_path), variant, dtype, ignored_fields, kwargs), os.fspath(model_or_path)
+    elif kwargs:
+        raise ValueError(f"Arguments for loading need a folder or a Hub name, got a model and {sorted(kwargs)}.")
     else:
-        source, is_owned = _load(os.fspath(model_or_path), variant, dtype, ignored_fields, kwargs), True
-        name = os.fspath(model_or_path)
+        source, name = model_or_path, str(model_or_path.config.name_or_path or "")
     config = convert_config(source.config, **variant, mask_token_id=mask_token_id, ignored_fields=ignored_fields)
     expected = FAMILIES[source.config.model_type].model_class
     if type(source) is not expected:
         raise ValueError(f"`model_or_path` must be a {expected.__name__} itself, got {type(source).__name__}.")
-    # Where a folder lies on this machine is nobody's business.
-    is_place = name != "" and (Path(name).is_absolute() or Path(name).is_dir())
-    config.converted_from = {
-        "model_type": source.config.model_type,
-        "name": Path(name).resolve().name if is_place else name,
-    }
-    gguf_file = getattr(getattr(source.config, "quantization_config", None), "gguf_file", None)
-    if gguf_file is not None:
-        config.converted_from["gguf_file"] = Path(gguf_file).name
+    config.converted_from = _describe_source(source.config, name)
     # Checkpoints with two different tables load untied, whatever their config says.
     config.tie_word_embeddings = source.lm_head.weight is source.model.embed_tokens.weight
 
@@ -272,8 +248,10 @@ def convert_causal_lm(
             raise ValueError(f"Weights must be floating-point numbers in memory, got {key} {state}.")
         if key == "lm_head.weight" and config.tie_word_embeddings:
             weights[key] = weights["model.embed_tokens.weight"]
+        elif is_loaded_here:
+            weights[key] = tensor
         else:
-            weights[key] = tensor if is_owned else tensor.to(tensor.dtype if dtype == "auto" else dtype, copy=True)
+            weights[key] = tensor.to(tensor.dtype if dtype == "auto" else dtype, copy=True)
     if config.starts_from_neighbors:
         table = weights["model.embed_tokens.weight"]
         weights["model.query_embedding.weight"] = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
@@ -284,12 +262,12 @@ def convert_causal_lm(
     except RuntimeError as error:
         raise ValueError(f"The weights of the model are not those of its config: {error}") from error
     model.tie_weights()
-    # The only tensors that are not among the weights.
-    model.model.rotary_emb = _same_rotary_embedding(config, source)
-    model.generation_config = _generation_config(source, config)
+    # The rotations are the only tensors outside of the weights.
+    model.model.rotary_emb = _make_rotary_embedding(config, source)
+    model.generation_config = _convert_generation_config(source, config)
     if config.attention_variant != "causal" and not config.starts_from_neighbors:
-        # A state that starts from the row's own token goes on from that one, so that the last should stand left of the
-        # first blank (docs/conversion.md has measurements).
+        # A state that starts from the row's own token continues that token, so the last context row should stand left
+        # of the first blank (`docs/conversion.md` has measurements).
         model.generation_config.context_order = "suffix_first"
     return model.eval()
 
@@ -302,10 +280,10 @@ def convert_config(
     mask_token_id: int | None = None,
     ignored_fields: Sequence[str] = (),
 ) -> AOARMConfig:
-    """Our config for what a config of the library describes; arguments as in [`convert_causal_lm`].
+    """Converts a config of the library. The arguments are those of [`convert_causal_lm`].
 
     Raises:
-        ValueError: for a model type or a field that is unknown, and for values that cannot be converted exactly.
+        ValueError: for an unknown model type or field, and for values that cannot be converted exactly.
     """
     if attention_variant not in VARIANTS:
         raise ValueError(
@@ -327,10 +305,9 @@ def convert_config(
         raise ValueError("`per_layer_config` must not be given: all layers must be alike, got one.")
     without_rule = {*family.renamed, *family.unread}
     rules = {name: rule for name, rule in RULES.items() if name not in without_rule} | family.rules
-    unread = {name for names in UNREAD.values() for name in names.split()}
-    known = {*COPIED, *rules, *without_rule, *unread, *ignored_fields}
+    known = {*COPIED, *rules, *without_rule, *UNREAD, *ignored_fields}
     for name, value in vars(source).items():
-        # Without a value a field says nothing, and private ones are the library's own.
+        # Fields without a value change nothing, and private fields belong to the library.
         if value is None or name.startswith("_"):
             continue
         if name in rules and not rules[name].holds(value, source):
@@ -338,10 +315,10 @@ def convert_config(
         if name not in known and not name.endswith(UNREAD_ENDINGS):
             raise ValueError(
                 f"`{name}` must be a config field whose meaning in {source.model_type} models is known here, got "
-                f"{value!r}. If it changes nothing that the model computes, name it in `ignored_fields`."
+                f"{value!r}. If it does not change the model's computation, name it in `ignored_fields`."
             )
     fields = {name: copy.deepcopy(getattr(source, name, None)) for name in COPIED}
-    fields |= {name: _tokens_of(getattr(source, name, None), source.vocab_size) for name in TOKEN_IDS}
+    fields |= {name: _keep_valid_tokens(getattr(source, name, None), source.vocab_size) for name in TOKEN_IDS}
     for name, ours in family.renamed.items():
         fields |= dict.fromkeys(ours, getattr(source, name))
     try:
@@ -360,7 +337,7 @@ def convert_config(
 def _load(
     name: str, variant: dict[str, str], dtype: torch.dtype | str, ignored_fields: Sequence[str], kwargs: dict
 ) -> PreTrainedModel:
-    """The checkpoint as a model of the library, whole and with nothing left over."""
+    """Loads a checkpoint as a model of the library, with all of its weights used and none missing."""
     if Path(name).is_file():
         raise ValueError(
             f"`model_or_path` must be a folder or a Hub name, got the file {name}. Pass its folder, and a GGUF file's "
@@ -371,16 +348,18 @@ def _load(
     gguf_file = kwargs.get("gguf_file")
     if gguf_file is not None:
         require_gguf()
-        reader = read_gguf(_cached_file(name, gguf_file, kwargs))
+        options = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+        path = cached_file(name, gguf_file, **{key: kwargs[key] for key in options if key in kwargs})
+        reader = read_gguf(path)
         dtype = torch.float32 if dtype == "auto" else dtype
     try:
         source_config = AutoConfig.from_pretrained(name, **kwargs)
-        # What cannot be converted is refused before its weights are read, or fetched.
+        # Refuses a config before its weights are read, or downloaded.
         convert_config(source_config, **variant, ignored_fields=ignored_fields)
         model_class = FAMILIES[source_config.model_type].model_class
         if gguf_file is not None:
             check_gguf(reader, model_class, source_config, ignored_fields)
-        # With this the report names the tensors of another shape, and the error below does.
+        # The error below then names the tensors of another shape.
         kwargs = {**kwargs, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         source, report = model_class.from_pretrained(name, config=source_config, dtype=dtype, **kwargs)
     except (KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
@@ -395,8 +374,16 @@ def _load(
     return source
 
 
-def _same_rotary_embedding(config: AOARMConfig, source: PreTrainedModel) -> LlamaRotaryEmbedding:
-    """Our rotations, after a look whether they are the source's, as both read `rope_parameters` for themselves."""
+def _describe_source(config: PreTrainedConfig, name: str) -> dict[str, str]:
+    """The source's model type and name, and its GGUF file. Of local paths only the last part is kept."""
+    is_path = name != "" and (Path(name).is_absolute() or Path(name).is_dir())
+    described = {"model_type": config.model_type, "name": Path(name).resolve().name if is_path else name}
+    gguf_file = getattr(getattr(config, "quantization_config", None), "gguf_file", None)
+    return described if gguf_file is None else described | {"gguf_file": Path(gguf_file).name}
+
+
+def _make_rotary_embedding(config: AOARMConfig, source: PreTrainedModel) -> LlamaRotaryEmbedding:
+    """Makes our rotations, and checks that they are the source's: both read `rope_parameters` on their own."""
     rotary, theirs = LlamaRotaryEmbedding(config).to(source.device), source.model.rotary_emb
     frequencies = rotary.inv_freq.to(theirs.inv_freq.dtype)
     tolerance = 4 * torch.finfo(frequencies.dtype).eps
@@ -412,27 +399,19 @@ def _same_rotary_embedding(config: AOARMConfig, source: PreTrainedModel) -> Llam
     return rotary
 
 
-def _cached_file(name: str, file: str, kwargs: dict) -> str:
-    """Path of a checkpoint's file, which is fetched if it lies on the Hub."""
-    names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-    return cached_file(name, file, **{key: kwargs[key] for key in names if key in kwargs})
-
-
-def _tokens_of(token_ids: int | list[int] | None, vocab_size: int) -> int | list[int] | None:
-    """Token ids without those that are no token, as -1, which stands for "none" in some published configs."""
+def _keep_valid_tokens(token_ids: int | list[int] | None, vocab_size: int) -> int | list[int] | None:
+    """Drops ids outside of the vocabulary, such as the -1 of some published configs."""
     if isinstance(token_ids, list):
         return [token_id for token_id in token_ids if 0 <= token_id < vocab_size] or None
     return None if token_ids is None or not 0 <= token_ids < vocab_size else token_ids
 
 
-def _generation_config(source: PreTrainedModel, config: AOARMConfig) -> AOARMGenerationConfig:
-    """The source's way to generate, with room for ours."""
-    theirs = source.generation_config
-    values = generation_config_values(theirs)
-    values |= {name: _tokens_of(values.get(name), config.vocab_size) for name in TOKEN_IDS}
+def _convert_generation_config(source: PreTrainedModel, config: AOARMConfig) -> AOARMGenerationConfig:
+    values = generation_config_values(source.generation_config)
+    values |= {name: _keep_valid_tokens(values.get(name), config.vocab_size) for name in TOKEN_IDS}
     ours = AOARMGenerationConfig.from_dict(values)
-    # As in the library: what was published may be saved again, even where it would refuse the like from us.
-    keep_published_mark(theirs, ours)
+    # A published config can be saved again, even if the library would refuse a new one like it.
+    keep_published_mark(source.generation_config, ours)
     return ours
 
 

@@ -1,12 +1,11 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""What a GGUF file holds that the library's loader drops.
+"""Checks of GGUF files for content that the library's loader drops.
 
-The loader reads sizes, the base of RoPE and the weights of a Llama, Mistral, Qwen2 or Qwen3. It drops every other entry
-and tensor without a word: RoPE scaling, windows, multipliers. A model with those would load as another model, so the
-file is checked first.
+The loader reads sizes, the base of RoPE and the weights of a Llama, Mistral, Qwen2 or Qwen3. It silently drops every
+other entry and tensor, such as RoPE scaling, windows and multipliers. A model with those would load as another model,
+so the file is checked first.
 """
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,34 +16,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-# Metadata entries, behind the architecture's name, that the loader reads.
+# Metadata entries that the loader reads. Their names begin with the architecture.
 READ = (
     "attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon block_count context_length "
     "embedding_length feed_forward_length rope.freq_base vocab_size"
 ).split()
-
 # Entries that must be the head's width, over which the library's classes rotate.
 HEAD_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 
-# GGUF's names of a layer's parts, and of the parts outside of layers, beside the library's.
-LAYER_PARTS = {
-    "attn_k": "self_attn.k_proj",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_norm": "input_layernorm",
-    "attn_output": "self_attn.o_proj",
-    "attn_q": "self_attn.q_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_v": "self_attn.v_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_up": "mlp.up_proj",
-}
-OTHER_PARTS = {"output": "lm_head", "output_norm": "model.norm", "token_embd": "model.embed_tokens"}
-
 
 def require_gguf() -> None:
-    """Raises a ValueError where the package that reads GGUF files is missing."""
+    """Raises a ValueError if the package that reads GGUF files is not installed."""
     try:
         import gguf  # noqa: F401
     except ImportError as error:
@@ -54,10 +36,10 @@ def require_gguf() -> None:
 
 
 def read_gguf(path: str) -> "GGUFReader":
-    """The entries and tensors of a file, whose data stay on the disk.
+    """Opens a file. Its tensors stay on the disk.
 
     Raises:
-        ValueError: the file is no GGUF file, or not a whole one.
+        ValueError: the file is not a whole GGUF file.
     """
     from gguf import GGUFReader
 
@@ -74,9 +56,9 @@ def check_gguf(
 
     Args:
         reader: the file, from [`read_gguf`].
-        model_class: the library's class that the loader makes of the file.
-        config: the config that the loader makes of the file.
-        ignored: entries and tensors that the caller knows to change nothing.
+        model_class: the library's class that the loader makes from the file.
+        config: the config that the loader makes from the file.
+        ignored: entries and tensors that, as the caller knows, change nothing.
 
     Raises:
         ValueError: names the entry or the tensor.
@@ -85,7 +67,7 @@ def check_gguf(
     architecture = reader.fields["general.architecture"].contents()
     for name, entry in reader.fields.items():
         prefix, _, key = name.partition(".")
-        # Notes on the file and its tokenizer stand under other names.
+        # Notes on the file and its tokenizer have other prefixes.
         if prefix != architecture or key in READ or name in ignored:
             continue
         value = entry.contents()
@@ -98,29 +80,28 @@ def check_gguf(
             )
         if key not in (*HEAD_WIDTHS, "rope.scaling.type"):
             raise ValueError(
-                f"`{name}` must be an entry that the library's GGUF loader reads, got {value!r}. If it changes nothing "
-                "that the model computes, name it in `ignored_fields`."
+                f"`{name}` must be an entry that the library's GGUF loader reads, got {value!r}. If it does not change "
+                "the model's computation, name it in `ignored_fields`."
             )
-    with torch.device("meta"):
-        parameters = model_class(config).state_dict()
+    names = tensor_names(architecture, model_class, config).values()
     for tensor in reader.tensors:
-        if parameter_name(tensor.name) not in parameters and tensor.name not in ignored:
+        if tensor.name not in names and tensor.name not in ignored:
             raise ValueError(
-                f"`{tensor.name}` must be a tensor of a {model_class.__name__}, which the library makes of this GGUF "
+                f"`{tensor.name}` must be a tensor of a {model_class.__name__}, which the library makes from this GGUF "
                 "file: its loader would drop the tensor. Convert the checkpoint in safetensors instead."
             )
 
 
-def parameter_name(tensor: str) -> str | None:
-    """The library's name of a GGUF tensor; `None` for one that is not known here."""
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", tensor)
-    if match is None:
-        return None
-    layer, part, kind = match.groups()
-    part = (OTHER_PARTS if layer is None else LAYER_PARTS).get(part)
-    if part is None:
-        return None
-    return f"{part}.{kind}" if layer is None else f"model.layers.{layer}.{part}.{kind}"
+def tensor_names(architecture: str, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, str]:
+    """Maps the names of a model's parameters to the names of GGUF tensors."""
+    from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+
+    numbers = {name: number for number, name in MODEL_ARCH_NAMES.items()}
+    # A Mistral's tensors have the names of a Llama's.
+    names = get_tensor_name_map(numbers.get(architecture, MODEL_ARCH.LLAMA), config.num_hidden_layers)
+    with torch.device("meta"):
+        parameters = model_class(config).state_dict()
+    return {name: names.get_name(name, (".weight", ".bias")) for name in parameters}
 
 
-__all__ = ["check_gguf", "parameter_name", "read_gguf", "require_gguf"]
+__all__ = ["check_gguf", "read_gguf", "require_gguf", "tensor_names"]

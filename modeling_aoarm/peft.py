@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""PEFT: what adapters change where the caller does not say, and the learned query vector. PEFT may be missing.
+"""Defaults for PEFT adapters, and the learned query vector. PEFT is optional.
 
-In `two_stream` one adapter serves a whole batch: PEFT's `adapter_names`, an adapter for each example, and its aLoRA do
+In `two_stream` one adapter serves a whole batch. PEFT's `adapter_names` (one adapter for each example) and its aLoRA do
 not work with layers that run on streams of examples, and fail.
 """
 
@@ -16,18 +16,17 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-# All linear layers but the head, those of single variants included. PEFT's entry for Llama, queries and values only,
-# came out a little worse with as many parameters (`examples/finetune_peft.py`: 1.499 against 1.487 nats per token after
-# 300 steps, one seed).
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LORA_TARGETS += ["modulation", "norm_modulation"]
+# All linear layers except the head, including those of single variants. PEFT's entry for Llama (queries and values
+# only) was a little worse with as many parameters: 1.499 against 1.487 nats per token after 300 steps of
+# `examples/finetune_peft.py`, one seed.
+LORA_TARGETS = ("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj modulation norm_modulation").split()
 
 
 def register_default_targets() -> None:
-    """Enters these models into PEFT's tables, so that its configurations need no `target_modules`.
+    """Adds these models to PEFT's tables, so that its configurations need no `target_modules`.
 
-    LoRA (with DoRA and its other options) takes `LORA_TARGETS`. Every other method takes what it takes for Llama, whose
-    module names these models have.
+    LoRA (with DoRA and its other options) adapts `LORA_TARGETS`. Every other method adapts what it adapts in Llama,
+    whose module names these models have.
 
     Raises:
         ImportError: PEFT is not installed.
@@ -39,16 +38,16 @@ def register_default_targets() -> None:
 
 
 def lora_config(model: PreTrainedModel, modules_to_save: list[str] | None = None, **kwargs) -> "LoraConfig":
-    """A `LoraConfig` that also trains the learned query vector, from which the query stream of `two_stream` starts.
+    """Makes a `LoraConfig` that also trains the learned query vector, the start of the query stream in `two_stream`.
 
-    The vector (`query_embedding`) is the one part of a model that is there for predicting only, and tiny: it is trained
-    as a whole and saved with the adapter. Variants without it get a plain `LoraConfig`. For other methods of PEFT write
-    `modules_to_save=["query_embedding"]` yourself.
+    The vector (`query_embedding`) is the only part of a model that serves predictions alone. It is tiny, so it is
+    trained as a whole and saved with the adapter. Variants without it get a plain `LoraConfig`. For other methods of
+    PEFT, write `modules_to_save=["query_embedding"]` yourself.
 
     Args:
-        model: the model that is to be adapted.
+        model: the model to adapt.
         modules_to_save: further modules to train as a whole.
-        **kwargs: as in `LoraConfig`: `r`, `lora_alpha`, `target_modules`, `use_dora`, ...
+        **kwargs: passed to `LoraConfig`: `r`, `lora_alpha`, `target_modules`, `use_dora`, ...
 
     Raises:
         ImportError: PEFT is not installed.

@@ -3,7 +3,7 @@
 
 from transformers import PreTrainedModel
 
-from modeling_aoarm.gguf import parameter_name
+from modeling_aoarm.gguf import tensor_names
 
 
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"
@@ -55,7 +55,7 @@ def write_gguf(path, model: PreTrainedModel, entries=None, tensors=None, leave_o
     add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for name, value in metadata.items():
         add[type(value)](name, value)
-    names = {parameter_name(name): name for name in _tensor_names(config.num_hidden_layers)}
+    names = tensor_names(architecture, type(model), config)
     for name, tensor in model.state_dict().items():
         is_tied = name == "lm_head.weight" and config.tie_word_embeddings
         if is_tied or (leave_out is not None and names[name].endswith(leave_out)):
@@ -71,12 +71,3 @@ def write_gguf(path, model: PreTrainedModel, entries=None, tensors=None, leave_o
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _tensor_names(layers: int) -> list[str]:
-    parts = (
-        "attn_k attn_k_norm attn_norm attn_output attn_q attn_q_norm attn_v ffn_down ffn_gate ffn_norm ffn_up".split()
-    )
-    stems = [f"blk.{layer}.{part}" for layer in range(layers) for part in parts]
-    stems += ["output", "output_norm", "token_embd"]
-    return [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")]

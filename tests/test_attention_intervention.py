@@ -20,8 +20,7 @@ from variants import (
     two_stream_variants,
 )
 
-from modeling_aoarm.analysis.interventions import Difference, HiddenRowLosses, hidden_row_losses
-from modeling_aoarm.analysis.plots import plot_hidden_rows
+from modeling_aoarm.analysis import Difference, HiddenRowLosses, hidden_row_losses, plot_hidden_rows
 from modeling_aoarm.analysis.rows import AttendedRows
 from modeling_aoarm.data.tokenizers import character_tokenizer
 

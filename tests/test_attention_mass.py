@@ -12,8 +12,7 @@ from masked import MASK, masked_model, masked_rows
 from scripts import read_json
 from variants import TWO_STREAM, all_variants, every_variant, pad_rows, random_rows, tiny_model, two_stream_variants
 
-from modeling_aoarm.analysis.attention import attention_mass, specialisation_score
-from modeling_aoarm.analysis.plots import plot_attention_curves, plot_attention_mass
+from modeling_aoarm.analysis import attention_mass, plot_attention_mass, specialisation_score
 from modeling_aoarm.modeling_aoarm import AOARMAttention
 
 
@@ -332,14 +331,12 @@ def test_what_has_no_single_target_per_row_is_refused():
 def test_pictures_have_their_numbers_beside_them(variant, tmp_path):
     measured = measure(tiny_model(variant), [batch_for(variant)])
     plot_attention_mass(measured, tmp_path / "mass.png")
-    plot_attention_curves(measured, tmp_path / "curves.png")
-    for name in ("mass", "curves"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    numbers, curves = read_json(tmp_path, "mass.json"), read_json(tmp_path, "curves.json")
+    assert (tmp_path / "mass.png").read_bytes().startswith(b"\x89PNG")
+    numbers = read_json(tmp_path, "mass.json")
     assert numbers["mass"]["prediction"]["target"] == measured.mass["prediction"]["target"].tolist()
     assert (numbers["dissociation"] is not None) == (variant in TWO_STREAM)
     assert numbers["lift"]["prediction"]["target"][0][0][measured.bins.index("0")] is None
-    mean = measured.lift("prediction", "target").mean(1)
-    assert curves["lift"]["prediction"]["target"][1][0] == pytest.approx(mean[1, 0].item())
+    lift = measured.lift("prediction", "target")
+    assert numbers["lift"]["prediction"]["target"][1][0][0] == pytest.approx(lift[1, 0, 0].item())
     with pytest.raises(ValueError, match="must end in .png"):
         plot_attention_mass(measured, tmp_path / "mass.pdf")

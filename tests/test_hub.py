@@ -18,7 +18,7 @@ from variants import random_rows, tiny_model
 
 from modeling_aoarm import lora_config
 from modeling_aoarm.data.tokenizers import character_tokenizer
-from modeling_aoarm.model_card import model_card, write_model_card
+from modeling_aoarm.model_card import make_model_card, write_model_card
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -172,7 +172,9 @@ def test_what_is_pushed_loads_by_name_in_a_clean_process(hub, saved, tmp_path):
 def trained_folder(saved, folder):
     """What `examples/pretrain.py` leaves."""
     shutil.copytree(saved / "first", folder)
-    card = model_card(tiny_model("two_stream").config, {}, model_id=str(folder), curve="loss_curve.png", license="mit")
+    card = make_model_card(
+        tiny_model("two_stream").config, {}, model_id=str(folder), curve="loss_curve.png", license="mit"
+    )
     write_model_card(folder, card)
     shutil.copytree(folder, folder / "checkpoint-7")
     others = (
@@ -273,7 +275,9 @@ def test_the_example_pushes_adapters_branches_and_requests_and_leaves_no_stale_w
     adapter = Path(shutil.copytree(saved / "adapter", tmp_path / "adapter"))
     values = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(values | {"base_model_name_or_path": str(folder)}))
-    card = model_card(tiny_model("two_stream").config, {}, model_id=str(adapter), base_model=str(folder), adapter=True)
+    card = make_model_card(
+        tiny_model("two_stream").config, {}, model_id=str(adapter), base_model=str(folder), adapter=True
+    )
     write_model_card(adapter, card)
     incomplete = Path(shutil.copytree(saved / "adapter", tmp_path / "incomplete"))
     weights = load_file(incomplete / "adapter_model.safetensors")

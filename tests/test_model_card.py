@@ -12,7 +12,7 @@ from variants import VARIANTS, every_variant, tiny_config, tiny_model
 
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.evaluation.likelihood import OrderNLL
-from modeling_aoarm.model_card import CardArguments, model_card, renamed, write_model_card
+from modeling_aoarm.model_card import CardArguments, make_model_card, rename_model_card, write_model_card
 
 
 FIGURES = {
@@ -51,7 +51,7 @@ def test_the_snippets_of_a_card_run_from_the_saved_folder(variant, tokenizer, tm
     model = tiny_model(variant, vocab_size=len(tokenizer), **special)
     model.save_pretrained(tmp_path / "the model")
     tokenizer.save_pretrained(tmp_path / "the model")
-    card = model_card(model.config, {}, model_id="the model")
+    card = make_model_card(model.config, {}, model_id="the model")
     assert card.data.pipeline_tag == ("fill-mask" if variant == "bidirectional" else "text-generation")
     lines = run_snippets(card, tmp_path, monkeypatch, capsys)
     assert lines[0].startswith("The ")
@@ -67,14 +67,14 @@ def test_the_snippets_of_an_adapter_run(tokenizer, tmp_path, monkeypatch, capsys
     adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     adapted.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
-    card = model_card(model.config, {}, model_id="adapter", base_model="base", adapter=True)
+    card = make_model_card(model.config, {}, model_id="adapter", base_model="base", adapter=True)
     assert card.data.library_name == "peft"
     assert run_snippets(card, tmp_path, monkeypatch, capsys)[-1].endswith(" statement is")
 
 
 @pytest.mark.parametrize("variant", ["two_stream", "decoupled_rope", "causal"])
 def test_a_card_states_what_is_known_and_reads_back(variant, tmp_path):
-    card = model_card(
+    card = make_model_card(
         tiny_config(variant),
         REPORT,
         model_id="me/model",
@@ -118,25 +118,25 @@ def test_a_card_states_what_is_known_and_reads_back(variant, tmp_path):
 
 
 def test_a_card_takes_the_name_of_its_repository():
-    card = model_card(tiny_config("two_stream"), REPORT, model_id="outputs/a")
-    other = renamed(card, "me/model")
+    card = make_model_card(tiny_config("two_stream"), REPORT, model_id="outputs/a")
+    other = rename_model_card(card, "me/model")
     assert other.data.model_name == "me/model"
     assert "outputs/a" not in str(other)
-    assert str(other) == str(model_card(tiny_config("two_stream"), REPORT, model_id="me/model"))
+    assert str(other) == str(make_model_card(tiny_config("two_stream"), REPORT, model_id="me/model"))
     with pytest.raises(ValueError, match="must have a model-index"):
-        renamed(ModelCard("---\nlicense: mit\n---\n# A card from elsewhere"), "me/model")
+        rename_model_card(ModelCard("---\nlicense: mit\n---\n# A card from elsewhere"), "me/model")
 
 
 def test_a_base_model_on_the_disk_is_no_name_of_the_hub(tmp_path):
-    card = model_card(tiny_config("two_stream"), {}, model_id="a", base_model=str(tmp_path))
+    card = make_model_card(tiny_config("two_stream"), {}, model_id="a", base_model=str(tmp_path))
     assert card.data.base_model is None
 
 
 def test_bad_arguments_are_named():
     config = tiny_config("two_stream")
     with pytest.raises(ValueError, match="license must be an identifier of the Hub such as apache-2.0, got 'My own'"):
-        model_card(config, {}, model_id="a", license="My own")
+        make_model_card(config, {}, model_id="a", license="My own")
     with pytest.raises(ValueError, match="license must be"):
         CardArguments(license="Apache 2")
     with pytest.raises(ValueError, match="base_model must name"):
-        model_card(config, {}, model_id="a", adapter=True)
+        make_model_card(config, {}, model_id="a", adapter=True)

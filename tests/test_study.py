@@ -42,7 +42,7 @@ def figures_of(row):
 
 def run_study(cells, folder, **options):
     study = Study(Recipe(tuple(cells), MARKOV), folder)
-    finished = study.run(progress=False, flops=False, **options)
+    finished = study.run(progress=False, **options)
     return study, finished
 
 
@@ -145,15 +145,15 @@ def test_finished_cells_are_not_computed_again(tmp_path, monkeypatch):
 def test_a_cell_that_another_process_holds_is_left_to_it(tmp_path):
     cell = make_cell(tokens=120)
     study = Study(Recipe((cell,), MARKOV), tmp_path)
-    with study._holding(cell):
-        assert study.run(progress=False, flops=False) == []
-    assert study.run(progress=False, flops=False) == [cell.key]
+    with study._hold(cell):
+        assert study.run(progress=False) == []
+    assert study.run(progress=False) == [cell.key]
 
 
 def test_results_of_other_settings_are_refused(tmp_path):
     cell = make_cell(tokens=120)
     run_study([cell], tmp_path)
-    with pytest.raises(ValueError, match="must be of the recipe's settings .*'tokens': 180"):
+    with pytest.raises(ValueError, match="must have the recipe's settings .*'tokens': 180"):
         run_study([dataclasses.replace(cell, tokens=180)], tmp_path)
     with pytest.raises(ValueError, match="markov={'num_chains': 3"):
         Study(Recipe((cell,), MARKOV | {"num_chains": 3}), tmp_path)
@@ -180,7 +180,7 @@ def test_plans_count_what_is_trained(tmp_path, monkeypatch):
     study = Study(Recipe(tuple(cells), MARKOV), tmp_path)
     steps, train_step = [], CellTraining.train_step
     monkeypatch.setattr(CellTraining, "train_step", lambda self, rate: steps.append(rate) or train_step(self, rate))
-    study.run(progress=False, flops=False)
+    study.run(progress=False)
     assert 60 * len(steps) == 2 * cells[0].training_symbols
     rates = study.rates(0.2)
     assert list(rates) == cells[:1] and rates[cells[0]] > 0
@@ -197,18 +197,18 @@ def test_a_state_of_other_settings_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CellTraining, "train_step", then_stop)
         assert run_study([cell], tmp_path)[1] == []
-    with pytest.raises(ValueError, match="must be of the settings .*'weight_decay': 0.02"):
+    with pytest.raises(ValueError, match="must have the settings .*'weight_decay': 0.02"):
         run_study([dataclasses.replace(cell, weight_decay=0.02)], tmp_path)
-    with pytest.raises(ValueError, match="must be of the settings"):
-        Study(Recipe((cell,), MARKOV | {"num_chains": 3}), tmp_path).run(progress=False, flops=False)
+    with pytest.raises(ValueError, match="must have the settings"):
+        Study(Recipe((cell,), MARKOV | {"num_chains": 3}), tmp_path).run(progress=False)
     assert run_study([cell], tmp_path)[1] == [cell.key]
 
 
 def test_results_of_another_text_are_refused(tmp_path):
     cell = make_cell(source="text", tokens=120)
     texts = [TextSource("the cat sat on the mat " * 9), TextSource("a dog ate what the cat had left " * 9)]
-    Study(Recipe((cell,)), tmp_path, *texts).run(progress=False, flops=False)
-    assert Study(Recipe((cell,)), tmp_path, *texts).run(progress=False, flops=False) == []
+    Study(Recipe((cell,)), tmp_path, *texts).run(progress=False)
+    assert Study(Recipe((cell,)), tmp_path, *texts).run(progress=False) == []
     with pytest.raises(ValueError, match=r"settings \(text="):
         Study(Recipe((cell,)), tmp_path, *reversed(texts))
 
@@ -288,7 +288,7 @@ def test_recipes_are_read(tmp_path):
     cells = Recipe.load(path).cells
     assert [(cell.length, cell.seed) for cell in cells] == [(4, 0), (4, 1), (6, 0), (6, 1)]
     path.write_text(json.dumps({"grids": [grid | {"seeds": [0], "tokens_per_step": 12, "heads": 2}]}))
-    with pytest.raises(ValueError, match="fields that are not known: heads"):
+    with pytest.raises(ValueError, match="unknown fields: heads"):
         Recipe.load(path)
     path.write_text(json.dumps({"grids": [grid | {"seeds": [0], "tokens_per_step": 12}] * 2}))
     with pytest.raises(ValueError, match="cells more than once: synthetic-4-fixed"):

@@ -9,7 +9,6 @@ from tradeoff_study.models import MODELS, READS_PREFIXES, study_model
 from tradeoff_study.predictions import (
     draw_orders,
     draw_prefixes,
-    is_random,
     model_inputs,
     order_lags,
     predict,
@@ -17,7 +16,7 @@ from tradeoff_study.predictions import (
     token_nll,
 )
 
-from modeling_aoarm.data.orders import OrderDistribution
+from modeling_aoarm.data.orders import sample_orders
 
 
 SIZES = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.3)
@@ -31,7 +30,7 @@ def make(name, seed=0):
 def batch(order="uniform", seed=0, count=BATCH):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(SYMBOLS, (count, LENGTH), generator=generator)
-    return tokens, draw_orders(order, count, LENGTH, generator)
+    return tokens, draw_orders(order, count, LENGTH, seed)
 
 
 @torch.no_grad()
@@ -149,32 +148,26 @@ def test_an_unknown_model_is_named():
 
 
 @pytest.mark.parametrize(
-    "order", ["uniform", "fixed", "windowed(3)", "local(2)", "strided(3)", "left_to_right", "fractal"]
+    ("order", "is_random"),
+    [("uniform", True), ("windowed(3)", True), ("local(2)", True)]
+    + [(order, False) for order in ("fixed", "strided(3)", "left_to_right", "fractal", "local(0)", "windowed(1)")],
 )
-def test_orders_are_permutations(order):
-    drawn = draw_orders(order, 50, LENGTH, torch.Generator().manual_seed(0))
+def test_orders_are_permutations_and_a_function_of_seed_and_example(order, is_random):
+    drawn = draw_orders(order, 50, LENGTH)
     assert torch.equal(drawn.sort(dim=1).values, torch.arange(LENGTH).expand(50, -1))
-    assert is_random(order) == (len(drawn.unique(dim=0)) > 1)
+    assert (len(drawn.unique(dim=0)) > 1) == is_random
+    assert torch.equal(drawn[20:30], draw_orders(order, 10, LENGTH, first_example=20))
+    assert torch.equal(drawn, draw_orders(order, 50, LENGTH, seed=1)) == (not is_random)
 
 
-def test_orders_are_those_that_are_named():
-    generator = torch.Generator().manual_seed(0)
-    blocks = draw_orders("windowed(3)", 50, LENGTH, generator) // 3
-    assert (blocks == torch.arange(LENGTH) // 3).all()
-    for limit in ("local(0)", "windowed(1)"):
-        assert (draw_orders(limit, 5, LENGTH, generator) == torch.arange(LENGTH)).all()
-        assert not is_random(limit)
-    for order in ("strided(3)", "fractal"):
-        expected, _ = OrderDistribution.parse(order).draw(None, LENGTH)
-        assert (draw_orders(order, 5, LENGTH, generator) == torch.from_numpy(expected)).all()
-    uniform = draw_orders("uniform", 12_000, 3, generator)
-    counts = (uniform * torch.tensor([9, 3, 1])).sum(1).bincount()
-    # Six orders of 2,000 each, within five standard deviations.
-    assert (counts[counts > 0] - 2000).abs().max() < 5 * (12_000 * 5 / 36) ** 0.5
-    fixed = draw_orders("fixed", 1, 64, generator)
+def test_orders_are_those_of_the_library_or_one_for_all():
+    for order in ("uniform", "local(2)", "strided(3)"):
+        expected = sample_orders(order, [LENGTH] * 5, example_indices=range(3, 8), seed=2).columns
+        assert torch.equal(draw_orders(order, 5, LENGTH, seed=2, first_example=3), expected)
+    fixed = draw_orders("fixed", 1, 64)
     assert not torch.equal(fixed[0], torch.arange(64))
     with pytest.raises(ValueError, match="must be one without context, got 'lattice'"):
-        draw_orders("lattice", 2, LENGTH, generator)
+        draw_orders("lattice", 2, LENGTH)
 
 
 def test_lags_are_those_of_a_slow_count():
@@ -199,7 +192,7 @@ def test_prefixes_are_spread_evenly():
 @torch.no_grad()
 @pytest.mark.parametrize("name", READS_PREFIXES)
 def test_prefix_estimates_are_unbiased(name):
-    """Averaged over all prefixes and orders, both ways to weigh rows give the mean likelihood in uniform orders."""
+    """Averaged over all prefixes and orders, both weightings of rows give the mean likelihood in uniform orders."""
     length = 3
     model = study_model(name, SYMBOLS, length, 0, **SIZES)
     orders = torch.tensor(list(itertools.permutations(range(length))))
@@ -209,16 +202,8 @@ def test_prefix_estimates_are_unbiased(name):
         observed = torch.full((len(orders),), number)
         nll = token_nll(predict(model, tokens, orders, observed), tokens, orders)
         exact.append(nll[:, number])
-        estimates["elbo"].append((nll * prefix_weights(observed, length, True, "elbo")).mean(1))
-        estimates["next"].append((nll * prefix_weights(observed, length, False, "elbo")).mean(1))
+        estimates["elbo"].append((nll * prefix_weights(observed, length, True)).mean(1))
+        estimates["next"].append((nll * prefix_weights(observed, length, False)).mean(1))
     expected = float(torch.stack(exact).mean())
     for found in estimates.values():
         assert float(torch.stack(found).mean()) == pytest.approx(expected, rel=1e-5)
-
-
-def test_low_variance_weights_sum_to_one_a_row_on_average():
-    observed = torch.arange(LENGTH)
-    weights = prefix_weights(observed, LENGTH, True, "low_variance")
-    assert float(weights.mean()) == pytest.approx(1)
-    assert len(weights[weights > 0].unique()) == 1
-    assert torch.equal(weights > 0, torch.arange(LENGTH) >= observed[:, None])

@@ -1,2 +1,2 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The study of the trade-off between semantic and structural attention; `examples/tradeoff_study.py` runs it."""
+"""The study of the trade-off between semantic and structural attention; `examples/run_tradeoff_study.py` runs it."""

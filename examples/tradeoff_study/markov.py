@@ -1,28 +1,28 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """A synthetic source whose conditionals are known exactly in any order: a mixture of random Markov chains.
 
-A sentence is drawn from one of K chains over S symbols, all equally likely. The chains are stationary, so every
-position has the same marginal distribution. Given some observed symbols, the one at another position depends, within
-a chain, on the nearest observed ones to its left and right only, and which chain it is on all of them.
+A sentence is drawn from one of K equally likely chains over S symbols. The chains are stationary, so every position has
+the same marginal distribution. Within a chain, a symbol depends only on the nearest observed symbols to its left and
+right. The posterior of the chain depends on all observed symbols.
 """
 
 import numpy as np
 import torch
 
 
-# What every transition has at least, as a share of the uniform distribution: no symbol is ever impossible.
+# Share of the uniform distribution in every transition, so that no symbol is ever impossible.
 FLOOR = 0.02
 
 
 class MarkovMixture:
-    """K stationary Markov chains with transition rows from a symmetric Dirichlet distribution, mixed with uniform ones.
+    """K stationary Markov chains. Transition rows come from a symmetric Dirichlet distribution, mixed with the uniform.
 
     Args:
-        max_length: the longest sentence.
+        max_length: length of the longest sentence.
         num_chains: K.
         num_symbols: S.
-        concentration: of the Dirichlet distribution; small values make chains that are easy to predict.
-        seed: of the chains.
+        concentration: of the Dirichlet distribution. Small values make chains that are easy to predict.
+        seed: seed of the chains.
 
     Attributes:
         transitions: float64 `[chains, symbols, symbols]`, p(next | symbol).
@@ -58,7 +58,7 @@ class MarkovMixture:
         self.stationary = torch.linalg.solve(system, one)[..., 0]
 
     def to(self, device: torch.device | str) -> "MarkovMixture":
-        """Moves the tables to a device, where sentences are then drawn."""
+        """Moves the tables to a device, and later sentences with them."""
         for name in ("transitions", "powers", "stationary"):
             setattr(self, name, getattr(self, name).to(device))
         return self
@@ -78,7 +78,7 @@ class MarkovMixture:
         return torch.stack(symbols, dim=1)
 
     def conditionals(self, tokens: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """The exact conditional distribution of each row's target, given the tokens before it in the order.
+        """Finds the exact conditional distribution of each row's target, given the tokens before it in the order.
 
         Observing a symbol between its observed neighbours l and u multiplies a chain's posterior by
         T^(t-l) T^(u-t) / T^(u-l) at those symbols, so a row costs no pass over the sentence.
@@ -110,7 +110,7 @@ class MarkovMixture:
             # [batch, chains, symbols]
             forward = self.powers[(target - left).clamp(min=0), :, left_token].where(has_left, self.stationary)
             backward = self.powers[(right - target).clamp(min=0), :, :, right_token].where(has_right, 1.0)
-            # [batch, chains, 1]: what the two neighbours say about each other, or about themselves.
+            # [batch, chains, 1]: p(right neighbour | left neighbour), or the marginal of the only one.
             across = self.powers[(right - left).clamp(min=0), :, left_token, right_token][..., None]
             alone = self.stationary[:, right_token].T[..., None]
             known = across.where(has_left, alone).where(has_right, 1.0)
@@ -122,6 +122,6 @@ class MarkovMixture:
         return torch.stack(rows, dim=1)
 
     def unigram_entropy(self) -> float:
-        """Entropy of one symbol without any other, nats."""
+        """Entropy of a symbol's marginal distribution, nats."""
         marginal = self.stationary.mean(0)
         return -float((marginal * marginal.log()).sum())

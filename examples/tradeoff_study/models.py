@@ -1,17 +1,18 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The models that the study compares: the variants, and controls that say why one beats another.
+"""The models that the study compares: the variants, and controls that explain differences between them.
 
-| name | what it is |
+| name | model |
 | --- | --- |
 | an `attention_variant` | the variant; `two_stream` as `two_stream_content` or `two_stream_learned` |
-| `layers_twice` | `decoupled_rope` whose stack of layers is applied twice: its parameters, twice its arithmetic |
-| `half_own` | `decoupled_rope`, half of whose query heads are rotated by the own position |
-| `bidirectional_content` | `two_stream_learned` whose observed rows all see each other: what causality costs |
+| `layers_twice` | `decoupled_rope` with its stack of layers applied twice: the same parameters, twice the arithmetic |
+| `half_own` | `decoupled_rope` with half of the query heads rotated by the own position |
+| `bidirectional_content` | `two_stream_learned` whose observed rows all see each other: the cost of causality |
 
-`decoupled_rope` trained 1.75 times as long, the arithmetic of two streams, is a later branch of its own training.
+The fifth control, `decoupled_rope` trained 1.75 times as long (the arithmetic of two streams), is a later branch of its
+own training.
 
 `bidirectional` and `bidirectional_content` read a whole prefix of an order at once, so they learn from one prefix of
-each sentence, where the others learn from all.
+each sentence, while the others learn from all.
 """
 
 import copy
@@ -23,24 +24,24 @@ from modeling_aoarm.configuration_aoarm import AOARMConfig
 from modeling_aoarm.modeling_aoarm import AOARMForCausalLM, AOARMModel, AOARMPreTrainedModel, model_class_for
 
 
-# Name: variant and what else its configuration says.
+# Each name's arguments of `AOARMConfig`.
 MODELS = {
-    "decoupled_rope": ("decoupled_rope", {}),
-    "two_stream_content": ("two_stream", {"query_stream_init": "content"}),
-    "two_stream_learned": ("two_stream", {"query_stream_init": "learned"}),
-    "double_position": ("double_position", {}),
-    "adaptive_norm": ("adaptive_norm", {}),
-    "causal": ("causal", {}),
-    "bidirectional": ("bidirectional", {}),
-    "layers_twice": ("decoupled_rope", {}),
-    "half_own": ("decoupled_rope", {}),
-    "bidirectional_content": ("two_stream", {"query_stream_init": "learned"}),
+    "decoupled_rope": {"attention_variant": "decoupled_rope"},
+    "two_stream_content": {"attention_variant": "two_stream", "query_stream_init": "content"},
+    "two_stream_learned": {"attention_variant": "two_stream", "query_stream_init": "learned"},
+    "double_position": {"attention_variant": "double_position"},
+    "adaptive_norm": {"attention_variant": "adaptive_norm"},
+    "causal": {"attention_variant": "causal"},
+    "bidirectional": {"attention_variant": "bidirectional"},
+    "layers_twice": {"attention_variant": "decoupled_rope"},
+    "half_own": {"attention_variant": "decoupled_rope"},
+    "bidirectional_content": {"attention_variant": "two_stream", "query_stream_init": "learned"},
 }
 READS_PREFIXES = ("bidirectional", "bidirectional_content")
 
 
 class HalfOwnModel(AOARMModel):
-    """`decoupled_rope`, the second half of whose query heads are rotated by the own position."""
+    """`decoupled_rope` with the second half of the query heads rotated by the own position."""
 
     def rotations(self, streams, position_ids, targets):
         target, own = super().rotations(streams, position_ids, targets)
@@ -62,34 +63,33 @@ class HalfOwnForCausalLM(AOARMForCausalLM):
 
 
 def repeat_layers(model: AOARMForCausalLM) -> None:
-    """Applies the stack of layers twice. The second time its weights are shared; its rows of the cache are its own."""
-    again = []
-    for index, layer in enumerate(model.model.layers, start=len(model.model.layers)):
-        layer, attention = _sharing(layer), _sharing(layer.self_attn)
-        attention.layer_idx = index
-        layer.self_attn = attention
-        again.append(layer)
-    model.model.layers.extend(again)
-    model.config.num_hidden_layers = len(model.model.layers)
+    """Applies the stack of layers twice. The second copy shares the weights and has its own rows of the cache."""
+    layers = model.model.layers
+    for index, layer in enumerate(list(layers), start=len(layers)):
+        layer = _copy_sharing_parameters(layer)
+        layer.self_attn = _copy_sharing_parameters(layer.self_attn)
+        layer.self_attn.layer_idx = index
+        layers.append(layer)
+    model.config.num_hidden_layers = len(layers)
 
 
-def _sharing(module: nn.Module) -> nn.Module:
-    """Another module with the same parameters and submodules, of which one may be exchanged."""
+def _copy_sharing_parameters(module: nn.Module) -> nn.Module:
+    """Another module with the same parameters and submodules, in which submodules can be replaced."""
     shared = copy.copy(module)
     shared._modules = dict(module._modules)
     return shared
 
 
 def study_model(name: str, vocab_size: int, length: int, seed: int, **sizes) -> AOARMPreTrainedModel:
-    """A model with new weights for sentences of `length` symbols.
+    """Makes a model with new weights for sentences of `length` symbols.
 
-    Its vocabulary has two tokens more: the beginning of a sentence, and the last one, which stands in blanks.
+    Its vocabulary has two more tokens: the beginning of a sentence, and last the token that stands in blanks.
 
     Args:
         name: one of `MODELS`.
         vocab_size: number of symbols of the source.
-        length: of the sentences.
-        seed: of the weights.
+        length: length of the sentences.
+        seed: seed of the weights.
         sizes: `hidden_size`, `num_hidden_layers` and so on.
 
     Raises:
@@ -97,19 +97,13 @@ def study_model(name: str, vocab_size: int, length: int, seed: int, **sizes) -> 
     """
     if name not in MODELS:
         raise ValueError(f"`name` must be one of {list(MODELS)}, got {name!r}.")
-    variant, options = MODELS[name]
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    special["mask_token_id"] = vocab_size + 1 if name == "bidirectional" else None
     config = AOARMConfig(
-        attention_variant=variant,
-        vocab_size=vocab_size + 2,
-        max_position_embeddings=length + 1,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        mask_token_id=vocab_size + 1 if variant == "bidirectional" else None,
-        **(options | sizes),
+        vocab_size=vocab_size + 2, max_position_embeddings=length + 1, **special, **(MODELS[name] | sizes)
     )
     torch.manual_seed(seed)
-    model = (HalfOwnForCausalLM if name == "half_own" else model_class_for(config))(config).eval()
+    model = HalfOwnForCausalLM(config) if name == "half_own" else model_class_for(config)(config)
     if name == "layers_twice":
         repeat_layers(model)
-    return model
+    return model.eval()

@@ -1,78 +1,71 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Orders, and what a model predicts in them, in one form for all models of the study.
+"""Orders, and the predictions of a model in them, in one form for all models of the study.
 
-A sentence has N symbols. Row r of an order predicts the symbol at column `order[:, r]`. Models that read prefixes get
+A sentence has N symbols. Row r of an order predicts the symbol in column `order[:, r]`. Models that read prefixes get
 the first `observed` symbols of the order and predict all others from them.
 """
 
-import numpy as np
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from modeling_aoarm.data.orders import OrderDistribution
+from modeling_aoarm.data.orders import OrderDistribution, sample_orders
 
 
-# The permutation that `fixed` names is drawn from this seed.
+# Seed of the permutation that `fixed` names.
 FIXED_SEED = 20260216
 
 
-def draw_orders(order: str, batch: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """Draws orders, int64 `[batch, length]`, on the generator's device.
-
-    The distributions are those of [`modeling_aoarm.data.orders`], which draws each example's order by itself on the
-    CPU, as loaders with workers need; here a whole batch is drawn at once.
+def draw_orders(
+    order: str,
+    count: int,
+    length: int,
+    seed: int = 0,
+    first_example: int = 0,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Draws the orders of `count` examples, int64 `[count, length]`, with [`sample_orders`].
 
     Args:
-        order: `fixed`, one permutation without any structure, the same for all; or an order of
-            [`modeling_aoarm.data.orders`] without context.
-        batch: how many.
+        order: `"fixed"`, one unstructured permutation for all examples; or an order of `modeling_aoarm.data.orders`
+            without context.
+        count: number of examples.
         length: number of columns.
-        generator: random numbers, for orders that are random.
+        seed: seed of random orders.
+        first_example: index of the first example. An order depends on the seed and on the example's index.
+        device: device of the result.
 
     Raises:
-        ValueError: for an order that is not known, or that has a context.
+        ValueError: for an unknown order, or one with a context.
     """
-    device = generator.device
-    columns = torch.arange(length, device=device)
     if order == "fixed":
-        fixed = torch.randperm(length, generator=torch.Generator().manual_seed(FIXED_SEED))
-        return fixed.to(device).expand(batch, -1)
-    distribution = OrderDistribution.parse(order)
-    if distribution.name in ("uniform", "windowed"):
-        window = distribution.parameter or length
-        # By window first: noise stays below 1.
-        noise = torch.rand(batch, length, generator=generator, device=device, dtype=torch.float64)
-        return (columns // window + noise).argsort(dim=1)
-    if distribution.name == "local":
-        noise = torch.randn(batch, length, generator=generator, device=device, dtype=torch.float64)
-        return (columns + distribution.parameter * noise).argsort(dim=1, stable=True)
-    if distribution.name in ("lattice", "block"):
-        raise ValueError(f"`order` must be one without context, got {order!r}.")
-    drawn, _ = distribution.draw(np.random.default_rng(0), length)
-    return torch.from_numpy(drawn).to(device).expand(batch, -1)
-
-
-def is_random(order: str) -> bool:
-    """Whether sentences have different orders."""
-    return order.partition("(")[0] in ("uniform", "windowed", "local") and order not in ("local(0)", "windowed(1)")
+        columns = sample_orders("uniform", [length], example_indices=[0], seed=FIXED_SEED).columns.expand(count, -1)
+    else:
+        if OrderDistribution.parse(order).name in ("lattice", "block"):
+            raise ValueError(f"`order` must be one without context, got {order!r}.")
+        examples = range(first_example, first_example + count)
+        columns = sample_orders(order, [length] * count, example_indices=examples, seed=seed).columns
+    return columns.to(device)
 
 
 def draw_prefixes(batch: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """How many symbols are observed, int64 `[batch]` in [0, length), spread evenly over the batch."""
+    """Draws numbers of observed symbols, int64 `[batch]` in [0, length), spread evenly over the batch."""
     offset = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
     share = (torch.arange(batch, device=generator.device) + offset) / batch
     return (share * length).long().clamp(max=length - 1)
 
 
 def order_lags(order: torch.Tensor) -> tuple[float, float]:
-    """Mean row lag to, and mean sentence distance of, the observed symbol that is nearest to each row's target.
+    """Measures how far the observed symbol nearest to each row's target is, on average, in rows and in the sentence.
 
-    The nearest is the one at the smallest sentence distance, of two the more recent one. The first row has none and is
-    left out.
+    The nearest symbol is the one at the smallest sentence distance, and the more recent one of two. The first row has
+    none and is left out.
 
     Args:
         order: int64 `[batch, length]`.
+
+    Returns:
+        The mean row lag and the mean sentence distance.
     """
     length = order.shape[1]
     rank = order.argsort(dim=1)
@@ -92,10 +85,10 @@ def order_lags(order: torch.Tensor) -> tuple[float, float]:
 def model_inputs(
     model: PreTrainedModel, tokens: torch.Tensor, order: torch.Tensor, observed: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
-    """What a model's `forward` takes: a beginning of the sentence, then symbols.
+    """Makes the arguments of a model's `forward`: a beginning of the sentence, then symbols.
 
     Args:
-        model: of [`study_model`].
+        model: a model of [`study_model`].
         tokens: int64 `[batch, length]`, in sentence order.
         order: int64 `[batch, length]`.
         observed: int64 `[batch]`, for models that read prefixes.
@@ -113,46 +106,41 @@ def model_inputs(
     }
     if observed is not None:
         rows = torch.arange(order.shape[1], device=order.device)
-        is_seen = rows <= observed[:, None]
-        inputs["attention_mask"] = is_seen[:, None, None].expand(-1, 1, len(rows), -1)
+        inputs["attention_mask"] = (rows <= observed[:, None])[:, None, None].expand(-1, 1, len(rows), -1)
     return inputs
 
 
 def predict(
     model: PreTrainedModel, tokens: torch.Tensor, order: torch.Tensor, observed: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Logits of the symbols in generation order, `[batch, length, vocab_size + 2]`.
+    """Predicts the symbols in generation order: logits `[batch, length, vocab_size + 2]`.
 
-    Row r is about column `order[:, r]`, given the rows before it; with `observed`, given the first `observed` ones (in
-    rows before that the logits mean nothing). Arguments are those of [`model_inputs`].
+    Row r is about column `order[:, r]`, given the rows before it. With `observed` it is given the first `observed`
+    rows, and logits of these rows mean nothing. The arguments are those of [`model_inputs`].
     """
     inputs = model_inputs(model, tokens, order, observed)
     if model.config.attention_variant == "bidirectional":
-        logits = model(**inputs).logits[:, 1:]
-        return logits.take_along_dim(order[..., None], dim=1)
+        return model(**inputs).logits[:, 1:].take_along_dim(order[..., None], dim=1)
     return model(**inputs, use_cache=False).logits
 
 
 def token_nll(logits: torch.Tensor, tokens: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihoods of the symbols in generation order, nats, float32 `[batch, length]`."""
-    targets = tokens.gather(1, order)
-    return functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    return functional.cross_entropy(logits.float().transpose(1, 2), tokens.gather(1, order), reduction="none")
 
 
-def prefix_weights(observed: torch.Tensor, length: int, all_masked: bool, weighting: str) -> torch.Tensor:
-    """What each row's likelihood counts where a prefix is read, float32 `[batch, length]`; about 1 a row on average.
+def prefix_weights(observed: torch.Tensor, length: int, all_masked: bool) -> torch.Tensor:
+    """Weights of the rows' likelihoods if a prefix is read, float32 `[batch, length]`; about 1 a row on average.
+
+    The weighted mean is an unbiased estimate of the mean over all rows of an order.
 
     Args:
-        observed: int64 `[batch]`, rows before it are the prefix.
+        observed: int64 `[batch]`, the length of the prefix.
         length: number of rows.
-        all_masked: in uniform orders every symbol that is not observed is as likely to be the next, and all count;
-            in other orders only the next one does.
-        weighting: as in [`DataCollatorForMaskedDiffusion`]: `"elbo"` or `"low_variance"`.
+        all_masked: whether all symbols after the prefix count. In uniform orders each of them is equally likely to be
+            the next one; in other orders only the next one counts.
     """
     rows = torch.arange(length, device=observed.device)
     if not all_masked:
         return (rows == observed[:, None]) * float(length)
-    is_masked = (rows >= observed[:, None]).float()
-    if weighting == "elbo":
-        return is_masked * (length / (length - observed))[:, None]
-    return is_masked * (2 * length / (length + 1))
+    return (rows >= observed[:, None]) * (length / (length - observed))[:, None]

@@ -1,14 +1,14 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""What a study runs: a recipe is a list of grids, and a grid is made of cells."""
+"""The cells of a study: a recipe is a list of grids, and a grid is a product of cells."""
 
 import dataclasses
 import itertools
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import yaml
 
 from .models import MODELS, READS_PREFIXES
@@ -26,22 +26,20 @@ class Cell:
     Args:
         source: `"synthetic"` or `"text"`.
         length: symbols of a sentence, N.
-        order: as in [`draw_orders`].
+        order: an order of [`draw_orders`].
         model: one of `MODELS`.
-        seed: of weights, data and orders.
+        seed: seed of weights, data and orders.
         tokens: symbols (not rows) that the whole training sees.
         tokens_per_step: symbols of a step; a multiple of `length`.
         learning_rate: the constant rate of the trunk.
-        warmup_steps: steps in which it rises.
-        weight_decay: of AdamW.
+        warmup_steps: steps in which the rate rises.
+        weight_decay: weight decay of AdamW.
         decay_share: the last share of a branch, in which the rate falls to 0.
-        branches: shares of `tokens` after which a branch ends. The one of share 1 is the cell's result, the last one
-            if there is no such; 1.75 is what two streams cost in arithmetic.
-        weighting: what masked symbols count in training, for models that read prefixes in uniform orders. `"elbo"`
-            gives all rows the same weight, as the loss of the other models and the measured likelihood do.
-        eval_examples: held-out sentences.
-        eval_prefixes: of each order, for models that read prefixes.
-        sizes: of the model, as pairs.
+        branches: shares of `tokens` after which a branch ends. Share 1 is the cell's result, or the last share if there
+            is no share 1. Share 1.75 is the arithmetic of two streams.
+        eval_examples: number of held-out sentences.
+        eval_prefixes: measured prefixes of each order, for models that read prefixes.
+        sizes: sizes of the model, as pairs.
     """
 
     source: str
@@ -56,7 +54,6 @@ class Cell:
     weight_decay: float = 0.1
     decay_share: float = 0.2
     branches: tuple[float, ...] = (0.25, 0.5, 1.0)
-    weighting: str = "elbo"
     eval_examples: int = 256
     eval_prefixes: int = 16
     sizes: tuple[tuple[str, int], ...] = ()
@@ -69,7 +66,7 @@ class Cell:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be a whole number of at least 1, got {getattr(self, name)!r}.")
         for name in ("learning_rate", "weight_decay", "decay_share"):
-            # YAML reads 2e-3, without a point, as text.
+            # YAML reads 2e-3 (without a point) as text.
             if not isinstance(getattr(self, name), (int, float)):
                 raise ValueError(f"`{name}` must be a number, got {getattr(self, name)!r}.")
         if self.tokens_per_step % self.length:
@@ -80,15 +77,15 @@ class Cell:
             raise ValueError(f"`causal` knows the order left_to_right only, got {self.order!r}.")
         if not self.branches or not all(share > 0 for share in self.branches):
             raise ValueError(f"`branches` must be shares above 0, got {list(self.branches)}.")
-        # Results are named by them.
+        # The names of results.
         object.__setattr__(self, "branches", tuple(map(float, self.branches)))
-        draw_orders(self.order, 1, self.length, torch.Generator())
+        draw_orders(self.order, 1, self.length)
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"`decay_share` must lie in (0, 1], got {self.decay_share}.")
 
     @property
     def key(self) -> str:
-        """The name of the cell's files; it tells the learning rate where that is not the default."""
+        """The name of the cell's files. It has the learning rate if that is not the default."""
         order = self.order.replace("(", "").replace(")", "")
         rate = "" if self.learning_rate == Cell.learning_rate else f"-rate{self.learning_rate:g}"
         return f"{self.source}-{self.length}-{order}-{self.model}{rate}-seed{self.seed}"
@@ -114,27 +111,24 @@ class Cell:
 
     @property
     def training_symbols(self) -> int:
-        """Symbols of the trunk and of all branches."""
+        """Symbols of the trunk and of all branches together."""
         ends = [self.branch_steps(share) for share in self.branches]
         return self.tokens_per_step * (max(leaves for leaves, _ in ends) + sum(end - leaves for leaves, end in ends))
 
     def settings(self) -> dict:
-        """All fields that change something, as JSON has them."""
-        fields = dataclasses.asdict(self) | {"branches": list(self.branches), "sizes": dict(self.sizes)}
-        if not (self.reads_prefixes and self.order == "uniform"):
-            del fields["weighting"]
-        return fields
+        """All fields, as JSON values."""
+        return dataclasses.asdict(self) | {"branches": list(self.branches), "sizes": dict(self.sizes)}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The cells of a study, in the order in which they run, and what the synthetic source is.
+    """The cells of a study in the order in which they run, and the parameters of the synthetic source.
 
     Args:
-        cells: all different by their keys.
+        cells: cells with different keys.
         markov: arguments of [`MarkovMixture`].
-        analyses: by name (`attention`, `samples`), which cells are analysed when they are finished: `select`, fields of
-            [`Cell`] and lists of their values, and other arguments of the analysis.
+        analyses: for each analysis (`attention`, `samples`), `select`, lists of values for fields of [`Cell`], says
+            which finished cells are analysed; the rest are arguments of the analysis.
     """
 
     cells: tuple[Cell, ...]
@@ -142,68 +136,60 @@ class Recipe:
     analyses: dict = field(default_factory=dict)
 
     def selected(self, analysis: str) -> list[Cell]:
-        """The cells that an analysis is made of."""
+        """The cells that an analysis reads."""
         select = self.analyses.get(analysis, {}).get("select", {"model": []})
         return [cell for cell in self.cells if all(getattr(cell, name) in values for name, values in select.items())]
 
     def options(self, analysis: str) -> dict:
-        """What else an analysis is told."""
+        """The other arguments of an analysis."""
         return {name: value for name, value in self.analyses.get(analysis, {}).items() if name != "select"}
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Recipe":
         """Reads a YAML file: `markov`, `defaults` of all cells, `grids` and `analyses`.
 
-        A grid has lists of `lengths`, `orders`, `models` and `seeds`, of which all combinations are cells, and other
-        fields of [`Cell`] that they share; `branches_of` maps models to branches of their own.
+        A grid has lists of `lengths`, `orders`, `models` and `seeds`, whose combinations are its cells, and other
+        fields of [`Cell`] that they share. `branches_of` maps models to branches of their own.
 
         Raises:
-            ValueError: for unknown fields, cells that come twice, and what [`Cell`] refuses.
+            ValueError: for unknown fields, repeated cells, and values that [`Cell`] refuses.
         """
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or "grids" not in content:
             raise ValueError(f"The recipe {path} must have `grids`, got {type(content).__name__}.")
-        if unknown := set(content) - {"markov", "defaults", "grids", "analyses"}:
-            raise ValueError(f"The recipe {path} has fields that are not known: {', '.join(sorted(unknown))}.")
-        known = {each.name for each in dataclasses.fields(Cell)}
+        fields = {each.name for each in dataclasses.fields(Cell)}
+
+        def check(problem: str, names: Iterable[str]) -> None:
+            if names := sorted(names):
+                raise ValueError(f"The recipe {path} {problem}: {', '.join(names)}.")
+
+        check("has unknown fields", set(content) - {"markov", "defaults", "grids", "analyses"})
         cells = []
         for grid in content["grids"]:
-            shared = dict(content.get("defaults", {})) | grid
-            names = ("lengths", "orders", "models", "seeds")
-            if missing := [name for name in (*names, "source", "tokens") if name not in shared]:
-                raise ValueError(f"The recipe {path} has a grid without {', '.join(missing)}.")
-            axes = [shared.pop(axis) for axis in names]
+            shared = content.get("defaults", {}) | grid
+            axes = ("lengths", "orders", "models", "seeds")
+            check("has a grid without these fields", {*axes, "source", "tokens"} - set(shared))
+            values = [shared.pop(axis) for axis in axes]
             branches_of = shared.pop("branches_of", {})
-            if unknown := set(shared) - known:
-                raise ValueError(f"The recipe {path} has fields that are not known: {', '.join(sorted(unknown))}.")
+            check("has unknown fields", set(shared) - fields)
             shared["sizes"] = tuple(sorted(shared.get("sizes", {}).items()))
-            for length, order, model, seed in itertools.product(*axes):
-                branches = branches_of.get(model, shared.get("branches", Cell.branches))
-                own = {"length": length, "order": order, "model": model, "seed": seed, "branches": tuple(branches)}
+            for length, order, model, seed in itertools.product(*values):
+                branches = tuple(branches_of.get(model, shared.get("branches", Cell.branches)))
+                own = {"length": length, "order": order, "model": model, "seed": seed, "branches": branches}
                 cells.append(Cell(**(shared | own)))
         keys = [cell.key for cell in cells]
-        if repeated := sorted({key for key in keys if keys.count(key) > 1}):
-            raise ValueError(f"The recipe {path} has cells more than once: {', '.join(repeated)}.")
+        check("has cells more than once", {key for key in keys if keys.count(key) > 1})
         analyses = content.get("analyses", {})
-        if unknown := set(analyses) - set(ANALYSES):
-            raise ValueError(
-                f"The recipe {path} must have analyses among {ANALYSES}, got {', '.join(sorted(unknown))}."
-            )
-        for name, analysis in analyses.items():
-            if unknown := set(analysis.get("select", {})) - known:
-                raise ValueError(
-                    f"The recipe {path} selects by unknown fields for {name}: {', '.join(sorted(unknown))}."
-                )
-            if wrong := [field for field, values in analysis.get("select", {}).items() if not isinstance(values, list)]:
-                raise ValueError(f"The recipe {path} must select by lists of values for {name}: {', '.join(wrong)}.")
+        check(f"must have analyses among {ANALYSES}, got", set(analyses) - set(ANALYSES))
         recipe = cls(tuple(cells), content.get("markov", {}), analyses)
-        for name in ANALYSES:
-            # Its observed rows see each other, which neither the analysis of attention nor `generate` knows.
-            wrong = [cell.key for cell in recipe.selected(name) if cell.model == "bidirectional_content"]
+        for name, analysis in analyses.items():
+            select = analysis.get("select", {})
+            check(f"selects cells for {name} by unknown fields", set(select) - fields)
+            wrong = {field for field, values in select.items() if not isinstance(values, list)}
+            check(f"must select cells for {name} by lists of values", wrong)
+            # Neither the analysis of attention nor `generate` lets observed rows see each other.
+            wrong = {cell.key for cell in recipe.selected(name) if cell.model == "bidirectional_content"}
             if name == "samples":
-                wrong += [cell.key for cell in recipe.selected(name) if cell.source != "text"]
-            if wrong:
-                raise ValueError(
-                    f"The recipe {path} must not select for {name} what it cannot be made of, got {wrong}."
-                )
+                wrong |= {cell.key for cell in recipe.selected(name) if cell.source != "text"}
+            check(f"selects cells that {name} cannot read", wrong)
         return recipe

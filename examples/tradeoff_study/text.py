@@ -13,16 +13,16 @@ ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 
 
 def as_letters(text: str) -> str:
-    """Text in the 27 symbols: accents are dropped, everything else between letters becomes one space."""
+    """Writes text in the 27 symbols: drops accents, and replaces everything else between letters by one space."""
     plain = unicodedata.normalize("NFKD", text).lower()
     return re.sub("[^a-z]+", " ", "".join(each for each in plain if not unicodedata.combining(each))).strip()
 
 
 class TextSource:
-    """Windows of a text, from places drawn at random.
+    """A text, as a source of windows that start at random.
 
     Args:
-        text: of the 27 symbols.
+        text: text of the 27 symbols.
 
     Raises:
         ValueError: `text` is empty or has other symbols.
@@ -42,46 +42,47 @@ class TextSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Different texts have different ones."""
+        """A hash of the text."""
         return hashlib.blake2b(self.text.encode("ascii"), digest_size=8).hexdigest()
 
     def to(self, device: torch.device | str) -> "TextSource":
-        """Moves the text to a device, where windows are then cut."""
+        """Moves the text to a device, and later windows with it."""
         self.codes = self.codes.to(device)
         return self
 
     def sample(self, batch: int, length: int, generator: torch.Generator) -> torch.Tensor:
-        """Windows, int64 `[batch, length]`, on the text's device.
+        """Draws windows, int64 `[batch, length]`, on the text's device.
 
         Raises:
             ValueError: the text is shorter than a window.
         """
-        self._check(length)
-        last = len(self.codes) - length
-        starts = torch.randint(last + 1, (batch, 1), generator=generator, device=self.codes.device)
-        return self.codes[starts + torch.arange(length, device=self.codes.device)].long()
+        starts = self._last_start(length) + 1
+        return self._cut(torch.randint(starts, (batch,), generator=generator, device=self.codes.device), length)
 
     def windows(self, count: int, length: int) -> torch.Tensor:
-        """So many windows that are spread evenly over the text, int64 `[count, length]`.
+        """Cuts windows spread evenly over the text, int64 `[count, length]`.
 
         Raises:
             ValueError: the text is shorter than a window.
         """
-        self._check(length)
-        starts = torch.linspace(0, len(self.codes) - length, count, dtype=torch.float64).long()[:, None]
-        return self.codes[starts.to(self.codes.device) + torch.arange(length, device=self.codes.device)].long()
+        starts = torch.linspace(0, self._last_start(length), count, dtype=torch.float64).long()
+        return self._cut(starts.to(self.codes.device), length)
 
-    def _check(self, length: int) -> None:
+    def _last_start(self, length: int) -> int:
         if length > len(self.codes):
             raise ValueError(f"`length` must be at most that of the text, {len(self.codes)}, got {length}.")
+        return len(self.codes) - length
+
+    def _cut(self, starts: torch.Tensor, length: int) -> torch.Tensor:
+        return self.codes[starts[:, None] + torch.arange(length, device=starts.device)].long()
 
     def unigram_entropy(self) -> float:
-        """Entropy of one symbol without any other, nats."""
+        """Entropy of a symbol's marginal distribution, nats."""
         shares = self.codes.long().bincount().double() / len(self.codes)
         shares = shares[shares > 0]
         return -float((shares * shares.log()).sum())
 
     @staticmethod
     def spell(tokens: torch.Tensor) -> list[str]:
-        """The texts of int64 `[batch, length]`."""
+        """Writes int64 `[batch, length]` as texts."""
         return ["".join(ALPHABET[token] for token in sentence) for sentence in tokens.tolist()]

@@ -1,8 +1,9 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Where attention goes: the mass of each head by semantic and by structural distance, and how heads divide the two."""
+"""The attention mass of each head by semantic and by structural distance, and how heads divide the two."""
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,19 +16,19 @@ from ..io import finite
 from .rows import AttendedRows, attention_batches, attention_modules, eager_evaluation, stream_names
 
 
-# Ranges that double; the last one has no end.
+# Number of ranges that double. The last one has no end.
 OCTAVES = 20
 
 
 @dataclass(frozen=True)
 class Specialisation:
-    """Whether heads attend to what is near their target or to what is recent; see [`specialisation_score`].
+    """Whether heads attend to rows near their target or to recent rows; see [`specialisation_score`].
 
     Attributes:
-        heads: float64 `[layers, heads]` in [-1, 1]; NaN where a head attends to neither.
-        score: that of all heads together, in [-1, 1], or NaN.
-        spread: standard deviation of the heads' scores around `score`, weighted as there: 0 where all heads are alike,
-            1 where half of the mass is of heads with 1 and half of heads with -1.
+        heads: float64 `[layers, heads]` in [-1, 1]; NaN for a head that attends to neither.
+        score: the score of all heads together, in [-1, 1], or NaN.
+        spread: weighted standard deviation of the heads' scores around `score`: 0 if all heads are alike, 1 if half of
+            the mass belongs to heads with 1 and half to heads with -1.
     """
 
     heads: torch.Tensor
@@ -36,14 +37,14 @@ class Specialisation:
 
 
 def specialisation_score(nearest: torch.Tensor, recent: torch.Tensor) -> Specialisation:
-    """Scores heads by the mass on the rows nearest to the target against that on the most recent rows.
+    """Scores heads by the mass on the rows nearest to the target against the mass on the most recent rows.
 
     A head's score is (s - t) / (s + t). s is its mean mass on rows that are among the m nearest to the target but not
-    among the m most recent, t that on rows for which it is the other way round: 1 attends by meaning alone, -1 by
-    recency alone. Each row has as many rows of the one kind as of the other, so uniform attention scores exactly 0, at
-    any length, and so does, on average over uniform orders, attention that depends on neither. The score of several
-    heads is the same ratio of sums, that is, the mean of their scores weighted by s + t. In orders in which the nearest
-    rows are the most recent ones, as from left to right, there is no score (NaN).
+    among the m most recent, and t the reverse: 1 attends by meaning alone, -1 by recency alone. Each row has as many
+    rows of one kind as of the other, so uniform attention scores exactly 0 at any length, and so does, on average over
+    uniform orders, attention that depends on neither. The score of several heads is the same ratio of sums, the mean of
+    their scores weighted by s + t. If the nearest rows are the most recent ones, as from left to right, there is no
+    score (NaN).
 
     Args:
         nearest: float64 `[layers, heads]`, s.
@@ -60,27 +61,27 @@ def specialisation_score(nearest: torch.Tensor, recent: torch.Tensor) -> Special
 class AttentionMass:
     """Mean attention mass of the rows that predict (see [`AttendedRows`]), by stream, layer, head and distance.
 
-    Streams are `"prediction"` and, in `two_stream`, `"content"`, which has one layer less: in the last one it asks
-    nothing. Distances of row r from key k are
+    Streams are `"prediction"` and, in `two_stream`, `"content"`, which has one layer less because its last layer makes
+    only keys and values. Distances of row r from key k are
 
     - `"target"`, the semantic distance |target position of r - content position of k|. The content stream does not know
       its row's target;
     - `"own"`, the semantic distance |content position of r - content position of k|;
-    - `"rows"`, the structural distance r - k in rows, 0 being the row itself.
+    - `"rows"`, the structural distance r - k in rows, 0 for the row itself.
 
-    `bidirectional`, whose rows predict their own tokens and are in no order, has the first only.
+    `bidirectional` has only the first: its rows predict their own tokens and are in no order.
 
     Attributes:
-        bins: labels of the bins. `"first row"` is the first row that is seen, whatever its distance (attention rests
-            there when it looks for nothing). Then come the distances 0, 1, ..., `linear`, each in a bin of its own,
-            then ranges that double; the largest ones that hold no keys are left out. `bidirectional` also has
-            `"blank"`, all blanks, whose tokens are not known.
-        rows: how many rows predicted.
+        bins: labels of the bins. `"first row"` is the first visible row at any distance (attention rests there if it
+            looks for nothing). Then come the distances 0, 1, ..., `linear`, each in its own bin, then ranges that
+            double, without the largest ones that hold no keys. `bidirectional` also has `"blank"`: all blanks, whose
+            tokens are unknown.
+        rows: number of rows that predict.
         near: m, the number of rows that count as nearest and as most recent.
         own_row: whether a row could be among its own most recent rows.
         mass: by stream and distance, float64 `[layers, heads, bins]`; sums to 1 over bins.
-        uniform: by distance, float64 `[bins]`: the mass if every row attended to all that it sees alike.
-        keys: by distance, int64 `[bins]`: how many keys there were, of all rows together.
+        uniform: by distance, float64 `[bins]`: the mass if every row attended equally to all visible rows.
+        keys: by distance, int64 `[bins]`: the number of keys of all rows together.
         nearest, recent: by stream, float64 `[layers, heads]`: s and t of [`specialisation_score`]. Empty for
             `bidirectional`.
     """
@@ -102,7 +103,6 @@ class AttentionMass:
 
     @property
     def distances(self) -> tuple[str, ...]:
-        """Names of the distances."""
         return tuple(self.uniform)
 
     def lift(self, stream: str, distance: str) -> torch.Tensor:
@@ -131,27 +131,17 @@ class AttentionMass:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as lists, `None` for NaN, with lift and specialisation."""
-        scores = {stream: self.specialisation(stream) for stream in self.nearest}
-        numbers = {
-            "bins": list(self.bins),
-            "rows": self.rows,
-            "near": self.near,
-            "own_row": self.own_row,
-            "mass": {
-                stream: {name: part.tolist() for name, part in each.items()} for stream, each in self.mass.items()
-            },
-            "lift": {
-                stream: {name: self.lift(stream, name).tolist() for name in self.distances} for stream in self.streams
-            },
-            "uniform": {name: part.tolist() for name, part in self.uniform.items()},
-            "keys": {name: part.tolist() for name, part in self.keys.items()},
-            "specialisation": {
-                stream: {"score": each.score, "spread": each.spread, "heads": each.heads.tolist()}
-                for stream, each in scores.items()
-            },
-            "dissociation": self.dissociation,
-        }
-        return finite(numbers)
+        lift = {stream: {name: self.lift(stream, name) for name in self.distances} for stream in self.streams}
+        scores = {stream: vars(self.specialisation(stream)) for stream in self.nearest}
+        numbers = {name: getattr(self, name) for name in ("rows", "near", "own_row", "mass", "uniform", "keys")}
+        numbers |= {"bins": list(self.bins), "lift": lift, "specialisation": scores, "dissociation": self.dissociation}
+        return finite(_as_lists(numbers))
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_lists(part) for name, part in value.items()}
+    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def attention_mass(
@@ -165,17 +155,17 @@ def attention_mass(
 ) -> AttentionMass:
     """Measures where a model's heads attend, on batches as its `forward` takes them.
 
-    The model runs with eager attention, in evaluation mode; both are put back. Each layer's weights are added to their
-    bins when they are made, and then freed. A layer that is applied several times counts as several layers.
+    The model runs with eager attention in evaluation mode; both are then restored. The weights of a layer are counted
+    as soon as they are made, and freed. A layer that is applied several times counts as several layers.
 
     Args:
         model: an [`AOARMModel`] or one of its heads, any variant.
         batches: see [`attention_batches`].
-        linear: the largest distance that has a bin of its own.
-        near: how many rows count as nearest to the target, and as most recent, in [`specialisation_score`].
-        own_row: whether a row is among its own most recent rows there. Attention to itself is no summary of others, and
-            may well be all that looks like recency.
-        progress: show a progress bar.
+        linear: the largest distance with its own bin.
+        near: number of rows that count as nearest to the target, and as most recent, in [`specialisation_score`].
+        own_row: whether a row is among its own most recent rows there. Attention to itself does not summarise others,
+            and can be all that looks like recency.
+        progress: whether to show a progress bar.
 
     Raises:
         TypeError: a number that is no integer; a model that is not one of this package's.
@@ -184,8 +174,8 @@ def attention_mass(
     for name, value in (("linear", linear), ("near", near)):
         if as_integer(name, value) < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    measured = _MeasuredMass(stream_names(model), linear, near, own_row)
-    handles = [module.register_forward_hook(measured.add_layer) for module in attention_modules(model)]
+    measured = _MassCounter(linear, near, own_row)
+    handles = [module.register_forward_hook(measured.count_layer) for module in attention_modules(model)]
     try:
         with eager_evaluation(model):
             for inputs, rows in attention_batches(batches, model, "attention mass", progress):
@@ -194,70 +184,63 @@ def attention_mass(
     finally:
         for handle in handles:
             handle.remove()
-    return measured.result()
+    return measured.result(stream_names(model))
 
 
-class _MeasuredMass:
-    """Sums of masses: [`start`] before a batch, then [`add_layer`], a forward hook, in each layer."""
+class _MassCounter:
+    """Sums masses: [`start`] is called before a batch, and [`count_layer`], a forward hook, in each layer."""
 
-    def __init__(self, streams: tuple[str, ...], linear: int, near: int, own_row: bool):
-        self.streams, self.linear, self.near, self.own_row = streams, linear, near, own_row
+    def __init__(self, linear: int, near: int, own_row: bool):
+        self.linear, self.near, self.own_row = linear, near, own_row
         # The largest distance of each bin.
         self.bounds = torch.cat([torch.arange(linear + 1), linear * 2 ** torch.arange(1, OCTAVES + 1)])
         self.rows, self.has_blanks = 0, False
-        self.uniform, self.keys = {}, {}
-        # By name and stream, a list over layers of `[heads]` or `[heads, bins]`.
-        self.sums = {}
+        # By name, and for `mass` by name, stream and layer: float64 `[heads, bins]` or `[heads]`.
+        self.uniform, self.keys, self.mass = defaultdict(float), defaultdict(float), defaultdict(float)
 
     def start(self, rows: AttendedRows) -> None:
         self.layer = 0
-        self.predicting = asking = rows.predicting
-        self.rows += int(asking.sum())
+        self.predicting = predicting = rows.predicting
+        self.rows += int(predicting.sum())
         self.has_blanks = not rows.in_order
-        visible, first = rows.visible[asking], rows.first[asking]
-        blank = rows.blank[:, None, :].expand_as(rows.visible)[asking]
+        visible, first = rows.visible[predicting], rows.first[predicting]
+        blank = rows.blank[:, None, :].expand_as(rows.visible)[predicting]
         share = visible.double() / visible.sum(-1, keepdim=True)
         # Bins: first row, distances, blanks.
         self.bins = {}
         for name, distance in rows.distances.items():
-            number = 1 + torch.bucketize(distance[asking], self.bounds[:-1].to(distance.device))
-            number = number.masked_fill(first, 0).masked_fill(blank, len(self.bounds) + 1)
-            self.bins[name] = number
-            self._add(self.uniform, name, self._binned(share[:, None], number)[0])
-            self._add(self.keys, name, self._binned(visible[:, None].double(), number)[0])
+            number = 1 + torch.bucketize(distance[predicting], self.bounds[:-1].to(distance.device))
+            self.bins[name] = number.masked_fill(first, 0).masked_fill(blank, len(self.bounds) + 1)
+            self.uniform[name] += self._sum_bins(share[:, None], self.bins[name])[0]
+            self.keys[name] += self._sum_bins(visible[:, None].double(), self.bins[name])[0]
         self.is_near = {}
-        if "rows" in self.bins:
+        if rows.in_order:
             is_nearest, is_recent = (
-                rows.ranks(choice, self.own_row)[asking] < self.near for choice in ("nearest", "recent")
+                rows.ranks(choice, self.own_row)[predicting] < self.near for choice in ("nearest", "recent")
             )
             self.is_near = {"nearest": is_nearest & ~is_recent, "recent": is_recent & ~is_nearest}
 
-    def add_layer(self, module: torch.nn.Module, arguments: tuple, output: tuple[torch.Tensor | None, ...]) -> None:
-        # Of the predicting and of the content stream, which ends before the last layer.
-        weights = {"content": output[2], "prediction": output[1]}
-        for stream, part in weights.items():
-            if part is None:
+    def count_layer(self, module: torch.nn.Module, arguments: tuple, output: tuple[torch.Tensor | None, ...]) -> None:
+        # The content stream ends before the last layer.
+        for stream, weights in (("prediction", output[1]), ("content", output[2])):
+            if weights is None:
                 continue
             # [rows that predict, heads, keys]
-            part = part.transpose(1, 2)[self.predicting].float()
+            weights = weights.transpose(1, 2)[self.predicting].float()
             for name, number in self.bins.items():
-                self._add(self.sums, (name, stream, self.layer), self._binned(part, number))
+                self.mass[name, stream, self.layer] += self._sum_bins(weights, number)
             for name, is_near in self.is_near.items():
-                mass = torch.einsum("nhk,nk->nh", part, is_near.float()).sum(0, dtype=torch.float64)
-                self._add(self.sums, (name, stream, self.layer), mass)
+                mass = torch.einsum("nhk,nk->nh", weights, is_near.float())
+                self.mass[name, stream, self.layer] += mass.sum(0, dtype=torch.float64).cpu()
         self.layer += 1
 
-    def _binned(self, mass: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-        """`[rows, heads, keys]` and bins `[rows, keys]` to sums over rows, float64 `[heads, bins]`."""
+    def _sum_bins(self, mass: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        """Sums mass `[rows, heads, keys]` over rows by bin `[rows, keys]`: float64 `[heads, bins]`."""
         binned = mass.new_zeros(*mass.shape[:2], len(self.bounds) + 2)
         binned.scatter_add_(2, number[:, None].expand_as(mass), mass)
-        return binned.sum(0, dtype=torch.float64)
+        return binned.sum(0, dtype=torch.float64).cpu()
 
-    @staticmethod
-    def _add(sums: dict[Any, torch.Tensor], name: Any, part: torch.Tensor) -> None:
-        sums[name] = sums[name] + part.cpu() if name in sums else part.cpu()
-
-    def result(self) -> AttentionMass:
+    def result(self, streams: tuple[str, ...]) -> AttentionMass:
         if self.rows == 0:
             raise ValueError("`batches` must hold rows that predict something, got none.")
         last = max(int(keys[:-1].nonzero().max()) for keys in self.keys.values())
@@ -266,11 +249,11 @@ class _MeasuredMass:
         labels = ["first row", *map(str, range(self.linear + 1)), *doubled, "blank"]
 
         def layers(name: str, stream: str) -> torch.Tensor:
-            parts = [part for key, part in self.sums.items() if key[:2] == (name, stream)]
+            parts = [part for key, part in self.mass.items() if key[:2] == (name, stream)]
             return torch.stack(parts) / self.rows
 
-        # What predicts comes first.
-        streams = self.streams[::-1]
+        # The predicting stream first.
+        streams = streams[::-1]
         return AttentionMass(
             bins=tuple(labels[number] for number in kept),
             rows=self.rows,

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""What the loss does when rows are hidden from attention: those nearest to the target, the most recent, or random ones.
+"""The loss with rows hidden from attention: rows nearest to the target, most recent rows, or random rows.
 
 Attention mass is only correlation; this is the intervention.
 """
@@ -16,15 +16,7 @@ from transformers import PreTrainedModel
 from ..data.orders import as_integer
 from ..evaluation.stats import estimate_ratio
 from ..io import finite
-from .rows import (
-    CHOICES,
-    IGNORED,
-    AttendedRows,
-    attention_batches,
-    attention_modules,
-    eager_evaluation,
-    stream_names,
-)
+from .rows import CHOICES, IGNORED, AttendedRows, attention_batches, attention_modules, eager_evaluation, stream_names
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,7 @@ class Difference:
 
     @classmethod
     def per_token(cls, nats: torch.Tensor, tokens: torch.Tensor) -> "Difference":
-        """From differences of examples, float64 `[counts, examples]`, and their numbers of tokens, `[examples]`.
+        """Averages differences of examples, float64 `[counts, examples]`, over their tokens, `[examples]`.
 
         See [`~modeling_aoarm.evaluation.stats.estimate_ratio`].
         """
@@ -61,7 +53,7 @@ class HiddenRowLosses:
     Attributes:
         counts: the numbers m of hidden rows.
         own_row: whether rows could be hidden from themselves.
-        example_tokens: int64 `[examples]`, predicted tokens.
+        example_tokens: int64 `[examples]`, numbers of predicted tokens.
         example_nll: float64 `[examples]`, nats summed over the predicted tokens, with nothing hidden.
         hidden_nll: by stream and choice, the same with rows hidden, float64 `[counts, examples]`.
     """
@@ -74,12 +66,12 @@ class HiddenRowLosses:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """Names of what was cut."""
+        """The streams that were cut."""
         return tuple(self.hidden_nll)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Which rows were hidden."""
+        """The choices of hidden rows."""
         return tuple(next(iter(self.hidden_nll.values())))
 
     @property
@@ -100,8 +92,8 @@ class HiddenRowLosses:
     def dissociation(self) -> Difference | None:
         """`contrast("prediction") - contrast("content")`; `None` for a single stream.
 
-        The dissociation is double where it is positive because the first contrast is and the second one is negative:
-        predictions then need what is near the target, and the content stream what is recent.
+        The dissociation is double if the first contrast is positive and the second one negative: predictions then need
+        the rows near the target, and the content stream needs the recent rows.
         """
         if not {"prediction", "content"} <= set(self.streams) or not {"nearest", "recent"} <= set(self.choices):
             return None
@@ -110,7 +102,7 @@ class HiddenRowLosses:
         return Difference.per_token(contrasts[0] - contrasts[1], self.example_tokens)
 
     def joined(self, size: int) -> "HiddenRowLosses":
-        """The same with every `size` consecutive examples as one, where they are of one sentence.
+        """Joins every `size` consecutive examples, for examples of one sentence.
 
         Raises:
             ValueError: `size` does not divide the number of examples.
@@ -125,7 +117,7 @@ class HiddenRowLosses:
         return replace(self, example_tokens=tokens, example_nll=nll, hidden_nll=hidden)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as lists, `None` for NaN; without those of single examples."""
+        """The numbers as lists, `None` for NaN, without those of single examples."""
         has_contrast = {"nearest", "recent"} <= set(self.choices)
         return {
             "counts": list(self.counts),
@@ -153,32 +145,32 @@ def hidden_row_losses(
     seed: int = 0,
     progress: bool = True,
 ) -> HiddenRowLosses:
-    """Measures a model's loss when every row attends to m rows less.
+    """Measures a model's loss with m rows hidden from the attention of every row.
 
-    From each row r, in all layers, the attention edges to m of the rows that it sees are cut: those nearest to r's
-    target or to r's own position (of two at the same distance the left one goes first), the most recent ones, or random
-    ones. The first row that is seen (the beginning of the sentence) is never hidden, so that every row sees something;
-    rows that see m further rows or fewer see the first one (and perhaps themselves) only, whatever the choice. All
-    choices so cut equally many edges of the same rows. What a hidden row says can still come in through other rows, and
-    a query stream with the neighbor start still begins with its token.
+    In all layers, each row r loses its attention edges to m of its visible rows: those nearest to r's target or to r's
+    own position (of two at the same distance the left one first), the most recent ones, or random ones. The first
+    visible row (the beginning of the sentence) is never hidden, so every row still sees something. Rows with m or fewer
+    further visible rows see the first one (and perhaps themselves) only, whatever the choice. So all choices cut
+    equally many edges of the same rows. Information from a hidden row can still come in through other rows, and a query
+    stream with the neighbor start still begins with its token.
 
-    `bidirectional`: only the edges from blanks are cut, and only those to observed rows; nothing is recent there.
+    In `bidirectional` only edges from blanks to observed rows are cut, and no row is recent.
 
-    The model runs with eager attention, in evaluation mode; both are put back.
+    The model runs with eager attention in evaluation mode; both are then restored.
 
     Args:
         model: an `AOARMForCausalLM` or `AOARMForMaskedLM`.
-        batches: see [`attention_batches`]; for `bidirectional` with `labels`. They are gone through once.
+        batches: see [`attention_batches`]; with `labels` for `bidirectional`. They are read once.
         counts: the numbers m.
-        choices: of `"nearest"` (to the target), `"own"` (nearest to the row's own position), `"recent"` and `"random"`.
-            Default: all; `bidirectional` has `"nearest"` and `"random"`.
-        streams: in which streams' rows edges are cut: `"prediction"`, and in `two_stream` also `"content"`, where
-            "nearest" goes by the row's target as well, and `"all"`, both at once. Default: each.
-        own_row: whether a row may be hidden from itself; it is then its own most recent row. What it knows of its token
-            stays even so: that is in its state, not in an edge. Losing this edge may cost more than losing any other,
-            so with it "recent" mixes two questions; `counts=[1], choices=["recent"]` then asks about it alone.
-        seed: of random rows, which are a function of the seed and the example's number.
-        progress: show a progress bar.
+        choices: some of `"nearest"` (to the target), `"own"` (nearest to the row's own position), `"recent"` and
+            `"random"`. Default: all; `bidirectional` has `"nearest"` and `"random"`.
+        streams: the streams whose rows lose edges: `"prediction"`, and in `two_stream` also `"content"`, where
+            "nearest" refers to the row's target too, and `"all"`, both at once. Default: each.
+        own_row: whether a row may be hidden from itself, as its own most recent row. It keeps the knowledge of its
+            token, which is in its state and not in an edge. This edge may matter more than any other, so "recent" then
+            mixes two questions; `counts=[1], choices=["recent"]` asks about this edge alone.
+        seed: seed of random rows, which are a function of the seed and the example's index.
+        progress: whether to show a progress bar.
 
     Raises:
         TypeError: a number that is no integer; a model that is not one of this package's.
@@ -197,51 +189,45 @@ def hidden_row_losses(
 
     tokens, plain = [], []
     hidden = {stream: {choice: [] for choice in choices} for stream in streams}
-    cut = _CutEdges(names)
+    cut = _EdgeCutter(names)
     handles = [module.register_forward_pre_hook(cut.hide, with_kwargs=True) for module in attention_modules(model)]
     try:
         with eager_evaluation(model):
             for inputs, rows in attention_batches(batches, model, "hidden rows", progress):
                 _check_predictions(rows)
                 cut.edges = None
-                plain.append(_nll(model, inputs, rows))
+                plain.append(_sum_nll(model, inputs, rows))
                 first_example = sum(map(len, tokens))
                 tokens.append(rows.predicting.sum(1).cpu())
-                # Rows that hide something: in `bidirectional` the blanks.
-                asking = torch.ones_like(rows.blank) if rows.in_order else rows.blank
+                # In `bidirectional` only blanks lose edges.
+                loses_edges = torch.ones_like(rows.blank) if rows.in_order else rows.blank
                 for choice in choices:
                     ranks = rows.ranks(choice, own_row, seed, first_example)
                     for stream in streams:
                         cut.streams = names if stream == "all" else (stream,)
                         losses = []
                         for count in counts:
-                            cut.edges = (ranks < count) & asking[:, :, None]
-                            losses.append(_nll(model, inputs, rows))
+                            cut.edges = (ranks < count) & loses_edges[:, :, None]
+                            losses.append(_sum_nll(model, inputs, rows))
                         hidden[stream][choice].append(torch.stack(losses))
     finally:
         for handle in handles:
             handle.remove()
     if not any(map(torch.any, tokens)):
         raise ValueError("`batches` must hold rows that predict something, got none.")
-    return HiddenRowLosses(
-        counts,
-        own_row,
-        torch.cat(tokens),
-        torch.cat(plain),
-        {
-            stream: {choice: torch.cat(parts, dim=1) for choice, parts in each.items()}
-            for stream, each in hidden.items()
-        },
-    )
+    hidden = {
+        stream: {choice: torch.cat(parts, dim=1) for choice, parts in each.items()} for stream, each in hidden.items()
+    }
+    return HiddenRowLosses(counts, own_row, torch.cat(tokens), torch.cat(plain), hidden)
 
 
-class _CutEdges:
-    """A forward pre-hook of attention: hides keys from the rows of some streams.
+class _EdgeCutter:
+    """A forward pre-hook of attention that hides keys from the rows of some streams.
 
     Attributes:
         names: the model's streams.
-        streams: those whose rows are cut.
-        edges: bool `[batch, rows, keys]`, what is cut; `None` for nothing.
+        streams: the streams whose rows lose edges.
+        edges: bool `[batch, rows, keys]`, the edges to cut; `None` for none.
     """
 
     def __init__(self, names: tuple[str, ...]):
@@ -251,12 +237,12 @@ class _CutEdges:
         if self.edges is None:
             return None
         queries, mask = arguments[0], kwargs["attention_mask"]
-        asking = self.names[-len(queries) :]
-        cut = torch.cat([self.edges & (stream in self.streams) for stream in asking], dim=1)[:, None]
+        streams = self.names[-len(queries) :]
+        cut = torch.cat([self.edges & (stream in self.streams) for stream in streams], dim=1)[:, None]
         if mask is None:
-            # In `bidirectional` without padding.
+            # `bidirectional` without padding has no mask.
             mask = queries.new_zeros(*self.edges.shape)[:, None]
-        mask = mask.repeat(1, 1, len(asking), 1).masked_fill(cut, torch.finfo(mask.dtype).min)
+        mask = mask.repeat(1, 1, len(streams), 1).masked_fill(cut, torch.finfo(mask.dtype).min)
         return arguments, kwargs | {"attention_mask": mask}
 
 
@@ -267,7 +253,7 @@ def _check_predictions(rows: AttendedRows) -> None:
         raise ValueError("`target_position_ids` must hold the next row's position wherever it has a label.")
 
 
-def _nll(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], rows: AttendedRows) -> torch.Tensor:
+def _sum_nll(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], rows: AttendedRows) -> torch.Tensor:
     """Nats of each example, float64 `[batch]`, on the CPU."""
     logits = model(**inputs, use_cache=False).logits.float()
     token_nll = functional.cross_entropy(logits.transpose(1, 2), rows.predicted, ignore_index=IGNORED, reduction="none")

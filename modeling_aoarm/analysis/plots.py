@@ -1,13 +1,18 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of where attention goes, and of what hiding rows costs; the numbers go beside each as JSON."""
+"""Pictures of attention mass and of the cost of hiding rows, with the numbers beside each as JSON."""
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..io import finite, save_figure, write_json
+from ..io import save_figure, write_json
 from .attention import AttentionMass
 from .interventions import HiddenRowLosses
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 AXIS = {
@@ -22,29 +27,23 @@ CHOSEN = {
     "recent": "most recent",
     "random": "random",
 }
-# Lifts beyond 1/8 and 8 have the colours of these.
+# The colour scale ends at lifts of 1/8 and 8.
 LARGEST_LOG_LIFT = 3
 
 
 def plot_attention_mass(mass: AttentionMass, path: str | os.PathLike, title: str = "") -> None:
-    """Draws each head's attention over uniform attention, one map for each distance and stream, as a PNG.
+    """Draws each head's attention over uniform attention as a PNG, one map for each distance and stream.
 
-    Blue is more than uniform attention, red is less, on a scale of powers of two; bins without keys are grey. The JSON
-    beside it holds `mass.to_dict()`.
+    Blue is more than uniform attention and red is less, on a scale of powers of two. Bins without keys are grey. The
+    JSON beside it holds `mass.to_dict()`.
 
     Raises:
-        ValueError: for another suffix than `.png`.
+        ValueError: for a suffix other than `.png`.
     """
-    from matplotlib.figure import Figure
-
-    path = _png(path)
     heads = max(each["target"].shape[0] * each["target"].shape[1] for each in mass.mass.values())
-    size = (0.27 * len(mass.bins) + 1.6, 0.15 * heads + 1.3)
-    figure = Figure(
-        figsize=(size[0] * len(mass.streams) + 0.8, size[1] * len(mass.distances) + 0.5), layout="constrained"
-    )
+    width, height = 0.27 * len(mass.bins) + 1.6, 0.15 * heads + 1.3
+    figure = _make_figure(width * len(mass.streams) + 0.8, height * len(mass.distances) + 0.5, path)
     all_axes = figure.subplots(len(mass.distances), len(mass.streams), squeeze=False)
-    image = None
     for distance, row in zip(mass.distances, all_axes, strict=True):
         for stream, axes in zip(mass.streams, row, strict=True):
             lift = mass.lift(stream, distance)
@@ -62,90 +61,31 @@ def plot_attention_mass(mass: AttentionMass, path: str | os.PathLike, title: str
                 axes.axhline(layer * heads - 0.5, color="black", linewidth=0.8)
             middles = [layer * heads + (heads - 1) / 2 for layer in range(layers)]
             axes.set_yticks(middles, [f"layer {layer}" for layer in range(layers)], fontsize=8)
-            axes.set_title(f"{stream} stream", fontsize=10)
-            _label_bins(axes, mass.bins, distance)
+            _label(axes, stream, distance, mass.bins)
+    powers = range(-LARGEST_LOG_LIFT, LARGEST_LOG_LIFT + 1)
     bar = figure.colorbar(image, ax=all_axes, pad=0.01, aspect=40, extend="both")
-    bar.set_ticks(
-        range(-LARGEST_LOG_LIFT, LARGEST_LOG_LIFT + 1),
-        labels=[f"{2.0**power:g}×" for power in range(-LARGEST_LOG_LIFT, LARGEST_LOG_LIFT + 1)],
-    )
+    bar.set_ticks(powers, labels=[f"{2.0**power:g}×" for power in powers])
     bar.set_label("attention over uniform attention")
     figure.suptitle(title or f"Attention of {mass.rows:,} rows, one line per head", fontsize=11)
     _write(figure, path, mass.to_dict())
 
 
-def plot_attention_curves(mass: AttentionMass, path: str | os.PathLike, title: str = "") -> None:
-    """Draws each layer's attention over uniform attention, the mean over its heads, against distance, as a PNG.
-
-    The JSON beside it holds `lift[stream][distance]`, lists `[layers, bins]`.
-
-    Raises:
-        ValueError: for another suffix than `.png`.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    path = _png(path)
-    figure = Figure(
-        figsize=((0.21 * len(mass.bins) + 1.2) * len(mass.distances), 3.1 * len(mass.streams) + 0.4),
-        layout="constrained",
-    )
-    all_axes = figure.subplots(len(mass.streams), len(mass.distances), squeeze=False, sharey=True)
-    lifts = {stream: {name: mass.lift(stream, name).mean(1) for name in mass.distances} for stream in mass.streams}
-    for stream, row in zip(mass.streams, all_axes, strict=True):
-        for distance, axes in zip(mass.distances, row, strict=True):
-            layers = lifts[stream][distance]
-            for layer, line in enumerate(layers):
-                colour = colormaps["viridis"](layer / max(1, len(layers) - 1) * 0.9)
-                # The first row and blanks are no distances.
-                inside = slice(1, -1 if mass.bins[-1] == "blank" else None)
-                axes.plot(range(len(line))[inside], line[inside], color=colour, marker=".", label=f"layer {layer}")
-                axes.plot(0, line[0], color=colour, marker="x", linestyle="none")
-                if mass.bins[-1] == "blank":
-                    axes.plot(len(line) - 1, line[-1], color=colour, marker="x", linestyle="none")
-            axes.axhline(1, color="black", linewidth=0.8, linestyle="--")
-            axes.set_yscale("log", base=2)
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-            axes.grid(alpha=0.3)
-            axes.set_title(f"{stream} stream", fontsize=10)
-            axes.legend(fontsize=8)
-            _label_bins(axes, mass.bins, distance)
-        row[0].set_ylabel("attention over\nuniform attention")
-    figure.suptitle(title or f"Attention of {mass.rows:,} rows, mean over heads", fontsize=11)
-    numbers = {
-        "bins": list(mass.bins),
-        "lift": {stream: {name: each.tolist() for name, each in by.items()} for stream, by in lifts.items()},
-    }
-    _write(figure, path, finite(numbers))
-
-
 def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: str = "") -> None:
-    """Draws the loss that hiding rows costs against their number, a panel and scale for each stream, as a PNG.
+    """Draws the excess loss against the number of hidden rows as a PNG, with a panel and scale for each stream.
 
     Bars are two standard errors long on either side. The JSON beside it holds `losses.to_dict()`.
 
     Raises:
-        ValueError: for another suffix than `.png`.
+        ValueError: for a suffix other than `.png`.
     """
-    from matplotlib.figure import Figure
-
-    path = _png(path)
-    figure = Figure(figsize=(3.6 * len(losses.streams) + 2.9, 3.9), layout="constrained")
-    # Each with its own scale: streams may differ by a factor of a hundred.
+    figure = _make_figure(3.6 * len(losses.streams) + 2.9, 3.9, path)
+    # Separate scales, as streams may differ by a factor of a hundred.
     all_axes = figure.subplots(1, len(losses.streams), squeeze=False)[0]
     for stream, axes in zip(losses.streams, all_axes, strict=True):
         for choice in losses.choices:
             excess = losses.excess(stream, choice)
-            axes.errorbar(
-                losses.counts,
-                excess.mean,
-                yerr=2 * excess.standard_error,
-                color=COLOURS[choice],
-                marker="o",
-                markersize=4,
-                capsize=3,
-                label=CHOSEN[choice],
-            )
+            style = dict(color=COLOURS[choice], marker="o", markersize=4, capsize=3, label=CHOSEN[choice])
+            axes.errorbar(losses.counts, excess.mean, yerr=2 * excess.standard_error, **style)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks(losses.counts, [str(count) for count in losses.counts])
@@ -160,21 +100,24 @@ def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: st
     _write(figure, path, losses.to_dict())
 
 
-def _png(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if path.suffix != ".png":
+def _make_figure(width: float, height: float, path: str | os.PathLike) -> "Figure":
+    """A figure of a size in inches, for a PNG."""
+    from matplotlib.figure import Figure
+
+    if Path(path).suffix != ".png":
         raise ValueError(f"`path` must end in .png, got {str(path)!r}.")
-    return path
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _label_bins(axes, bins: tuple[str, ...], distance: str) -> None:
+def _label(axes: "Axes", stream: str, distance: str, bins: tuple[str, ...]) -> None:
+    axes.set_title(f"{stream} stream", fontsize=10)
     axes.set_xticks(range(len(bins)), bins, rotation=90, fontsize=7)
     axes.set_xlabel(AXIS[distance], fontsize=9)
 
 
-def _write(figure, path: Path, numbers: dict[str, Any]) -> None:
+def _write(figure: "Figure", path: str | os.PathLike, numbers: dict[str, Any]) -> None:
     save_figure(path, figure)
-    write_json(path.with_suffix(".json"), numbers)
+    write_json(Path(path).with_suffix(".json"), numbers)
 
 
-__all__ = ["plot_attention_curves", "plot_attention_mass", "plot_hidden_rows"]
+__all__ = ["plot_attention_mass", "plot_hidden_rows"]

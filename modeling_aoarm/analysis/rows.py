@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The rows of a batch as attention meets them: which predict, which they see, and which of those are near or recent."""
+"""The rows of a batch for the analysis of attention: predicting rows, visible rows, and near or recent rows."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
@@ -24,12 +24,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class AttendedRows:
-    """One batch: what stands where, what each row sees, and which rows predict.
+    """The positions, visible keys and predictions of one batch.
 
-    A row *predicts* where the model's loss would count it: row r with a label in row r + 1, or, in `bidirectional`, a
-    blank (a row that holds the mask token) with a label and without a loss weight of 0. Without labels every row is
-    labelled with its own token; in `bidirectional`, where the tokens of blanks are not known then, every blank
-    predicts.
+    A row *predicts* if the model's loss would count it: row r with a label in row r + 1, or in `bidirectional` a blank
+    (a row with the mask token) with a label and a loss weight other than 0. Without labels, every row has its own token
+    as a label. In `bidirectional` without labels the tokens of blanks are unknown, and every blank predicts.
 
     Args:
         content: int64 `[batch, rows]`, content positions.
@@ -38,8 +37,8 @@ class AttendedRows:
         blank: bool `[batch, rows]`, the blanks of `bidirectional`; none in other variants.
         visible: bool `[batch, rows, keys]`, the keys that a row sees.
         predicting: bool `[batch, rows]`.
-        predicted: int64 `[batch, rows]`, the tokens that rows predict, -100 where they predict none; `None` for
-            `bidirectional` without labels.
+        predicted: int64 `[batch, rows]`, the tokens that rows predict, -100 for none; `None` for `bidirectional`
+            without labels.
     """
 
     content: torch.Tensor
@@ -84,11 +83,11 @@ class AttendedRows:
 
     @property
     def first(self) -> torch.Tensor:
-        """bool `[batch, rows, keys]`: the first key that a row sees, where attention that has no use for any rests."""
+        """bool `[batch, rows, keys]`: the first key that a row sees, on which attention rests if it needs none."""
         return self.visible & (self.visible.cumsum(-1) == 1)
 
     def candidates(self, own_row: bool = False) -> torch.Tensor:
-        """bool `[batch, rows, keys]`: the observed rows that a row sees, without the first, with or without itself."""
+        """bool `[batch, rows, keys]`: the observed rows that a row sees, without the first one."""
         candidates = self.visible & ~self.first & ~self.blank[:, None, :]
         if not own_row:
             candidates = candidates & ~torch.eye(candidates.shape[1], dtype=torch.bool, device=candidates.device)
@@ -106,14 +105,14 @@ class AttendedRows:
         return {"target": by_target, "own": (self.content[:, :, None] - keys).abs(), "rows": rows_back}
 
     def ranks(self, choice: str, own_row: bool = False, seed: int = 0, first_example: int = 0) -> torch.Tensor:
-        """Orders the candidates of each row, int64 `[batch, rows, keys]`: 0 for the first; all other keys come last.
+        """Ranks the candidates of each row, int64 `[batch, rows, keys]`, from 0. All other keys come last.
 
         Args:
-            choice: `"nearest"`, by |target - content position of the key|, of two the left one; `"own"`, the same from
-                the row's own content position; `"recent"`, by rows back; `"random"`, drawn for each row on its own.
+            choice: `"nearest"`, by |target - content position of the key|, the left one of two; `"own"`, the same from
+                the row's own content position; `"recent"`, by rows back; `"random"`, drawn separately for each row.
             own_row: whether the row itself is a candidate.
-            seed: of random orders, which are a function of the seed and the example's number.
-            first_example: the number of the batch's first example.
+            seed: seed of random ranks, which are a function of the seed and the example's index.
+            first_example: index of the batch's first example.
         """
         batch, rows = self.content.shape
         if choice in ("nearest", "own"):
@@ -124,7 +123,7 @@ class AttendedRows:
             key = -torch.arange(rows, device=self.content.device).expand(batch, rows, rows)
         else:
             key = torch.zeros(batch, rows, rows, dtype=torch.float64)
-            # Numbers of real rows only: how far an example is padded changes nothing.
+            # Draws for real rows only, so that padding changes nothing.
             is_real = self.visible.diagonal(0, 1, 2).cpu()
             for example, real in enumerate(is_real):
                 count = int(real.sum())
@@ -138,12 +137,12 @@ class AttendedRows:
 
 
 def stream_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """The model's streams, in the layout of [`AOARMAttention`]; the last one predicts, alone in the last layer."""
+    """The model's streams in the layout of [`AOARMAttention`]. The last one predicts, alone in the last layer."""
     return ("content", "prediction") if model.config.attention_variant == "two_stream" else ("prediction",)
 
 
 def attention_modules(model: PreTrainedModel) -> list[AOARMAttention]:
-    """The modules to put hooks on so that each attention calls its hook once.
+    """Finds the modules to hook so that each attention calls its hook once.
 
     Raises:
         TypeError: the model has no such modules.
@@ -151,13 +150,13 @@ def attention_modules(model: PreTrainedModel) -> list[AOARMAttention]:
     modules = [module for module in model.modules() if isinstance(module, AOARMAttention)]
     if not modules:
         raise TypeError(f"`model` must be one of this package's, got {type(model).__name__} without AOARMAttention.")
-    # Layers that share their weights by copy.copy share their hooks as well.
+    # Layers copied by copy.copy share their weights and their hooks.
     return list({id(forward_hooks(module)): module for module in modules}.values())
 
 
 @contextlib.contextmanager
 def eager_evaluation(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, eager attention and no gradients for the time of the block."""
+    """Switches to evaluation mode, eager attention and no gradients, and back."""
     implementation = model.config._attn_implementation
     with evaluation_mode(model), torch.no_grad():
         try:
@@ -170,21 +169,21 @@ def eager_evaluation(model: PreTrainedModel) -> Iterator[None]:
 def attention_batches(
     batches: Iterable[Mapping[str, torch.Tensor]], model: PreTrainedModel, description: str, progress: bool
 ) -> Iterator[tuple[dict[str, torch.Tensor], AttendedRows]]:
-    """Goes through batches with a progress bar.
+    """Reads batches with a progress bar.
 
     Args:
-        batches: each holds `input_ids` and what else of `INPUTS` the variant's `forward` takes, and perhaps `labels`
-            and `loss_weights`; what a collator of this package makes is such a batch.
-        model: on whose device they go.
-        description: of the bar.
-        progress: whether to show it.
+        batches: each holds `input_ids`, other `INPUTS` of the variant's `forward`, and perhaps `labels` and
+            `loss_weights`. The collators of this package make such batches.
+        model: the model, on whose device they go.
+        description: description of the bar.
+        progress: whether to show the bar.
 
     Yields:
-        What `forward` takes of a batch, and its rows.
+        The arguments of `forward`, and the batch's rows.
 
     Raises:
-        ValueError: for other keys, no `input_ids`, a mask that is prepared, several targets per row, no batches, and
-            what [`RowPositions.resolve`] refuses.
+        ValueError: for other keys, no `input_ids`, a prepared mask, several targets per row, no batches, and inputs
+            that [`RowPositions.resolve`] refuses.
     """
     number = -1
     total = len(batches) if isinstance(batches, Sized) else None

@@ -18,7 +18,7 @@ from ..data.collators import DataCollatorForAnyOrderLM, DataCollatorWithOrders, 
 from ..data.masked_diffusion import collator_class_for
 from ..evaluation.likelihood import OrderNLL, evaluate_likelihood
 from ..io import reaching_disk, replacing, versions
-from ..model_card import model_card, write_model_card
+from ..model_card import make_model_card, write_model_card
 from .callbacks import EMA_FILE, EMACallback, OrderClockCallback
 from .checkpoints import INCOMPLETE, discard_incomplete, exclusive, publish, replacing_files, resolve_checkpoint
 
@@ -245,7 +245,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
 
         Args:
             language, license, model_name, finetuned_from: as in `Trainer`. Its other arguments are ignored.
-            report: replaces and extends what the trainer knows, see [`model_card`].
+            report: replaces and extends what the trainer knows, see [`make_model_card`].
             curve: file name of a picture of the loss curve.
         """
         if not self.is_world_process_zero():
@@ -262,7 +262,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
             },
             "versions": versions(),
         }
-        card = model_card(
+        card = make_model_card(
             model.config,
             {**known, **(report or {})},
             # `model_name` lacks the owner of the repository.
