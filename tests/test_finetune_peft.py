@@ -187,6 +187,10 @@ def test_processes_share_the_measuring_and_have_the_figures_of_one(finished, hel
     exact, right, tokens = sum(reduced).tolist()
     assert one == {"exact_match": exact / len(dataset), "token_accuracy": right / tokens}
 
+
+@pytest.mark.full
+def test_two_processes_have_the_figures_of_one(finished):
+    folder, _ = finished
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -91,22 +91,15 @@ def test_several_targets_of_a_row_are_answered_as_if_each_were_alone(variant, im
 
 
 @pytest.mark.grid(pairs=False)
-@any_order_variants
+@all_variants
 def test_probabilities_of_all_strings_sum_to_one_in_every_order(variant):
+    """In every order that the variant has."""
     model = tiny_model(variant, vocab_size=3)
     strings = all_strings(3, 4)
     sentences = torch.cat([torch.zeros(len(strings), 1, dtype=torch.int64), strings], dim=1)
-    for order in itertools.permutations(range(1, 5)):
-        total = chain_log_probs(model, sentences, torch.tensor(order)).exp().sum()
+    for order in itertools.permutations(range(1, 5)) if variant != "causal" else [range(1, 5)]:
+        total = chain_log_probs(model, sentences, torch.tensor([*order])).exp().sum()
         torch.testing.assert_close(total, torch.ones((), dtype=torch.float64), atol=1e-5, rtol=0)
-
-
-def test_causal_probabilities_of_all_strings_sum_to_one():
-    model = tiny_model("causal", vocab_size=3)
-    strings = all_strings(3, 4)
-    sentences = torch.cat([torch.zeros(len(strings), 1, dtype=torch.int64), strings], dim=1)
-    total = chain_log_probs(model, sentences, torch.arange(1, 5)).exp().sum()
-    torch.testing.assert_close(total, torch.ones((), dtype=torch.float64), atol=1e-5, rtol=0)
 
 
 def left_of(variant, sentences, target, seen):
