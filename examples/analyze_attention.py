@@ -39,7 +39,7 @@ from modeling_aoarm.analysis import (
     plot_attention_mass,
     plot_hidden_rows,
 )
-from modeling_aoarm.cli.common import find_device
+from modeling_aoarm.cli import find_device
 from modeling_aoarm.data.masked_diffusion import collator_class_for
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 

@@ -51,7 +51,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from modeling_aoarm import DataCollatorForAnyOrderLM, lora_config, with_example_index
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
-from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 from modeling_aoarm.io import replacing_folder, versions, write_json
 from modeling_aoarm.model_card import CardArguments
 from modeling_aoarm.plots import save_loss_curve
@@ -225,7 +225,7 @@ def measure(
     """The figures of one model: likelihoods in both kinds of orders, and accuracies. Processes share the work."""
     characters = sum(dataset["num_characters"])
     likelihoods = {
-        name: evaluate_order(
+        name: evaluate_likelihood(
             model,
             dataset,
             tokenizer,

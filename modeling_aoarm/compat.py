@@ -5,8 +5,11 @@ That code uses private API only through this module. `tests/test_compat.py` says
 [`~modeling_aoarm.compat_aoarm`] serves the code that travels.
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from torch import nn
 from transformers import GenerationConfig
@@ -97,6 +100,14 @@ def peft_target_tables() -> dict[str, dict[str, list[str]]]:
         for name, table in vars(constants).items()
         if name.startswith("TRANSFORMERS_MODELS_TO_") and "llama" in table
     }
+
+
+def run_harness_command(arguments: Sequence[str]) -> None:
+    """Runs the command line of lm-eval, which reads its arguments from `sys.argv`."""
+    from lm_eval.__main__ import cli_evaluate
+
+    with mock.patch.object(sys, "argv", ["lm-eval", *arguments]):
+        cli_evaluate()
 
 
 def loglikelihood_tokens(lm: "HFLM", requests: list, disable_tqdm: bool) -> list[tuple[float, bool]]:

@@ -24,7 +24,7 @@ from transformers.distributed import DistributedConfig
 from variants import pad_rows, random_rows, stack_rows
 
 from modeling_aoarm import AOARMForCausalLM
-from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 
 
 # A process that waits for another in vain fails after so many seconds.
@@ -105,7 +105,7 @@ def check_model(model, variant: str, accelerator: Accelerator | None, is_shared:
         ranks = range(2) if accelerator is None else [accelerator.process_index]
         results["filled_shares"] = {rank: fill_share(model, rank) for rank in ranks}
     results["evaluations"] = [
-        evaluate_order(
+        evaluate_likelihood(
             model, EVALUATION_ROWS, TOKENIZER, draws=2, batch_size=size, accelerator=accelerator, progress=False
         ).example_nll
         for size in EVALUATION_BATCHES

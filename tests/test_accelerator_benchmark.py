@@ -31,7 +31,7 @@ from gpu import decoding, kernels, models, training  # noqa: E402
 
 CPU = torch.device("cpu")
 TRAINED = {f"training/16/{model}" for model in training.TRAINED[:6]}
-DECODED = {f"decoding/2/{way}" for way in decoding.ways_of(["two_stream"])}
+DECODED = {f"decoding/2/{way}" for way in decoding.list_ways(["two_stream"])}
 
 
 @pytest.fixture(scope="module")
@@ -121,21 +121,21 @@ def test_useful_operations_are_those_that_torch_counts(variant):
     by_module = counter.get_flop_counts()
     # Angles are a product of positions and frequencies.
     rotations = sum(sum(counts.values()) for name, counts in by_module.items() if name.endswith("rotary_emb"))
-    useful = models.useful_flops(config, examples, rows)
+    useful = models.count_useful_flops(config, examples, rows)
     # Eager attention multiplies what is masked, too.
-    whole = useful["attention"] * rows**2 / models.attention_pairs(config.attention_variant, rows)
+    whole = useful["attention"] * rows**2 / models.count_attention_pairs(config.attention_variant, rows)
     assert counter.get_total_flops() - rotations == useful["linear"] + whole
 
 
 def test_llama_has_the_useful_operations_of_causal():
-    llama, causal = (models.new_model(name, 0, 32, models.TOY_SIZES, CPU).config for name in (models.LLAMA, "causal"))
-    assert models.useful_flops(llama, 2, 32) == models.useful_flops(causal, 2, 32)
+    llama, causal = (models.make_model(name, 0, 32, models.TOY_SIZES, CPU).config for name in (models.LLAMA, "causal"))
+    assert models.count_useful_flops(llama, 2, 32) == models.count_useful_flops(causal, 2, 32)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_pairs_of_rows_that_see_each_other(rows):
-    assert models.attention_pairs("two_stream", rows) == torch.ones(rows, rows).tril().sum()
-    assert models.attention_pairs("bidirectional", rows) == torch.ones(rows, rows).sum()
+    assert models.count_attention_pairs("two_stream", rows) == torch.ones(rows, rows).tril().sum()
+    assert models.count_attention_pairs("bidirectional", rows) == torch.ones(rows, rows).sum()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_pairs_of_rows_that_see_each_other(rows):
     ],
 )
 def test_peaks_by_the_name_of_the_device(name, peak):
-    assert models.peak_tflops(name) == peak
+    assert models.find_peak_tflops(name) == peak
 
 
 # Models and data
@@ -177,7 +177,7 @@ def test_compiled_training_has_no_mask_tensor(name):
 def test_llama_without_a_mask_tensor_is_llama():
     tokens = torch.randint(64, (2, 16))
     stock, unmasked = (
-        models.new_model(name, 0, 16, models.TOY_SIZES, CPU) for name in (models.LLAMA, models.LLAMA_WITHOUT_MASK)
+        models.make_model(name, 0, 16, models.TOY_SIZES, CPU) for name in (models.LLAMA, models.LLAMA_WITHOUT_MASK)
     )
     torch.testing.assert_close(unmasked(tokens).logits, stock(tokens).logits)
 
@@ -216,7 +216,7 @@ def test_the_largest_batch_that_fits_is_taken():
             raise torch.OutOfMemoryError("full")
         return f"{examples} examples"
 
-    assert training.largest_that_fits(32, attempt, CPU) == (4, "4 examples")
+    assert training.find_largest_batch(32, attempt, CPU) == (4, "4 examples")
     assert tried == [32, 16, 8, 4]
 
 
@@ -225,7 +225,7 @@ def test_not_even_one_example_fits():
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
-        training.largest_that_fits(4, attempt, CPU)
+        training.find_largest_batch(4, attempt, CPU)
 
 
 def test_accumulated_parts_have_the_gradients_of_the_whole_batch(monkeypatch):
@@ -263,10 +263,10 @@ def test_waits_are_counted_by_pass_and_place(monkeypatch):
         warnings.warn("something else", stacklevel=1)
         return passes
 
-    counted = kernels.host_waits(torch.device("cuda"), run, 16)
+    counted = kernels.count_host_waits(torch.device("cuda"), run, 16)
     assert counted["per_pass"] == 2 and modes == ["warn", 0, "warn", 0]
     assert list(counted["places"].values()) == [2] and "test_accelerator_benchmark.py:" in next(iter(counted["places"]))
-    assert kernels.host_waits(CPU, run, 16) is None
+    assert kernels.count_host_waits(CPU, run, 16) is None
 
 
 @pytest.mark.parametrize(
@@ -282,17 +282,17 @@ def test_waits_are_counted_by_pass_and_place(monkeypatch):
     ],
 )
 def test_attention_kernels_are_known_by_their_names(name, kind):
-    assert kernels.kind_of(name) == kind
+    assert kernels.find_kind(name) == kind
 
 
 def test_a_mask_keeps_flash_away_where_nothing_else_is_allowed():
     query = torch.randn(1, 2, 4, 8)
     attend = torch.nn.functional.scaled_dot_product_attention
-    assert kernels.takes_flash(lambda: attend(query, query, query, is_causal=True))
+    assert kernels.finds_flash(lambda: attend(query, query, query, is_causal=True))
     # Flash takes no dropout on a CPU.
-    assert not kernels.takes_flash(lambda: attend(query, query, query, dropout_p=0.5))
+    assert not kernels.finds_flash(lambda: attend(query, query, query, dropout_p=0.5))
     with pytest.raises(RuntimeError, match="other"):
-        kernels.takes_flash(lambda: (_ for _ in ()).throw(RuntimeError("other")))
+        kernels.finds_flash(lambda: (_ for _ in ()).throw(RuntimeError("other")))
 
 
 # Cells

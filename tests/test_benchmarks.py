@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The benchmarks run as they stand, and what they report follows from what they counted. No timing is judged."""
+"""The benchmarks run as they stand, and what they report follows from what they counted. Times are not tested."""
 
 import itertools
 import json
@@ -7,9 +7,9 @@ from statistics import mean, median
 
 import pytest
 import torch
-from baselines import SIZES, VARIANTS, new_model, training_batch
+from baselines import SIZES, VARIANTS, make_model, make_training_batch
 from scripts import load_script, read_json, run_script
-from timing import Report, Target, judged, median_ratio, take_turns, verdict
+from timing import Report, Target, compare_with_target, compute_median_ratio, format_result, time_in_turns
 from transformers import LlamaConfig, LlamaForCausalLM
 from variants import tiny_model
 
@@ -33,7 +33,7 @@ def run(name, folder, *arguments):
     return report, process.stdout
 
 
-def check_verdicts(report, printed):
+def check_targets(report, printed):
     """Whether figures meet their targets is said where they have some, in the report and in the table."""
     assert report["targets"]
     for entry in report["targets"]:
@@ -56,7 +56,7 @@ def test_what_the_space_before_a_blank_is_worth(tmp_path):
     for part in (checkpoint, tokenizer):
         part.save_pretrained(tmp_path / "llama")
     report, printed = run("blank_borders", tmp_path / "report", "--model", tmp_path / "llama")
-    check_verdicts(report, printed)
+    check_targets(report, printed)
     for variant, entries in report["sentences"].items():
         assert [entry["way"] for entry in entries] == list(script.WAYS) * 2
         for entry in entries:
@@ -89,7 +89,7 @@ def llama(tmp_path_factory):
 
 def test_what_a_converted_decoder_knows_before_training(llama, tmp_path):
     report, printed = run("zero_shot", tmp_path, "--model", llama)
-    check_verdicts(report, printed)
+    check_targets(report, printed)
     script = load_script(f"{FOLDER}/zero_shot.py")
     entries = report["entries"]
     # Each of two tasks in three context orders, and three orders, by three ways; the decoder itself has no orders.
@@ -101,14 +101,16 @@ def test_what_a_converted_decoder_knows_before_training(llama, tmp_path):
         expected = [len(row) for row in blanks[entry["task"]]] if entry["task"] in blanks else [39] * 4
         assert entry["window_tokens"] == expected
     for name in script.WAYS:
-        own = script.find(entries, name, "left_to_right")
-        assert own["window_nats"] == pytest.approx(script.find(entries, script.DECODER, "left_to_right")["window_nats"])
-        plain, turned = (script.find(entries, name, "middle", order) for order in script.CONTEXT_ORDERS[1:])
+        own = script.find_entry(entries, name, "left_to_right")
+        assert own["window_nats"] == pytest.approx(
+            script.find_entry(entries, script.DECODER, "left_to_right")["window_nats"]
+        )
+        plain, turned = (script.find_entry(entries, name, "middle", order) for order in script.CONTEXT_ORDERS[1:])
         # With one blank the two are one.
         assert plain["window_nats"] == pytest.approx(turned["window_nats"])
     mine, theirs = (
-        script.find(entries, "decoupled_rope", "spans", "left_to_right"),
-        script.find(entries, script.DECODER, "spans"),
+        script.find_entry(entries, "decoupled_rope", "spans", "left_to_right"),
+        script.find_entry(entries, script.DECODER, "spans"),
     )
     target = next(each for each in report["targets"] if each["what"].startswith("decoupled_rope, spans, left_to_right"))
     assert target["value"] == pytest.approx(mine["nats_per_token"] - theirs["nats_per_token"])
@@ -134,12 +136,12 @@ def test_pieces_between_blanks_are_reversed():
     script = load_script(f"{FOLDER}/zero_shot.py")
     blanks = torch.tensor([[0, 0, 0, 1, 1, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0, 0, 0]]).bool()
     expected = [[0, 8, 5, 6, 1, 2, -1, -1], [0, 3, 4, 5, 6, 7, 8, 1]]
-    assert script.context_columns(blanks).tolist() == expected
+    assert script.reverse_segments(blanks).tolist() == expected
 
 
 def test_what_starts_cost(tmp_path):
     report, printed = run("query_starts", tmp_path)
-    check_verdicts(report, printed)
+    check_targets(report, printed)
     found = {(entry["way"], entry["start"]): entry for entry in report["query_starts"]}
     assert len(found) == 4 * 3
     for (way, _), entry in found.items():
@@ -156,7 +158,9 @@ def test_what_starts_cost(tmp_path):
 
 def test_ways_take_turns_and_the_first_round_does_not_count():
     calls = []
-    measured = take_turns({name: lambda round, name=name: calls.append((name, round)) or name for name in "ab"}, 3, "")
+    measured = time_in_turns(
+        {name: lambda round, name=name: calls.append((name, round)) or name for name in "ab"}, 3, ""
+    )
     assert calls == [("a", 0), ("b", 0), *((name, number) for number in range(3) for name in "ab")]
     assert {name: results for name, (_, results) in measured.items()} == {"a": ["a"] * 3, "b": ["b"] * 3}
     assert all(len(seconds) == 3 and min(seconds) > 0 for seconds, _ in measured.values())
@@ -164,16 +168,19 @@ def test_ways_take_turns_and_the_first_round_does_not_count():
 
 def test_ratios_are_medians_of_ratios_within_a_round():
     # Of the medians the ratio would be 3 / 2.
-    assert median_ratio([2, 3, 10], [1, 2, 10]) == 1.5
-    assert median_ratio([3, 8, 1], [1, 2, 4]) == 3
+    assert compute_median_ratio([2, 3, 10], [1, 2, 10]) == 1.5
+    assert compute_median_ratio([3, 8, 1], [1, 2, 4]) == 3
 
 
 def test_targets_are_met_up_to_the_bound():
     assert [Target("<=", 1.05).is_met(value) for value in (1.0, 1.05, 1.051)] == [True, True, False]
     assert [Target(">=", 4).is_met(value) for value in (3.99, 4, 5)] == [False, True, True]
-    assert verdict(judged("time", "Llama", 1.0321, Target("<=", 1.05))) == "1.032 (<= 1.05: met)"
-    assert verdict(judged("speed", "", 1999999.0, Target(">=", 2e6))) == "1,999,999 (>= 2,000,000: missed)"
-    assert verdict(judged("time", "Llama", 2.0, None)) == "2"
+    assert format_result(compare_with_target("time", "Llama", 1.0321, Target("<=", 1.05))) == "1.032 (<= 1.05: met)"
+    assert (
+        format_result(compare_with_target("speed", "", 1999999.0, Target(">=", 2e6)))
+        == "1,999,999 (>= 2,000,000: missed)"
+    )
+    assert format_result(compare_with_target("time", "Llama", 2.0, None)) == "2"
     with pytest.raises(ValueError, match="kind.*'<'"):
         Target("<", 1)
 
@@ -184,11 +191,11 @@ def test_a_report_names_its_circumstances(tmp_path):
     assert header["machine"]["threads"] == torch.get_num_threads() and "torch" in header["versions"]
 
 
-# Contestants
+# Baselines
 
 
-def test_contestants_are_of_one_size():
-    parameters = {name: new_model(name).num_parameters() for name in ("Llama", "XLNet", *VARIANTS)}
+def test_baselines_are_of_one_size():
+    parameters = {name: make_model(name).num_parameters() for name in ("Llama", "XLNet", *VARIANTS)}
     own = parameters["two_stream"]
     assert parameters["Llama"] == parameters["decoupled_rope"] == parameters["bidirectional"]
     for name, count in parameters.items():
@@ -198,11 +205,11 @@ def test_contestants_are_of_one_size():
 
 
 @pytest.mark.parametrize("name", ["two_stream", "decoupled_rope", "double_position", "XLNet"])
-def test_every_contestant_predicts_each_token_from_those_before_it(name):
+def test_every_model_predicts_each_token_from_those_before_it(name):
     rows = 7
-    model = new_model(name, max_position_embeddings=rows, num_hidden_layers=2)
-    batch = training_batch(name, 2, rows, SIZES["vocab_size"], seed=4)
-    ours = training_batch("two_stream", 2, rows, SIZES["vocab_size"], seed=4)
+    model = make_model(name, max_position_embeddings=rows, num_hidden_layers=2)
+    batch = make_training_batch(name, 2, rows, SIZES["vocab_size"], seed=4)
+    ours = make_training_batch("two_stream", 2, rows, SIZES["vocab_size"], seed=4)
     order, tokens = ours["position_ids"], ours["input_ids"]
 
     def predictions(batch):
@@ -228,7 +235,7 @@ def test_every_contestant_predicts_each_token_from_those_before_it(name):
 def test_training(tmp_path):
     models = ("Llama", "two_stream", "double_position", "XLNet")
     report, printed = run("training", tmp_path, "--models", *models)
-    check_verdicts(report, printed)
+    check_targets(report, printed)
     found = {(entry["model"], entry["length"]): entry for entry in report["steps"]}
     assert set(found) == {(name, length) for name in models for length in (16, 32)}
     for (name, length), entry in found.items():
@@ -256,7 +263,7 @@ def test_training(tmp_path):
 
 def test_decoding(tmp_path):
     report, printed = run("decoding", tmp_path)
-    check_verdicts(report, printed)
+    check_targets(report, printed)
     names = ("way", "order", "batch_size", "length")
     found = {tuple(entry[name] for name in names): entry for entry in report["decoding"]}
     cached = {name for name in VARIANTS if name != "bidirectional"}
@@ -285,12 +292,12 @@ def test_decoding(tmp_path):
 
 def test_the_bare_loop_is_greedy_decoding():
     script = load_script(f"{FOLDER}/decoding.py")
-    model = new_model("Llama", initializer_range=0.5, num_hidden_layers=2)
+    model = make_model("Llama", initializer_range=0.5, num_hidden_layers=2)
     first = torch.tensor([[3], [7]])
     expected = model.generate(
         first, attention_mask=torch.ones_like(first), max_new_tokens=9, do_sample=False, pad_token_id=0
     )
-    assert torch.equal(script.bare_loop(model, first, 9), expected)
+    assert torch.equal(script.decode_in_bare_loop(model, first, 9), expected)
     assert expected.unique().numel() > 3
 
 
@@ -320,7 +327,7 @@ def same_setting(entry):
 
 def test_speculation_takes_at_most_as_many_passes_as_one_by_one(speculation):
     report, printed = speculation
-    check_verdicts(report, printed)
+    check_targets(report, printed)
     # Titles are as wide as their tables.
     printed = " ".join(printed.split())
     assert "any order: 2.500 (unigram entropy 4.688)" in printed and "any order: unknown" in printed
@@ -375,7 +382,7 @@ def test_a_missing_model_is_named(tmp_path):
 def test_the_peak_is_the_most_that_is_held_at_once():
     memory = load_script(f"{FOLDER}/memory.py")
     # The block at 9 was there before.
-    assert memory.peak_bytes([(1, 100), (2, 50), (1, -100), (9, -500), (3, 60), (2, -50), (1, 20)]) == 150
+    assert memory.find_peak_bytes([(1, 100), (2, 50), (1, -100), (9, -500), (3, 60), (2, -50), (1, 20)]) == 150
 
     def pieces():
         first = torch.ones(1000, dtype=torch.float64)
@@ -383,23 +390,23 @@ def test_the_peak_is_the_most_that_is_held_at_once():
         second, third = torch.ones(500, dtype=torch.float64), torch.ones(700, dtype=torch.float64)
         return second, third
 
-    assert memory.peak_bytes(memory.allocations(pieces)) == pytest.approx(9600, abs=200)
+    assert memory.find_peak_bytes(memory.record_allocations(pieces)) == pytest.approx(9600, abs=200)
 
 
 def test_tensors_of_rows_by_rows_are_found_where_they_are():
     memory = load_script(f"{FOLDER}/memory.py")
-    assert memory.rows_by_rows({(2, 520, 256), (1, 4, 520, 64), (4, 520, 520), (1, 600, 520)}, 520, {256}) == [
+    assert memory.find_rows_by_rows({(2, 520, 256), (1, 4, 520, 64), (4, 520, 520), (1, 600, 520)}, 520, {256}) == [
         (1, 600, 520),
         (4, 520, 520),
     ]
     rows = 520
     found = {}
     for name in ("two_stream", "decoupled_rope", "XLNet"):
-        model = new_model(name, max_position_embeddings=rows, num_hidden_layers=1).train()
+        model = make_model(name, max_position_embeddings=rows, num_hidden_layers=1).train()
         found[name] = memory.measure_peak(model, name, rows, seed=0)
     assert found["two_stream"]["rows_by_rows"] == found["decoupled_rope"]["rows_by_rows"] == []
     assert any(shape[-2:] == [rows, rows] for shape in found["XLNet"]["rows_by_rows"])
-    model = new_model("two_stream", max_position_embeddings=rows, num_hidden_layers=1).train()
+    model = make_model("two_stream", max_position_embeddings=rows, num_hidden_layers=1).train()
     model.set_attn_implementation("eager")
     eager = memory.measure_peak(model, "two_stream", rows, seed=0)
     assert eager["rows_by_rows"] and eager["peak_bytes"] > found["two_stream"]["peak_bytes"]
@@ -407,7 +414,7 @@ def test_tensors_of_rows_by_rows_are_found_where_they_are():
 
 def test_memory(tmp_path):
     report, printed = run("memory", tmp_path)
-    check_verdicts(report, printed)
+    check_targets(report, printed)
     assert "| bytes per token | weights | each layer | once |" in printed
     for name in ("two_stream", "XLNet"):
         own = [entry for entry in report["steps"] if entry["model"] == name]

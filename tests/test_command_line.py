@@ -10,7 +10,7 @@ from warm_python import run_python
 
 from modeling_aoarm import infill
 from modeling_aoarm.__main__ import main
-from modeling_aoarm.cli.commands import load
+from modeling_aoarm.cli import load_model
 from modeling_aoarm.data.tokenizers import character_tokenizer
 
 
@@ -41,7 +41,7 @@ def run(*arguments, stdin=""):
 def test_filled_texts_come_one_on_a_line(folder):
     process = run("infill", folder, "the <blank:3> sat", "no blank", "a <blank:1-3>", "--device", "cpu")
     assert process.returncode == 0 and process.stderr == ""
-    model, tokenizer = load(str(folder), "cpu", "auto", False)
+    model, tokenizer = load_model(str(folder), "cpu", "auto", False)
     texts = ["the <blank:3> sat", "no blank", "a <blank:1-3>"]
     assert process.stdout.splitlines() == infill(model, tokenizer, texts)
     assert "<blank" not in process.stdout
@@ -55,7 +55,7 @@ def test_json_lines_hold_candidates(folder):
     records = [json.loads(line) for line in process.stdout.splitlines()]
     assert [record["text"] for record in records] == ["the <blank:2-4>", "", "the <blank:2>at 猫"]
     assert "猫" in process.stdout
-    model, tokenizer = load(str(folder), "cpu", "auto", False)
+    model, tokenizer = load_model(str(folder), "cpu", "auto", False)
     results = infill(model, tokenizer, [record["text"] for record in records], return_candidates=True)
     for record, result in zip(records, results, strict=True):
         assert record["filled"] == result.text
@@ -118,7 +118,7 @@ def test_candidates_are_a_table(folder, tmp_path, capsys):
     assert lines[0] == ["a dog"] and lines[1][1:] == ["", "a dog"]
     assert lines[3][2] == lines[2][0] and float(lines[3][0]) >= float(lines[4][0])
     assert {lines[3][1], lines[4][1]} == {"1", "2"}
-    model, tokenizer = load(str(folder), "cpu", "auto", False)
+    model, tokenizer = load_model(str(folder), "cpu", "auto", False)
     result = infill(model, tokenizer, "the <blank:1-2>at", return_candidates=True, score_end=True)
     assert float(lines[3][0]) == pytest.approx(result.log_probability, abs=1e-3)
 

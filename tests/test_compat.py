@@ -132,6 +132,11 @@ def test_lm_eval():
         check_function("lm_eval", HFLM, name, needed)
 
 
+def test_the_command_of_lm_eval():
+    module = pytest.importorskip("lm_eval.__main__")
+    assert callable(getattr(module, "cli_evaluate", None)), f"{release('lm_eval')} has no cli_evaluate any more"
+
+
 def test_tables_of_peft():
     constants = pytest.importorskip("peft.utils.constants")
     tables = compat.peft_target_tables()

@@ -10,7 +10,7 @@ from scripts import read_json, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
-from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 
 
 FLAGS = ["--source_steps", "6", "--adapt_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "1"]
@@ -66,7 +66,7 @@ def test_a_llama_becomes_an_any_order_model_and_a_second_start_only_does_what_is
         AutoModelForCausalLM.from_pretrained(folder / "lora_merged"),
         PeftModel.from_pretrained(base, folder / "lora"),
     ):
-        measured = evaluate_order(model, held, tokenizer, draws=1, characters=characters, progress=False)
+        measured = evaluate_likelihood(model, held, tokenizer, draws=1, characters=characters, progress=False)
         assert measured.bits_per_character == pytest.approx(curves["lora"][-1]["any_order"], abs=1e-4)
 
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}

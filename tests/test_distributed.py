@@ -279,7 +279,7 @@ def memory():
 
 
 def test_the_page_has_the_tables_that_are_counted(memory):
-    formulas, figures = memory.tables(processes=8, tokens=8192).split("\n\n")
+    formulas, figures = memory.format_tables(processes=8, tokens=8192).split("\n\n")
     assert formulas in PAGE and figures in PAGE
 
 
@@ -289,8 +289,8 @@ def test_activations_of_another_model_and_length_are_what_the_formula_says(varia
     config = tiny_model(variant, **sizes, num_hidden_layers=4, max_position_embeddings=512).config
     for under_autocast in (False, True):
         formula = memory.measure_formula(variant, under_autocast)
-        short, long = (memory.saved_bytes(config, rows, under_autocast) for rows in (96, 384))
-        expected = sum(a * b for a, b in zip(formula, memory.sizes_of(config), strict=True))
+        short, long = (memory.count_saved_bytes(config, rows, under_autocast) for rows in (96, 384))
+        expected = sum(a * b for a, b in zip(formula, memory.list_sizes(config), strict=True))
         assert long - short == 288 * expected
 
 
@@ -301,7 +301,9 @@ def test_states_have_the_bytes_of_the_formula(memory):
     optimizer.step()
     states = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
     held = [*model.parameters(), *(weight.grad for weight in model.parameters()), *states]
-    assert sum(each.nbytes for each in held) == memory.state_bytes(memory.count_parameters(model.config), "DDP", 8)
+    assert sum(each.nbytes for each in held) == memory.count_state_bytes(
+        memory.count_parameters(model.config), "DDP", 8
+    )
 
 
 def test_the_page_names_files_that_exist():

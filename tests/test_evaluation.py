@@ -11,7 +11,7 @@ from variants import tiny_model
 
 from modeling_aoarm.data.orders import sample_orders
 from modeling_aoarm.data.tokenizers import character_tokenizer
-from modeling_aoarm.evaluation.likelihood import OrderNLL, evaluate_order
+from modeling_aoarm.evaluation.likelihood import OrderNLL, evaluate_likelihood
 
 
 # 18 characters and 5 special tokens: the tiny models' vocabulary.
@@ -30,7 +30,7 @@ def model():
 
 
 def test_each_example_is_scored_in_the_orders_of_seed_draw_and_index(model, dataset):
-    result = evaluate_order(model, dataset, TOKENIZER, draws=3, seed=7, batch_size=2, progress=False)
+    result = evaluate_likelihood(model, dataset, TOKENIZER, draws=3, seed=7, batch_size=2, progress=False)
     for draw in range(3):
         for index, text in enumerate(TEXTS):
             columns = sample_orders("uniform", [len(text)], example_indices=[index], seed=7, epoch=draw).columns[0]
@@ -45,7 +45,7 @@ def test_each_example_is_scored_in_the_orders_of_seed_draw_and_index(model, data
 
 
 def test_tokens_not_examples_have_equal_weight(model, dataset):
-    result = evaluate_order(model, dataset, TOKENIZER, draws=2, progress=False)
+    result = evaluate_likelihood(model, dataset, TOKENIZER, draws=2, progress=False)
     tokens = sum(map(len, TEXTS))
     assert result.tokens == 2 * tokens
     assert result.nll == pytest.approx(result.example_nll.sum().item() / (2 * tokens))
@@ -54,7 +54,7 @@ def test_tokens_not_examples_have_equal_weight(model, dataset):
 
 
 def test_left_to_right_is_the_loss_of_a_call_without_positions(model, dataset):
-    result = evaluate_order(model, dataset, TOKENIZER, "left_to_right", draws=1, progress=False)
+    result = evaluate_likelihood(model, dataset, TOKENIZER, "left_to_right", draws=1, progress=False)
     for index, text in enumerate(TEXTS):
         rows = torch.tensor([[TOKENIZER.bos_token_id, *TOKENIZER(text).input_ids]])
         with torch.no_grad():
@@ -63,13 +63,13 @@ def test_left_to_right_is_the_loss_of_a_call_without_positions(model, dataset):
 
 
 def test_batch_size_changes_nothing(model, dataset):
-    results = [evaluate_order(model, dataset, TOKENIZER, batch_size=size, progress=False) for size in (1, 3, 100)]
+    results = [evaluate_likelihood(model, dataset, TOKENIZER, batch_size=size, progress=False) for size in (1, 3, 100)]
     for result in results[1:]:
         torch.testing.assert_close(result.example_nll, results[0].example_nll, rtol=0, atol=1e-4)
 
 
 def test_context_tokens_are_not_counted(model, dataset):
-    result = evaluate_order(model, dataset, TOKENIZER, "lattice", draws=1, progress=False)
+    result = evaluate_likelihood(model, dataset, TOKENIZER, "lattice", draws=1, progress=False)
     context = sample_orders("lattice", [len(text) for text in TEXTS], example_indices=range(len(TEXTS))).num_context
     assert context.sum() > 0
     assert result.example_tokens[0].tolist() == [len(text) - c for text, c in zip(TEXTS, context.tolist(), strict=True)]
@@ -81,7 +81,7 @@ def test_given_tokens_come_in_the_models_context_order(dataset, context_order):
     model = tiny_model("two_stream")
     model.generation_config.context_order = context_order
     orders = sample_orders("block", [len(text) for text in TEXTS], example_indices=range(len(TEXTS)), first_column=1)
-    result = evaluate_order(model, dataset, TOKENIZER, "block", draws=1, progress=False)
+    result = evaluate_likelihood(model, dataset, TOKENIZER, "block", draws=1, progress=False)
     for index, (columns, given) in enumerate(zip(*orders, strict=True)):
         ids = torch.tensor([[TOKENIZER.bos_token_id, *TOKENIZER(TEXTS[index]).input_ids]])
         order = columns[columns >= 0][given:]
@@ -109,22 +109,22 @@ def test_errors_and_bits_follow_from_the_sums():
 
 def test_the_model_keeps_its_mode(model, dataset):
     model.train()
-    evaluate_order(model, dataset, TOKENIZER, draws=1, progress=False)
+    evaluate_likelihood(model, dataset, TOKENIZER, draws=1, progress=False)
     assert model.training
     model.eval()
-    evaluate_order(model, dataset, TOKENIZER, draws=1, progress=False)
+    evaluate_likelihood(model, dataset, TOKENIZER, draws=1, progress=False)
     assert not model.training
 
 
 def test_bad_input_is_named(model, dataset):
     with pytest.raises(TypeError, match="must have a length.*got IterableDataset"):
-        evaluate_order(model, dataset.to_iterable_dataset(), TOKENIZER)
-    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
-        evaluate_order(model, dataset, TOKENIZER, draws=0)
-    with pytest.raises(ValueError, match="length of dataset must be at least 1"):
-        evaluate_order(model, dataset.select([]), TOKENIZER)
+        evaluate_likelihood(model, dataset.to_iterable_dataset(), TOKENIZER)
+    with pytest.raises(ValueError, match="`draws` must be an integer of at least 1, got 0"):
+        evaluate_likelihood(model, dataset, TOKENIZER, draws=0)
+    with pytest.raises(ValueError, match="dataset must have at least one example, got none"):
+        evaluate_likelihood(model, dataset.select([]), TOKENIZER)
     with pytest.raises(ValueError, match="tokens to predict"):
-        evaluate_order(model, Dataset.from_dict({"input_ids": [[]]}), TOKENIZER, draws=1, progress=False)
+        evaluate_likelihood(model, Dataset.from_dict({"input_ids": [[]]}), TOKENIZER, draws=1, progress=False)
 
 
 @pytest.mark.parametrize("order", ["left_to_right", "uniform"])
@@ -134,7 +134,7 @@ def test_of_rows_with_labels_only_those_are_scored(model, dataset, order):
     for index in (0, 2, 4):
         labels[index][2:4] = dataset["input_ids"][index][2:4]
     labelled = dataset.add_column("labels", labels).select([0, 2, 4])
-    result = evaluate_order(model, labelled, TOKENIZER, order, draws=1, batch_size=2, progress=False)
+    result = evaluate_likelihood(model, labelled, TOKENIZER, order, draws=1, batch_size=2, progress=False)
     assert result.example_tokens.tolist() == [[2, 2, 2]]
     for index, row in enumerate(labelled):
         canvas = torch.tensor([[TOKENIZER.bos_token_id, *row["input_ids"]]])

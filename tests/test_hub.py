@@ -243,7 +243,7 @@ def test_the_example_refuses_what_would_not_load_before_it_asks_the_hub(hub, sav
         cases[name] = message
         return Path(shutil.copytree(saved / source, tmp_path / name))
 
-    (case("no code", "positions_aoarm.py") / "positions_aoarm.py").unlink()
+    (case("no code", "no file named positions_aoarm.py|positions_aoarm.py") / "positions_aoarm.py").unlink()
     (case("no weights", "no file named model.safetensors") / "model.safetensors").unlink()
     weights = case("half of the weights", "does not load") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])

@@ -16,7 +16,7 @@ from modeling_aoarm.data.orders import sample_orders
 from modeling_aoarm.evaluation.infilling import (
     Blank,
     InfillingResult,
-    context_ensemble,
+    evaluate_context_orders,
     evaluate_infilling,
     place_blanks,
 )
@@ -58,7 +58,7 @@ def test_every_way_to_place_blanks_is_equally_likely_and_follows_from_the_seed()
 def test_figures_by_blank_length():
     blanks = [Blank(0, 1, 1), Blank(0, 4, 1), Blank(1, 1, 1), Blank(0, 2, 2), Blank(1, 3, 2)]
     nll = torch.tensor([1.0, 2.0, 6.0, 3.0, 5.0], dtype=torch.float64)
-    result = InfillingResult(blanks, nll, torch.tensor([1, 0, 1, 1, 2]), [[1], [2], [3], [4, 5], [6, 7]])
+    result = InfillingResult(blanks, nll, [[1], [2], [3], [4, 5], [6, 7]], torch.tensor([1, 0, 1, 1, 2]))
     assert result.is_right.tolist() == [True, False, True, False, True]
     assert result.nll(1).value == pytest.approx(9 / 3) and result.nll(2).value == pytest.approx(8 / 4)
     assert result.nll().value == pytest.approx(17 / 7)
@@ -115,7 +115,7 @@ def test_batch_size_changes_nothing(variant, order, dataset):
     assert one.filled == many.filled and torch.equal(one.right_tokens, many.right_tokens)
     torch.testing.assert_close(one.blank_nll, many.blank_nll, rtol=0, atol=1e-4)
     first, second = (
-        context_ensemble(model, dataset, TOKENIZER, one.blanks, num_orders=2, batch_size=n, progress=False)
+        evaluate_context_orders(model, dataset, TOKENIZER, one.blanks, num_orders=2, batch_size=n, progress=False)
         for n in (2, 100)
     )
     for size in (1, 2):
@@ -146,7 +146,7 @@ def test_an_ensemble_averages_each_tokens_probability(tokenizer, dataset):
     model, with_bos = tiny_model("two_stream"), [[TOKENIZER.bos_token_id, *ids] for ids in dataset["input_ids"]]
     rows = Dataset.from_dict({"input_ids": with_bos})
     blanks = place_blanks(LENGTHS, [2, 3], seed=1)
-    ensemble = context_ensemble(model, rows, tokenizer, blanks, num_orders=4, seed=9, progress=False)
+    ensemble = evaluate_context_orders(model, rows, tokenizer, blanks, num_orders=4, seed=9, progress=False)
     first = 0 if tokenizer.bos_token_id is None else 1
     orders = [context_orders(blanks, number, 9, first) for number in range(4)]
     differs = False
@@ -174,7 +174,7 @@ def test_an_ensemble_averages_each_tokens_probability(tokenizer, dataset):
 def test_an_ensemble_of_one_order_is_the_plain_score(dataset):
     """A sentence of one given token has one order of it."""
     model, blanks = tiny_model("adaptive_norm"), [Blank(1, 1, 2), Blank(0, 1, 6)]
-    ensemble = context_ensemble(model, dataset, TOKENIZER, blanks, num_orders=2, progress=False)
+    ensemble = evaluate_context_orders(model, dataset, TOKENIZER, blanks, num_orders=2, progress=False)
     for size in (1, 2):
         for index, text in enumerate(("qp", "abcdef")):
             canvas = torch.tensor([[TOKENIZER.bos_token_id, *TOKENIZER(text).input_ids]])
@@ -188,7 +188,7 @@ def test_an_ensemble_is_a_distribution_over_fillings(variant):
     blank, total = Blank(0, 2, 2), 0.0
     for filling in all_strings(5, 2).tolist():
         row = Dataset.from_dict({"input_ids": [[1, 3, *filling, 2, 4]]})
-        ensemble = context_ensemble(model, row, WITHOUT_BOS, [blank], num_orders=3, progress=False)
+        ensemble = evaluate_context_orders(model, row, WITHOUT_BOS, [blank], num_orders=3, progress=False)
         total += math.exp(-ensemble.example_nll(3).item())
     assert total == pytest.approx(1, abs=1e-5)
 
@@ -198,7 +198,7 @@ def test_the_order_of_what_is_given_matters_in_generation_order_only(dataset):
     spread = {}
     for variant in ("two_stream", "bidirectional"):
         model = tiny_model(variant)
-        groups = context_ensemble(model, dataset, TOKENIZER, blanks, num_orders=4, progress=False).group_nll
+        groups = evaluate_context_orders(model, dataset, TOKENIZER, blanks, num_orders=4, progress=False).group_nll
         spread[variant] = (groups[1].max(0).values - groups[1].min(0).values).max().item()
         in_sentence_order = evaluate_infilling(model, dataset, TOKENIZER, (2,), progress=False).blank_nll
         if variant == "bidirectional":
@@ -212,7 +212,8 @@ def test_the_model_keeps_its_mode(dataset):
     results = [evaluate_infilling(model, dataset, TOKENIZER, (2,), progress=False) for _ in range(2)]
     assert model.training and torch.equal(results[0].blank_nll, results[1].blank_nll)
     ensembles = [
-        context_ensemble(model, dataset, TOKENIZER, results[0].blanks, num_orders=1, progress=False) for _ in range(2)
+        evaluate_context_orders(model, dataset, TOKENIZER, results[0].blanks, num_orders=1, progress=False)
+        for _ in range(2)
     ]
     assert model.training and torch.equal(ensembles[0].group_nll[1], ensembles[1].group_nll[1])
 
@@ -231,12 +232,12 @@ def test_bad_input_is_named(dataset):
         evaluate_infilling(model, dataset, TOKENIZER, (1,), decoding_order="backwards", progress=False)
     with pytest.raises(ValueError, match="attention_variant='causal' knows blanks from left to right only"):
         evaluate_infilling(tiny_model("causal"), dataset, TOKENIZER, (1,), progress=False)
-    for function, argument in ((evaluate_infilling, (1,)), (context_ensemble, blanks)):
+    for function, argument in ((evaluate_infilling, (1,)), (evaluate_context_orders, blanks)):
         with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):
             function(model, dataset, TOKENIZER, argument, batch_size=0)
         with pytest.raises(TypeError, match="must have a length.*got IterableDataset"):
             function(model, dataset.to_iterable_dataset(), TOKENIZER, argument)
     with pytest.raises(ValueError, match="`num_orders` must be an integer of at least 1, got 0"):
-        context_ensemble(model, dataset, TOKENIZER, blanks, num_orders=0)
+        evaluate_context_orders(model, dataset, TOKENIZER, blanks, num_orders=0)
     with pytest.raises(ValueError, match="blanks must hold at least one blank, got none"):
-        context_ensemble(model, dataset, TOKENIZER, [])
+        evaluate_context_orders(model, dataset, TOKENIZER, [])

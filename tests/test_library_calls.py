@@ -30,8 +30,7 @@ from modeling_aoarm import (
     modeling_aoarm,
 )
 from modeling_aoarm.data.tokenizers import character_tokenizer
-from modeling_aoarm.evaluation.likelihood import evaluate_order
-from modeling_aoarm.evaluation.likelihoods import exact_order_nll
+from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 from modeling_aoarm.training import AnyOrderTrainer
 
 
@@ -357,7 +356,7 @@ def test_label_smoothing_predicts_next_tokens_with_and_without_the_package(tmp_p
 
 IMPORT = """
 import torch.nn.modules.module as module
-import modeling_aoarm.cli.commands, modeling_aoarm.training.trainer
+import modeling_aoarm.cli, modeling_aoarm.training.trainer
 report["hooks"] = len(module._global_module_registration_hooks)
 """
 
@@ -414,8 +413,8 @@ def test_models_that_are_offloaded_as_a_whole_work(tmp_path, variant):
         return [
             filled.text,
             filled.log_probability,
-            exact_order_nll(model, rows, tokenizer, draws=1, progress=False).nll,
-            evaluate_order(model, rows, tokenizer, draws=1, progress=False).nll,
+            evaluate_likelihood(model, rows, tokenizer, exact=True, draws=1, progress=False).nll,
+            evaluate_likelihood(model, rows, tokenizer, draws=1, progress=False).nll,
         ]
 
     (text, *numbers), (expected, *others) = results(offloaded), results(model)

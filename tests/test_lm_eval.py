@@ -479,7 +479,31 @@ runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
 """
 
 
-def test_the_harness_runs_a_saved_folder_without_this_package(folder, tmp_path, capsys):
+@pytest.fixture
+def run_command(monkeypatch, tmp_path, folder):
+    """Runs the command on one saved model, and returns its results and samples by task."""
+    # The harness's own tasks take long to look through, and none is meant.
+    own = TaskManager.__init__
+    monkeypatch.setattr(TaskManager, "__init__", lambda *args, **kwargs: own(*args, **kwargs, include_defaults=False))
+
+    def run(*arguments, model_args=""):
+        output = tmp_path / str(len(list(tmp_path.iterdir())))
+        command = ["lm-eval", "--model", "aoarm", "--model_args", f"pretrained={folder}{model_args}", "--device", "cpu"]
+        command += ["--include_path", str(TASKS), "--output_path", str(output), *map(str, arguments)]
+        assert main(command) == 0
+        [path] = output.rglob("results_*.json")
+        samples = {
+            path.name.removeprefix("samples_").rpartition("_")[0]: sorted(
+                map(json.loads, path.read_text().splitlines()), key=lambda sample: sample["doc_id"]
+            )
+            for path in output.rglob("samples_*.jsonl")
+        }
+        return json.loads(path.read_text()), samples
+
+    return run
+
+
+def test_the_harness_runs_a_saved_folder_without_this_package(folder, tmp_path, run_command, capsys):
     """`lm_eval --model hf`, as it is, with the code of the saved folder; the command here gives the same numbers."""
     arguments = [
         *("--model", "hf", "--model_args", f"pretrained={folder},trust_remote_code=True", "--device", "cpu"),
@@ -491,43 +515,29 @@ def test_the_harness_runs_a_saved_folder_without_this_package(folder, tmp_path, 
     [path] = (tmp_path / "hf").rglob("results_*.json")
     harness = json.loads(path.read_text())["results"]
     assert set(harness) == set(LEFT_TO_RIGHT_TASKS)
-    output = tmp_path / "new" / "results.json"
-    command = ["lm-eval", str(folder), "--include-path", str(TASKS), "--tasks", "aoarm_c*,aoarm_last_word,aoarm_text"]
-    assert main([*command, "--batch-size", "3", "--device", "cpu", "--output-path", str(output)]) == 0
-    own = json.loads(output.read_text())
+    own, samples = run_command("--tasks", ",".join(LEFT_TO_RIGHT_TASKS), "--batch_size", 3)
     for task, metrics in harness.items():
         for metric, value in metrics.items():
             is_number = isinstance(value, float)
             assert own["results"][task][metric] == (pytest.approx(value, rel=1e-3) if is_number else value), metric
-    assert "samples" not in own
+    assert not samples
     table = capsys.readouterr().out
     assert all(f"|{task}" in table for task in LEFT_TO_RIGHT_TASKS)
 
 
-def test_choices_in_the_middle_with_examples(folder, models, tokenizer, tmp_path, capsys):
+def test_choices_in_the_middle_with_examples(run_command, models, tokenizer):
     """The command, from the prompt to the accuracy: filled examples, then a blank with its right context."""
-    output = tmp_path / "results.json"
-    command = [
-        "lm-eval",
-        str(folder),
-        "--include-path",
-        str(TASKS),
-        "--tasks",
-        "aoarm_middle_choice",
-        "--device",
-        "cpu",
-    ]
+    command = ["--tasks", "aoarm_middle_choice", "--log_samples"]
     # Many orders, so that two models with other orders would hardly agree.
-    command += ["--decoding-order", "random", "--num-orders", "4", "--ensemble", "log_mean", "--seed", "5"]
-    command += ["--model-args", "max_length=71", "--add-bos-token", "--output-path", str(output), "--log-samples"]
-    assert main([*command, "--limit", "4"]) == 0
-    results = json.loads(output.read_text())
     settings = {"decoding_order": "random", "num_orders": 4, "ensemble": "log_mean", "seed": 5, "max_length": 71}
+    settings["add_bos_token"] = True
+    model_args = "".join(f",{name}={value}" for name, value in settings.items())
+    results, samples = run_command(*command, "--limit", 4, model_args=model_args)
     assert results["config"]["model_args"].items() >= settings.items()
-    lm = AnyOrderLM(models["two_stream"], tokenizer=tokenizer, add_bos_token=True, **settings)
+    lm = AnyOrderLM(models["two_stream"], tokenizer=tokenizer, **settings)
     hits = []
-    for sample, sentence in zip(results["samples"]["aoarm_middle_choice"], SENTENCES, strict=False):
-        contexts, choices = zip(*sample["arguments"], strict=True)
+    for sample, sentence in zip(samples["aoarm_middle_choice"], SENTENCES, strict=False):
+        contexts, choices = zip(*(each.values() for each in sample["arguments"].values()), strict=True)
         assert set(contexts) == {sentence["before"] + "<blank>" + sentence["after"]}
         assert choices == tuple(f" {choice}" for choice in sentence["choices"])
         requests = [
@@ -538,89 +548,61 @@ def test_choices_in_the_middle_with_examples(folder, models, tokenizer, tmp_path
         assert [float(each[0][0]) for each in sample["resps"]] == pytest.approx(expected, abs=1e-4)
         hits.append(expected.index(max(expected)) == sentence["label"])
     assert len(hits) == 4 and results["results"]["aoarm_middle_choice"]["acc,none"] == mean(hits)
-    assert main([*command, "--limit", "0.25", "--num-fewshot", "2"]) == 0
-    samples = json.loads(output.read_text())["samples"]["aoarm_middle_choice"]
+    _, samples = run_command(*command, "--limit", 0.25, "--num_fewshot", 2, model_args=model_args)
+    samples = samples["aoarm_middle_choice"]
     assert len(samples) == 2
     for sample in samples:
-        *examples, last = sample["arguments"][0][0].split("\n\n")
+        *examples, last = sample["arguments"]["gen_args_0"]["arg_0"].split("\n\n")
         filled = {each["before"] + " " + each["answer"] + each["after"] for each in SENTENCES}
         assert len(examples) == 2 and set(examples) < filled and last.count("<blank>") == 1
 
 
-def test_blanks_of_a_task(folder, models, tokenizer, tmp_path):
-    """`--gen-kwargs` goes over what the task says, and reaches `infill`."""
-    output = tmp_path / "results.json"
-    command = ["lm-eval", str(folder), "--include-path", str(TASKS), "--tasks", "aoarm_infill", "--device", "cpu"]
-    command += ["--batch-size", "5", "--output-path", str(output), "--log-samples"]
+def test_blanks_of_a_task(run_command, models, tokenizer):
+    """`--gen_kwargs` goes over what the task says, and reaches `infill`."""
+    command = ["--tasks", "aoarm_infill", "--batch_size", 5, "--log_samples"]
     prompts = [f"{each['before']} <blank:{len(each['answer'])}>{each['after']}" for each in SENTENCES]
     for gen_kwargs, order in (
-        (None, "confidence"),
-        ("infill_return=text,decoding_order=left_to_right", "left_to_right"),
+        ([], "confidence"),
+        (["--gen_kwargs", "infill_return=text,decoding_order=left_to_right"], "left_to_right"),
     ):
-        assert main(command + ([] if gen_kwargs is None else ["--gen-kwargs", gen_kwargs])) == 0
-        samples = json.loads(output.read_text())["samples"]["aoarm_infill"]
+        _, samples = run_command(*command, *gen_kwargs)
         filled = infill(models["two_stream"], tokenizer, prompts, decoding_order=order, do_sample=False)
-        answers = [sample["resps"][0][0] for sample in samples]
-        if gen_kwargs is None:
+        answers = [sample["resps"][0][0] for sample in samples["aoarm_infill"]]
+        if not gen_kwargs:
             answers = [
                 f"{each['before']} {answer}{each['after']}" for each, answer in zip(SENTENCES, answers, strict=True)
             ]
         assert answers == filled
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{folder}/missing"], "no folder .*missing"),
-        (["{folder}", "--tasks", "aoarm_text,nonsense"], "--tasks must name.*{tasks}.*got nonsense"),
-        (["{folder}", "--include-path", "{folder}/missing"], "--include-path must be a folder.*missing"),
-        (["{folder}", "--batch-size", "0"], "--batch-size.*0"),
-        (["{folder}", "--batch-size", "many"], "--batch-size.*many"),
-        (["{folder}", "--limit", "-1"], "--limit.*-1"),
-        (["{folder}", "--device", "abacus"], "--device.*'abacus'"),
-        (["{folder}", "--log-samples"], "--log-samples needs --output-path"),
-        (["{folder}", "--output-path", "{folder}"], "--output-path must be a file.*{folder}"),
-        (["{folder}", "--num-orders", "3"], "cannot be evaluated.*`num_orders` must be 1.*3"),
-        (["{folder}", "--model-args", "seed=3"], "--model-args.*seed"),
-        (["{folder}", "--model-args", "nonsense=3"], "cannot be evaluated.*nonsense"),
-        (["{tasks}"], "cannot be evaluated.*config.json"),
-        (["{folder}", "--tasks", "aoarm_continue", "--gen-kwargs", "max_gen_toks=72"], "`max_gen_toks`.*72.*got 72"),
-        (["{folder}", "--apply-chat-template"], "chat_template"),
-        (["{folder}", "--tasks", "broken", "--include-path", "{broken}"], "lm-eval: UndefinedError: .*nobody"),
-        (["{folder}", "--tasks", "without_data", "--include-path", "{broken}"], "nowhere.jsonl"),
-    ],
-)
-def test_wrong_calls_are_one_line_and_status_2(folder, arguments, message, tmp_path, capsys, monkeypatch):
-    (tmp_path / "broken.yaml").write_text(
-        (TASKS / "_sentences.yaml").read_text() + "task: broken\ndoc_to_text: '{{nobody}}'\ndoc_to_target: x\n"
-    )
-    (tmp_path / "without_data.yaml").write_text(
-        "task: without_data\ndataset_path: json\ndataset_kwargs: {data_files: nowhere.jsonl}\ntest_split: train\n"
-        "doc_to_text: x\ndoc_to_target: x\n"
-    )
-    # The harness's own tasks take long to look through, and none is meant.
-    own = TaskManager.__init__
-    monkeypatch.setattr(
-        TaskManager, "__init__", lambda *args, **kwargs: own(*args, **kwargs | {"include_defaults": False})
-    )
-    names = {"folder": folder, "tasks": TASKS, "broken": tmp_path}
-    command = ["lm-eval", "--tasks", "aoarm_text", "--include-path", str(TASKS), "--device", "cpu"]
-    assert main([*command, *(each.format(**names) for each in arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    [error] = [line for line in captured.err.splitlines() if "error:" in line]
-    assert error.startswith("python -m modeling_aoarm lm-eval: error: ") and captured.err.endswith(error + "\n")
-    assert re.search(message.format(**names), error)
+def test_wrong_arguments_of_the_model_are_one_line_and_status_2(folder, capsys):
+    arguments = ["--model_args", f"pretrained={folder},num_orders=3", "--tasks", "aoarm_text", "--device", "cpu"]
+    assert main(["lm-eval", "--model", "aoarm", "--include_path", str(TASKS), *arguments]) == 2
+    [error] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert re.fullmatch("python -m modeling_aoarm lm-eval: error: .*`num_orders` must be 1.*3.*", error)
 
 
-def test_without_the_harness(folder, capsys, monkeypatch):
+def test_help_is_that_of_the_harness(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["lm-eval", "run", "--help"])
+    assert stop.value.code == 0 and "--num_fewshot" in capsys.readouterr().out
+
+
+WITHOUT = """
+import sys
+import modeling_aoarm, modeling_aoarm.cli, modeling_aoarm.evaluation
+
+assert "lm_eval" not in sys.modules
+sys.modules["lm_eval"] = None
+sys.exit(modeling_aoarm.cli.main(["lm-eval", "--model", "aoarm", "--tasks", "aoarm_text"]))
+"""
+
+
+def test_without_the_harness():
     """It is not needed by anything else, and its absence is named."""
-    names = "modeling_aoarm, modeling_aoarm.__main__, sys; assert 'lm_eval' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", f"import {names}"], stdin=subprocess.DEVNULL).returncode == 0
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert main(["lm-eval", str(folder), "--tasks", "aoarm_text"]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and "lm-eval needs the packages of `lm-eval[hf]`" in captured.err
+    process = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
+    assert "lm-eval needs the packages of `lm-eval[hf]`" in process.stderr
 
 
 def test_a_tokenizer_that_leaves_the_first_token_out_is_named(models, tokenizer, caplog):

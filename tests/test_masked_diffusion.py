@@ -18,7 +18,7 @@ from modeling_aoarm import DataCollatorForAnyOrderLM, DataCollatorForMaskedDiffu
 from modeling_aoarm.data import masked_diffusion as module
 from modeling_aoarm.data.masked_diffusion import collator_class_for
 from modeling_aoarm.data.orders import OrderMixture, sample_orders
-from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 from modeling_aoarm.training import AnyOrderTrainer
 
 
@@ -270,7 +270,9 @@ def test_training_lowers_the_loss_and_evaluation_reports_what_evaluate_order_fin
     trainer.train()
     after = trainer.evaluate()
     assert after["eval_any_order_nll"] < before["eval_any_order_nll"] - 0.3
-    expected = evaluate_order(trainer.model, trainer.eval_dataset, make_masked_tokenizer(), draws=2, progress=False)
+    expected = evaluate_likelihood(
+        trainer.model, trainer.eval_dataset, make_masked_tokenizer(), draws=2, progress=False
+    )
     assert after["eval_loss"] == after["eval_any_order_nll"] == pytest.approx(expected.nll, abs=1e-6)
     assert after["eval_left_to_right_nll_standard_error"] > 0
     assert after["eval_any_order_bpc"] == pytest.approx(expected.nll / math.log(2), abs=1e-5)
@@ -296,7 +298,7 @@ def test_what_a_model_cannot_learn_from_is_refused_before_training(tmp_path):
 @pytest.mark.parametrize("order", ["uniform", "left_to_right"])
 def test_evaluation_estimates_the_exact_likelihood(order):
     model, texts = masked_model(), [[4, 20, 11], [7, 8, 5], [9, 9]]
-    result = evaluate_order(
+    result = evaluate_likelihood(
         model, Dataset.from_dict({"input_ids": texts}), make_masked_tokenizer(), order, draws=600, progress=False
     )
     assert result.example_tokens.tolist() == [[3, 3, 2]] * 600
@@ -312,7 +314,7 @@ def test_evaluation_estimates_the_exact_likelihood(order):
 def test_evaluation_does_not_depend_on_the_batch_size():
     model, dataset = masked_model(), Dataset.from_dict({"input_ids": ROWS})
     results = [
-        evaluate_order(model, dataset, make_masked_tokenizer(), draws=2, batch_size=size, progress=False)
+        evaluate_likelihood(model, dataset, make_masked_tokenizer(), draws=2, batch_size=size, progress=False)
         for size in (1, 7, 100)
     ]
     for result in results[1:]:

@@ -20,7 +20,7 @@ from variants import tiny_model
 
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 from modeling_aoarm.data.tokenizers import character_tokenizer
-from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 
 
 TINY = ["configuration/recipes/pretrain_tiny.yaml", "--cpu_threads", "1", "--disable_tqdm", "true", "--use_cpu", "true"]
@@ -80,7 +80,7 @@ def test_the_saved_model_loads_and_has_the_likelihood_that_was_reported(finished
     data = tokenize_and_chunk(TextArguments().load()["validation"], tokenizer, 32)
     for name, order in (("any_order", "uniform"), ("left_to_right", "left_to_right")):
         expected = read_json(folder, "results.json")[name]
-        result = evaluate_order(model, data, tokenizer, order, draws=expected["draws"], progress=False)
+        result = evaluate_likelihood(model, data, tokenizer, order, draws=expected["draws"], progress=False)
         assert result.nll_per_draw == pytest.approx(expected["nll_per_draw"], abs=1e-5)
 
 

@@ -13,7 +13,7 @@ from variants import tiny_model
 from modeling_aoarm.data.collators import DataCollatorForAnyOrderLM, with_example_index
 from modeling_aoarm.data.orders import OrderCurriculum, sample_orders
 from modeling_aoarm.data.tokenizers import character_tokenizer
-from modeling_aoarm.evaluation.likelihood import evaluate_order
+from modeling_aoarm.evaluation.likelihood import evaluate_likelihood
 from modeling_aoarm.training import AnyOrderTrainer, EMACallback
 
 
@@ -208,14 +208,14 @@ def test_evaluation_uses_the_average_and_leaves_the_weights_alone(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(evals[0][-1], abs=1e-6)
 
 
-def test_metrics_are_those_of_evaluate_order(tmp_path):
+def test_metrics_are_those_of_evaluate_likelihood(tmp_path):
     trainer, _ = make_trainer(tmp_path)
     trainer.eval_draws = 3
     metrics = trainer.evaluate()
-    expected = evaluate_order(
+    expected = evaluate_likelihood(
         trainer.model, trainer.eval_dataset, TOKENIZER, draws=3, characters=sum(map(len, ROWS)), progress=False
     )
-    left_to_right = evaluate_order(
+    left_to_right = evaluate_likelihood(
         trainer.model, trainer.eval_dataset, TOKENIZER, "left_to_right", draws=1, progress=False
     )
     assert metrics["eval_loss"] == metrics["eval_any_order_nll"] == pytest.approx(expected.nll, abs=1e-5)

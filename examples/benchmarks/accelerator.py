@@ -2,28 +2,28 @@
 """
 Measure training and decoding on one accelerator, in several calls that each stay within a time limit.
 
-    python examples/benchmarks/accelerator.py                   # again and again, until it says that all is measured
+    python examples/benchmarks/accelerator.py                   # repeat until it says that all cells are measured
     python examples/benchmarks/accelerator.py --part training --training_rows 1024
     python examples/benchmarks/accelerator.py --quick --output_dir outputs/accelerator    # toy sizes, also on a CPU
 
 1. Training, 124 million parameters, 1024 and 4096 rows: milliseconds per step and tokens per second of compiled steps
    (bf16 autocast over float32 weights, fused AdamW, random tokens and orders drawn on the device), and model FLOP
-   utilisation: useful operations (`gpu/models.py` has the formula) over the device's peak. Beside the variants stands
-   Llama as the library has it, and Llama without the mask tensor that the library makes when it is compiled.
+   utilisation: useful operations (`gpu/models.py` has the formula) over the device's peak. The references are the
+   library's Llama, and Llama without the mask tensor that the library makes when it is compiled.
 2. Decoding, bf16 weights, canvases of 1024 columns with one given token, sampling at temperature 1, in batches of 1, 32
-   and 128: one by one, several a pass, speculation and confidence order, with dynamic and static (compiled) caches;
-   beside them Llama (`generate`, and a bare loop over its `forward`) and masked diffusion without a cache, one by one.
+   and 128: one by one, several per pass, speculation and confidence order, with dynamic and static (compiled) caches.
+   The references are Llama (`generate`, and a bare loop over its `forward`) and masked diffusion without a cache.
 
-The weights are new. That changes no cost of a pass, but nearly all drafts are accepted then: tokens per pass of
-speculation, and with them its tokens per second, are upper bounds. A call of `generate` makes a new cache, for which
-graphs of the device are recorded anew: the times of static caches include that, Llama's as well.
+The weights are new. A pass costs the same with them, but nearly all drafts are accepted. So tokens per pass and per
+second of speculation are upper bounds. Each call of `generate` makes a new cache and records the graphs of the device
+again. The times of static caches include that, also for Llama.
 
-Each model, length and way is a cell. A finished cell is written at once to `accelerator.json` in `--output_dir`, and a
-cell that is there is not measured again. After `--time_limit` seconds no cell is begun, nor one that would probably end
-later; the first of a call always is. What does not fit into memory is a result; errors are kept, and measured again
-with `--retry`. Cells also tell which attention kernels ran (flash or not), the kernels that took most time, and how
-often the host waited for the device in a pass. One H100 needs about half an hour; nothing is downloaded.
-Writes `accelerator.json` and `accelerator.png` to `examples/results` by default.
+Each model, length and way is a cell. A finished cell is written at once to `accelerator.json` in `--output_dir`, and is
+not measured again. No cell starts that would probably end after `--time_limit` seconds, except the first one of a call.
+A cell that does not fit into memory counts as measured. Errors are recorded, and measured again with `--retry`. Cells
+also have the attention kernels that ran (flash or not), the kernels that took most time, and the number of times that
+the host waited for the device per pass. One H100 needs about half an hour, and nothing is downloaded. Writes
+`accelerator.json` and `accelerator.png` to `examples/results` by default.
 """
 
 import functools
@@ -37,9 +37,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu.decoding import LLAMA_WAYS, UNCACHED, measure_decoding, ways_of
-from gpu.kernels import accelerator, forget, synchronize
-from gpu.models import LLAMA, LLAMA_WITHOUT_MASK, SIZES, TOY_SIZES, peak_tflops
+from gpu.decoding import LLAMA_WAYS, UNCACHED, list_ways, measure_decoding
+from gpu.kernels import find_accelerator, free_memory, synchronize
+from gpu.models import LLAMA, LLAMA_WITHOUT_MASK, SIZES, TOY_SIZES, find_peak_tflops
 from gpu.training import TRAINED, measure_training
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,10 +49,10 @@ from timing import (
     Report,
     Target,
     TimingArguments,
-    judged,
+    compare_with_target,
     parse_arguments,
     print_table,
-    print_verdicts,
+    print_targets,
 )
 
 from modeling_aoarm.io import save_figure, versions, write_json
@@ -66,7 +66,7 @@ QUICK |= dict(few_blanks=8, uncached_passes=4, compile_backend="eager")
 
 @dataclass
 class AcceleratorArguments(TimingArguments):
-    """What is measured, and how long a call may last. Fields that only choose cells may differ from call to call."""
+    """Arguments of the accelerator benchmark. Fields that only choose cells may differ from call to call."""
 
     part: str = field(default="all", metadata={"help": "What to measure.", "choices": ["all", "training", "decoding"]})
     training_rows: list[int] = field(default_factory=lambda: [1024, 4096], metadata={"help": "Lengths of examples."})
@@ -77,23 +77,23 @@ class AcceleratorArguments(TimingArguments):
     decoding_variants: list[str] = field(
         default_factory=lambda: ["two_stream"], metadata={"help": "Variants of any order that fill canvases."}
     )
-    time_limit: float = field(default=480, metadata={"help": "Seconds after which no cell is begun."})
-    retry: bool = field(default=False, metadata={"help": "Measure cells again that ended in an error."})
+    time_limit: float = field(default=480, metadata={"help": "Seconds after which no cell starts."})
+    retry: bool = field(default=False, metadata={"help": "Measure cells again that ended with an error."})
     peak_tflops: float | None = field(
-        default=None, metadata={"help": "The device's peak in 10^12 bf16 operations per second, where it is not known."}
+        default=None, metadata={"help": "The device's peak in 10^12 bf16 operations per second, if it is not known."}
     )
     tokens_per_step: int = field(default=32768, metadata={"help": "Training: a power of two times each length."})
-    steps: int = field(default=10, metadata={"help": "Training: steps in a block that is timed."})
+    steps: int = field(default=10, metadata={"help": "Training: steps per timed block."})
     canvas: int = field(default=1024, metadata={"help": "Decoding: columns."})
-    few_blanks: int = field(default=16, metadata={"help": "Decoding: blanks of calls that are not timed."})
-    uncached_passes: int = field(default=16, metadata={"help": "Decoding: passes without a cache that are timed."})
-    cell_seconds: float = field(default=40, metadata={"help": "Decoding: when repetitions of a cell end early."})
+    few_blanks: int = field(default=16, metadata={"help": "Decoding: blanks of untimed calls."})
+    uncached_passes: int = field(default=16, metadata={"help": "Decoding: timed passes without a cache."})
+    cell_seconds: float = field(default=40, metadata={"help": "Decoding: seconds for the repetitions of a cell."})
     attention_priority: str = field(
-        default="flash", metadata={"help": "The kernels that attention tries first.", "choices": ["flash", "cudnn"]}
+        default="flash", metadata={"help": "The first kernels that attention tries.", "choices": ["flash", "cudnn"]}
     )
-    compile_backend: str = field(default="inductor", metadata={"help": "torch.compile's, for training."})
+    compile_backend: str = field(default="inductor", metadata={"help": "Backend of torch.compile for training."})
 
-    # These only choose cells, or say where and how long.
+    # These only choose cells, or set the place and the time.
     FREE = (
         *("part", "training_rows", "training_models", "decoding_batches", "decoding_variants"),
         *("time_limit", "retry", "peak_tflops", "output_dir", "threads"),
@@ -103,7 +103,7 @@ class AcceleratorArguments(TimingArguments):
         super().__post_init__()
         self.check_at_least(1, "steps", "uncached_passes", "decoding_batches")
         self.check_at_least(2, "training_rows")
-        # Enough for drafts, so that static shapes are those of all blanks.
+        # Enough for drafts, so that static shapes are the same as for all blanks.
         self.check_at_least(8, "few_blanks")
         self.check_at_least(3 * self.few_blanks, "canvas")
         for rows in self.training_rows:
@@ -121,18 +121,18 @@ class AcceleratorArguments(TimingArguments):
             raise ValueError(f"--decoding_variants must be of {', '.join(allowed)}, got {', '.join(sorted(unknown))}.")
 
     def settings(self, sizes: Mapping[str, Any], device_name: str | None) -> dict[str, Any]:
-        """Everything that figures depend on: cells of one file have it in common."""
+        """Returns the settings on which results depend. All cells of a file share them."""
         mine = {name: value for name, value in asdict(self).items() if name not in self.FREE}
         packages = {name: versions()[name] for name in ("torch", "transformers")}
         return mine | {"sizes": dict(sizes), "device_name": device_name, "versions": packages}
 
 
 class Cells:
-    """The file of all cells, which later calls complete.
+    """The file of all cells, to which later calls add.
 
     Args:
-        path: of the file, which may be there.
-        settings: what its cells have in common.
+        path: path of the file, which may exist.
+        settings: the settings that its cells share.
 
     Raises:
         ValueError: the file is damaged, or holds cells of other settings.
@@ -148,7 +148,7 @@ class Cells:
             theirs, _, _ = found["settings"], found["runs"], found["cells"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} must hold cells of this benchmark; move it away. Got {error!r}.") from error
-        # What JSON makes of them.
+        # As JSON holds them.
         mine = json.loads(json.dumps(settings))
         if differing := sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name)):
             pairs = ", ".join(f"{name}={theirs.get(name)} and not {mine.get(name)}" for name in differing)
@@ -160,11 +160,11 @@ class Cells:
         return self.content["cells"]
 
     def missing(self, ways: Mapping[str, Callable[[], dict]], retry: bool) -> list[str]:
-        """The names of cells that are to be measured, those with errors included if they are wanted again."""
+        """Lists the names of cells that remain to be measured, with `retry` also those with errors."""
         return [name for name in ways if name not in self.measured or (retry and "error" in self.measured[name])]
 
     def expected_seconds(self, name: str) -> float:
-        """As long as the longest cell of this part so far."""
+        """Returns the seconds of the longest cell of this part so far."""
         part = name.partition("/")[0]
         return max((cell["cell_seconds"] for key, cell in self.measured.items() if key.startswith(part)), default=0)
 
@@ -174,7 +174,7 @@ class Cells:
         write_json(self.path, self.content)
 
     def fill(self, ways: Mapping[str, Callable[[], dict]], report: Report, time_limit: float, retry: bool) -> list[str]:
-        """Measures the cells that are missing, as far as the time goes; returns the names of those that still are."""
+        """Measures missing cells within the time limit, and returns the names of the remaining ones."""
         missing = self.missing(ways, retry)
         started = time.perf_counter()
         for number, name in enumerate(missing):
@@ -184,20 +184,20 @@ class Cells:
             if number == 0:
                 self.content["runs"].append(report.header())
             print(f"{elapsed:5.0f} s: {name}", flush=True)
-            forget(report.device)
-            entry = measured_or_failed(ways[name])
+            free_memory(report.device)
+            entry = measure_or_catch(ways[name])
             entry["cell_seconds"] = time.perf_counter() - started - elapsed
             entry["run"] = len(self.content["runs"]) - 1
             self.measured[name] = entry
             self.content["runs"][-1] = report.header()
             self.write()
-            # A device that an error has left unusable says so here: the next call goes on behind this cell.
+            # This raises if an error has left the device unusable. The next call then goes on after this cell.
             synchronize(report.device)
         return []
 
 
-def measured_or_failed(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a cell measured, or that memory did not suffice, or its error."""
+def measure_or_catch(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns the results of a cell, or an entry about missing memory or another error."""
     try:
         return measure()
     except torch.OutOfMemoryError as error:
@@ -207,10 +207,10 @@ def measured_or_failed(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def cells_of(
+def list_cells(
     arguments: AcceleratorArguments, sizes: Mapping[str, Any], device: torch.device
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What a call is to measure, by name: `training/<rows>/<model>` and `decoding/<batch>/<way>`."""
+    """Lists the functions that measure cells, by name: `training/<rows>/<model>` and `decoding/<batch>/<way>`."""
     cells = {}
     if arguments.part != "decoding":
         for rows in arguments.training_rows:
@@ -219,22 +219,24 @@ def cells_of(
                 cells[f"training/{rows}/{model}"] = measure
     if arguments.part != "training":
         for batch in arguments.decoding_batches:
-            for way in ways_of(arguments.decoding_variants):
+            for way in list_ways(arguments.decoding_variants):
                 measure = functools.partial(measure_decoding, way, batch, arguments, sizes, device)
                 cells[f"decoding/{batch}/{way}"] = measure
     return cells
 
 
 def compare(cells: Mapping[str, dict[str, Any]], peak: float | None) -> dict[str, Any]:
-    """What follows from the cells, those of earlier calls included.
+    """Derives numbers from the cells of this and earlier calls.
 
     Args:
-        cells: by name.
-        peak: of the device, 10^12 operations per second.
+        cells: the cells by name.
+        peak: peak of the device, 10^12 operations per second.
 
     Returns:
-        `training`: utilisation, and the speed relative to Llama without a mask tensor; `decoding`: the speed relative
-        to Llama's `generate` and to uncached masked diffusion at the same batch size; `targets`: figures beside theirs.
+        `training`: utilisation, and the speed relative to Llama without a mask tensor. `decoding`: the speed relative
+            to
+        Llama's `generate` and to uncached masked diffusion at the same batch size. `targets`: see
+        [`compare_with_target`].
     """
     training, decoding, targets = {}, {}, []
     for name, cell in cells.items():
@@ -250,16 +252,18 @@ def compare(cells: Mapping[str, dict[str, Any]], peak: float | None) -> dict[str
             utilisation = None if peak is None else cell["useful_tflops_per_second"] / peak
             training[name] = {"utilisation": utilisation, "to_llama": speed_against(LLAMA_WITHOUT_MASK)}
             if what == "two_stream" and utilisation is not None:
-                targets.append(judged(f"two_stream training, {size} rows", "peak", utilisation, UTILISATION))
+                targets.append(
+                    compare_with_target(f"two_stream training, {size} rows", "peak", utilisation, UTILISATION)
+                )
         else:
             to_uncached = speed_against(UNCACHED)
             decoding[name] = {"to_llama": speed_against(next(iter(LLAMA_WAYS))), "to_uncached": to_uncached}
             if size == "32" and "one by one" in what and to_uncached is not None:
-                targets.append(judged(f"{what}, batch {size}", UNCACHED, to_uncached, SPEED_UP))
+                targets.append(compare_with_target(f"{what}, batch {size}", UNCACHED, to_uncached, SPEED_UP))
     return {"peak_tflops": peak, "training": training, "decoding": decoding, "targets": targets}
 
 
-def shown(value: float | None, form: str) -> str:
+def format_value(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
@@ -272,15 +276,15 @@ def print_tables(cells: Mapping[str, dict[str, Any]], compared: Mapping[str, Any
             rows[part].append([what, size, "out of memory" if "out_of_memory" in cell else "error", *["-"] * 6])
             continue
         memory = None if cell["peak_memory_bytes"] is None else cell["peak_memory_bytes"] / 2**30
-        common = [shown(cell["flash_share"], ".2f"), shown(memory, ".1f")]
+        common = [format_value(cell["flash_share"], ".2f"), format_value(memory, ".1f")]
         speed, follows = f"{cell['tokens_per_second']:,.0f}", compared[part][name]
         if part == "training":
             step = sorted(cell["milliseconds_per_step"])[len(cell["milliseconds_per_step"]) // 2]
-            ratios = [shown(follows["to_llama"], ".3f"), shown(follows["utilisation"], ".1%")]
+            ratios = [format_value(follows["to_llama"], ".3f"), format_value(follows["utilisation"], ".1%")]
             rows[part].append([what, size, speed, f"{step:.2f}", *ratios, str(cell["accumulation"]), *common])
         else:
-            waits = shown(None if cell["host_waits"] is None else cell["host_waits"]["per_pass"], ".1f")
-            ratios = [shown(follows["to_llama"], ".2f"), shown(follows["to_uncached"], ".1f")]
+            waits = format_value(None if cell["host_waits"] is None else cell["host_waits"]["per_pass"], ".1f")
+            ratios = [format_value(follows["to_llama"], ".2f"), format_value(follows["to_uncached"], ".1f")]
             passes = [f"{cell['milliseconds_per_pass']:.2f}", f"{cell['tokens_per_pass']:.2f}"]
             if cell["extrapolated"]:
                 what += f" (from {cell['measured_blanks']} of {cell['blanks']} blanks)"
@@ -292,11 +296,11 @@ def print_tables(cells: Mapping[str, dict[str, Any]], compared: Mapping[str, Any
     if rows["decoding"]:
         print_table("Decoding (to Llama's generate; waits for the device in a pass)", columns, rows["decoding"])
     if compared["targets"]:
-        print_verdicts(compared["targets"])
+        print_targets(compared["targets"])
 
 
 def draw_bars(axes: Axes, cells: Mapping[str, dict[str, Any]], part: str, labels: Mapping[str, str]) -> None:
-    """Bars of tokens per second, a group for each length or batch size, with `labels` behind them."""
+    """Plots tokens per second as bars with `labels`, a group for each length or batch size."""
     names = [name for name, cell in cells.items() if name.startswith(part) and "tokens_per_second" in cell]
     names.sort(key=lambda name: int(name.split("/", 2)[1]))
     places, sizes = [], []
@@ -316,9 +320,9 @@ def draw_bars(axes: Axes, cells: Mapping[str, dict[str, Any]], part: str, labels
 
 
 def draw(path: Path, cells: Mapping[str, dict[str, Any]], compared: Mapping[str, Any], device_name: str | None) -> None:
-    """Draws tokens per second of training and decoding."""
-    utilisations = {name: shown(each["utilisation"], ".1%") for name, each in compared["training"].items()}
-    speed_ups = {name: f"{shown(each['to_uncached'], '.1f')} ×" for name, each in compared["decoding"].items()}
+    """Plots tokens per second of training and decoding."""
+    utilisations = {name: format_value(each["utilisation"], ".1%") for name, each in compared["training"].items()}
+    speed_ups = {name: f"{format_value(each['to_uncached'], '.1f')} ×" for name, each in compared["decoding"].items()}
     titles = {
         "training": f"Training on {device_name}: model and rows of an example, model FLOP utilisation",
         "decoding": "Decoding: way and batch size, times the speed of masked diffusion without a cache",
@@ -339,7 +343,7 @@ def draw(path: Path, cells: Mapping[str, dict[str, Any]], compared: Mapping[str,
 
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(AcceleratorArguments, argv, QUICK, __doc__)
-    device = accelerator()
+    device = find_accelerator()
     if device.type == "cpu" and not (arguments.quick and arguments.output_dir):
         sys.exit("There is no accelerator here. Toy sizes run on a CPU with --quick and an --output_dir.")
     sizes = TOY_SIZES if arguments.quick else SIZES
@@ -350,8 +354,8 @@ def main(argv: list[str]) -> None:
         cells = Cells(folder / "accelerator.json", arguments.settings(sizes, device_name))
     except ValueError as error:
         sys.exit(str(error))
-    left = cells.fill(cells_of(arguments, sizes, device), report, arguments.time_limit, arguments.retry)
-    peak = arguments.peak_tflops or peak_tflops(device_name)
+    left = cells.fill(list_cells(arguments, sizes, device), report, arguments.time_limit, arguments.retry)
+    peak = arguments.peak_tflops or find_peak_tflops(device_name)
     compared = compare(cells.measured, peak)
     cells.write(compared=compared)
     if compared["training"] or compared["decoding"]:
@@ -361,7 +365,7 @@ def main(argv: list[str]) -> None:
         print(f"No utilisation: the peak of {device_name} is not known; give --peak_tflops.")
     print(f"accelerator.json and accelerator.png are in {folder}.")
     if left:
-        print(f"{len(left)} cells are left, the same command goes on with them: {'; '.join(left)}.")
+        print(f"{len(left)} cells remain, the same command goes on with them: {'; '.join(left)}.")
     else:
         print("All cells are measured.")
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Models of one size with new weights, and training batches that ask all of them for the same predictions.
 
-Beside the package's variants stand two models of the library: Llama, from left to right, and XLNet, whose two streams
-get the order as a mask.
+The baselines of the package's variants are two models of the library: Llama, from left to right, and XLNet, whose two
+streams get the order as a mask.
 """
 
 import torch
@@ -17,20 +17,20 @@ LIBRARY = ("Llama", "XLNet")
 VARIANTS = ("two_stream", "decoupled_rope", "double_position", "adaptive_norm", "bidirectional")
 
 
-def new_model(name: str, seed: int = 0, max_position_embeddings: int = 1025, **changes) -> PreTrainedModel:
-    """A model with new weights and without special tokens, in float32, in evaluation mode.
+def make_model(name: str, seed: int = 0, max_position_embeddings: int = 1025, **changes) -> PreTrainedModel:
+    """Makes a model with new weights and without special tokens, in float32, in evaluation mode.
 
-    XLNet has the width, layers and heads of the others, no dropout, and an inner width with which it has as many
-    parameters: its attention has one matrix more, its MLP one fewer.
+    XLNet has the width, layers and heads of the others and no dropout. Its attention has one matrix more and its MLP
+    one fewer, so its inner width is chosen to give the same number of parameters.
 
     Args:
-        name: `"Llama"`, `"XLNet"` or an `attention_variant`, `"causal"` too.
-        seed: of the weights.
-        max_position_embeddings: the size of tables of positions, where the model has some.
-        changes: to `SIZES`.
+        name: `"Llama"`, `"XLNet"` or an `attention_variant`, including `"causal"`.
+        seed: seed of the weights.
+        max_position_embeddings: the size of tables of positions, if the model has any.
+        changes: changes of `SIZES`.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: the name is unknown.
     """
     sizes = SIZES | changes
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
@@ -54,24 +54,24 @@ def new_model(name: str, seed: int = 0, max_position_embeddings: int = 1025, **c
     if name not in (*VARIANTS, "causal"):
         raise ValueError(f"`name` must be one of {[*LIBRARY, *VARIANTS, 'causal']}, got {name!r}.")
     if name == "bidirectional":
-        # The last token of the vocabulary stands in blanks.
+        # The last token of the vocabulary is the mask token.
         special["mask_token_id"] = sizes["vocab_size"] - 1
     config = AOARMConfig(attention_variant=name, max_position_embeddings=max_position_embeddings, **sizes, **special)
     return model_class_for(config)(config).eval()
 
 
-def training_batch(name: str, batch: int, rows: int, vocab_size: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """What a model's `forward` takes in one training step: random tokens, in random orders for those that take orders.
+def make_training_batch(name: str, batch: int, rows: int, vocab_size: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Makes the arguments of a model's `forward` for a training step: random tokens in random orders, if it takes any.
 
-    One token of an example is given and each other one predicted, `batch * (rows - 1)` predictions; `bidirectional`
-    predicts a share of them that is drawn for each example, weighted as its collator does.
+    One token of each example is given and all others are predicted, `batch * (rows - 1)` predictions. `bidirectional`
+    predicts a share of them that is drawn for each example, with the weights of its collator.
 
     Args:
-        name: as for [`new_model`].
-        batch: number of examples.
-        rows: tokens of each.
-        vocab_size: the model's; the last token is left out, as it may stand for blanks.
-        seed: of tokens and orders, which are the same for all models.
+        name: as in [`make_model`].
+        batch: the number of examples.
+        rows: the number of tokens of each example.
+        vocab_size: that of the model. The last token is not drawn, because it may be the mask token.
+        seed: seed of tokens and orders, which are the same for all models.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(vocab_size - 1, (batch, rows), generator=generator)
@@ -83,10 +83,10 @@ def training_batch(name: str, batch: int, rows: int, vocab_size: int, seed: int 
         rank = order.argsort(dim=1)
         return {
             "input_ids": tokens,
-            # 1 where a token (dimension 1) may not see another: itself, and those that come later.
+            # 1 where a token (dimension 1) may not see another one (dimension 2): itself and all later ones.
             "perm_mask": (rank[:, None] >= rank[:, :, None]).float(),
             "target_mapping": torch.nn.functional.one_hot(order[:, 1:], rows).float(),
-            # It views its labels.
+            # XLNet calls `view` on its labels.
             "labels": in_order[:, 1:].contiguous(),
         }
     if name == "bidirectional":
@@ -97,6 +97,6 @@ def training_batch(name: str, batch: int, rows: int, vocab_size: int, seed: int 
             "labels": tokens,
             "loss_weights": is_masked * (rows / masked),
         }
-    # As a collator makes it.
+    # As in a collator, the last target is the position after the last one.
     targets = torch.cat([order[:, 1:], order[:, -1:] + 1], dim=1)
     return {"input_ids": in_order, "position_ids": order, "target_position_ids": targets, "labels": in_order}

@@ -1,6 +1,6 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Measure what the space before a blank is worth: as a token of its own, or as part of the blank's first token.
+Measure the effect of the space before a blank: as its own token, or as part of the blank's first token.
 
     python examples/benchmarks/blank_borders.py --model MODEL
 
@@ -9,15 +9,16 @@ a model of subwords has hardly ever seen. `infill` moves it into the blank's fir
 checkpoint that `convert_causal_lm` takes: a folder, a GGUF file or a name on the Hub. It is converted and not trained.
 
 1. The log-probability (nats) of natural fillings of 20 sentences, with both ways to cut the text into tokens.
-   `word` is that of the filling given everything else, under `score`: behind a lone space the space is given then, in
-   the blank it is not. `space_and_word` is that of the same characters for both. `text` is that of the whole text from
-   left to right, where a converted model computes exactly what its checkpoint does.
-2. What the models fill in, `infill` beside a blank behind a lone space.
+   `word` is log p(filling | rest) by `score`; a lone space is given, and a space in the blank is not.
+   `space_and_word` is the log-probability of the same characters for both ways. `text` is that of the whole text from
+   left to right, where a converted model computes the same as its checkpoint.
+2. The texts that the models fill in, by `infill` and behind a lone space.
 
 Given tokens come in the models' own context order: from left to right in `two_stream`, whose query stream starts from
-the token left of the blank; what is left of the blank last in `decoupled_rope`, which goes on from its last row.
+the token left of the blank, and with the text left of the blank last in `decoupled_rope`, which goes on from its last
+row.
 
-Greedy, on the CPU, two minutes for 135 million weights. Writes `benchmark_blank_borders.json` (every number) and
+Greedy, on the CPU, two minutes for 135 million weights. Writes `benchmark_blank_borders.json` (all numbers) and
 `benchmark_blank_borders.png` to `--output_dir`.
 """
 
@@ -31,11 +32,11 @@ from timing import (
     CheckpointArguments,
     Report,
     Target,
-    judged,
+    compare_with_target,
     load_checkpoint,
     parse_arguments,
     print_table,
-    print_verdicts,
+    print_targets,
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -75,10 +76,10 @@ PLAIN = {"add_special_tokens": False}
 
 @dataclass
 class BorderArguments(CheckpointArguments):
-    """What is measured."""
+    """Arguments of the benchmark of blank borders."""
 
     variants: list[str] = field(default_factory=lambda: list(VARIANTS), metadata={"help": f"Of {', '.join(VARIANTS)}."})
-    sentences: int = field(default=len(SENTENCES), metadata={"help": "How many of the sentences."})
+    sentences: int = field(default=len(SENTENCES), metadata={"help": "Number of sentences."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,7 +107,7 @@ class Segmentation:
 
 
 def segment(tokenizer: PreTrainedTokenizerBase, text: str, word: str, max_length: int) -> dict[str, Segmentation]:
-    """Both ways to cut a sentence with its natural filling into tokens.
+    """Cuts a sentence with its natural filling into tokens, in both ways.
 
     Raises:
         ValueError: the tokenizer does not join words with the space before them.
@@ -122,11 +123,11 @@ def segment(tokenizer: PreTrainedTokenizerBase, text: str, word: str, max_length
 
 @torch.no_grad()
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[tuple[str, str]]) -> list[dict]:
-    """What the model gives natural fillings, and what it fills in.
+    """Measures log-probabilities of natural fillings, and fills the blanks.
 
     Returns:
         An entry for each sentence and way: the tokens, `text`, `word`, `space_and_word` (log-probabilities in nats, see
-        the head of the script) and `filled`, the text as the model fills it.
+        the head of the script) and `filled`, the text that the model fills in.
     """
     entries = []
     for text, word in sentences:
@@ -157,7 +158,7 @@ def fill(
     way: str,
     segmentation: Segmentation,
 ) -> str:
-    """The sentence with its blank, one token, filled."""
+    """Fills the blank of a sentence with one token."""
     if way == IN_BLANK:
         return infill(model, tokenizer, text)
     one = Segmentation(segmentation.before, [0], segmentation.after)
@@ -168,19 +169,19 @@ def fill(
     return tokenizer.decode(output[0], skip_special_tokens=True)
 
 
-def judge(entries: dict[str, list[dict]]) -> list[dict]:
-    """Mean gains in nats, by variant."""
-    verdicts = []
+def compare_entries(entries: dict[str, list[dict]]) -> list[dict]:
+    """Computes mean gains in nats, by variant."""
+    targets = []
     for variant, own in entries.items():
         for name in FIGURES:
             means = {way: mean(entry[name] for entry in own if entry["way"] == way) for way in WAYS}
             what = f"{variant}, {name}, mean gain (nats)"
-            verdicts.append(judged(what, OWN_TOKEN, means[IN_BLANK] - means[OWN_TOKEN], GAIN, means=means))
-    return verdicts
+            targets.append(compare_with_target(what, OWN_TOKEN, means[IN_BLANK] - means[OWN_TOKEN], GAIN, means=means))
+    return targets
 
 
 def draw(entries: dict[str, list[dict]]) -> Figure:
-    """Log-probabilities of natural fillings, both ways, a point for each sentence."""
+    """Plots log-probabilities of natural fillings in both ways, one point per sentence."""
     drawn = Figure(figsize=(4.4 * len(entries), 4.4), layout="constrained")
     for axes, (variant, own) in zip(drawn.subplots(1, len(entries), squeeze=False)[0], entries.items(), strict=True):
         points = [[entry["word"] for entry in own if entry["way"] == way] for way in WAYS]
@@ -201,7 +202,7 @@ def main(argv: list[str]) -> None:
     source, tokenizer = load_checkpoint(arguments.model)
     entries = {}
     for variant in arguments.variants:
-        # GGUF files name an unknown token, which no logit depends on.
+        # GGUF files name an unknown token, which changes no logit.
         model = convert_causal_lm(source, variant, ignored_fields=("unk_token_id",))
         entries[variant] = measure(model, tokenizer, SENTENCES[: arguments.sentences])
     for variant, own in entries.items():
@@ -217,10 +218,10 @@ def main(argv: list[str]) -> None:
             for pair in zip(own[::2], own[1::2], strict=True)
         ]
         print_table(f"{variant}: filled in", WAYS, filled, left=2)
-    verdicts = judge(entries)
-    print_verdicts(verdicts)
+    targets = compare_entries(entries)
+    print_targets(targets)
     weights = {"parameters": source.num_parameters(), "layers": source.config.num_hidden_layers}
-    report.write(arguments.output_dir, {"model": weights, "sentences": entries, "targets": verdicts}, draw(entries))
+    report.write(arguments.output_dir, {"model": weights, "sentences": entries, "targets": targets}, draw(entries))
 
 
 if __name__ == "__main__":

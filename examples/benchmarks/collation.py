@@ -1,15 +1,15 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Measure how fast training batches are made: tokens per second of drawing orders and collating, for every kind of order.
+Measure the making of training batches: tokens per second of drawing orders and collating, for every kind of order.
 
     python examples/benchmarks/collation.py
 
 Batches are 64 examples of 1024 rows, from plain Python lists of token ids, by the collator alone and through torch's
-`DataLoader` with one and two worker processes. Beside them stand the tokens per second that training steps take (4
-layers of width 256, float32): the loader has to be faster than that. Loaders keep their workers, and their first pass
-is not counted.
+`DataLoader` with one and two worker processes. The loader has to be faster than training, so tokens per second of
+training steps (4 layers of width 256, float32) are measured too. Loaders keep their workers, and their first pass does
+not count.
 
-Runs on the CPU; about 2 minutes on 2 cores. Writes `benchmark_collation.json` (every number, raw and derived) and
+Runs on the CPU, about 2 minutes on 2 cores. Writes `benchmark_collation.json` (all numbers, raw and derived) and
 `benchmark_collation.png` to `--output_dir`.
 """
 
@@ -20,19 +20,19 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-from baselines import SIZES, new_model, training_batch
+from baselines import SIZES, make_model, make_training_batch
 from matplotlib.figure import Figure
 from timing import (
     COLOURS,
     Report,
     Target,
     TimingArguments,
-    judged,
+    compare_with_target,
+    format_result,
     parse_arguments,
     print_table,
-    print_verdicts,
-    take_turns,
-    verdict,
+    print_targets,
+    time_in_turns,
 )
 from torch.utils.data import DataLoader, Dataset
 
@@ -45,19 +45,19 @@ ORDERS += ["strided(8)", "fractal"]
 TRAINED = ("decoupled_rope", "two_stream")
 QUICK = dict(repetitions=2, batch_size=4, rows=16, batches=3, orders=["uniform", "local(16)"])
 TARGET = Target(">=", 2e6)
-# Of its tokens only the special ones matter.
+# Only its special tokens matter.
 TOKENIZER = character_tokenizer(["text"])
 
 
 @dataclass
 class CollationArguments(TimingArguments):
-    """What is collated."""
+    """Arguments of the collation benchmark."""
 
-    repetitions: int = field(default=7, metadata={"help": "Rounds that are measured, after one that is not."})
+    repetitions: int = field(default=7, metadata={"help": "Measured rounds, after one that does not count."})
     orders: list[str] = field(default_factory=lambda: ORDERS, metadata={"help": "Training orders."})
-    batch_size: int = field(default=64, metadata={"help": "Examples of a batch."})
-    rows: int = field(default=1024, metadata={"help": "Rows of an example, with the beginning-of-sentence token."})
-    batches: int = field(default=16, metadata={"help": "Batches that are made in one round."})
+    batch_size: int = field(default=64, metadata={"help": "Examples per batch."})
+    rows: int = field(default=1024, metadata={"help": "Rows per example, with the beginning-of-sentence token."})
+    batches: int = field(default=16, metadata={"help": "Batches per round."})
     workers: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Worker processes of the loaders."})
 
     def __post_init__(self):
@@ -67,7 +67,7 @@ class CollationArguments(TimingArguments):
 
 
 class Sentences(Dataset):
-    """Plain lists of token ids, as they come from a tokenizer; there are `count`, and the first ones come again."""
+    """`count` lists of token ids, as from a tokenizer. They repeat if there are fewer sentences."""
 
     def __init__(self, sentences: list[list[int]], count: int):
         self.sentences, self.count = sentences, count
@@ -80,7 +80,7 @@ class Sentences(Dataset):
 
 
 def count_tokens(batch: dict[str, torch.Tensor]) -> int:
-    """A batch's tokens, padding not counted."""
+    """Counts the tokens of a batch, without padding."""
     return int(batch["attention_mask"].sum())
 
 
@@ -90,11 +90,11 @@ def measure_order(
     sentences: list[list[int]],
     arguments: CollationArguments,
 ) -> list[dict]:
-    """Tokens per second of one kind of order and of collator.
+    """Measures tokens per second of one order and one kind of collator.
 
     Returns:
-        An entry for the collator alone (`workers` 0) and for each number of workers: `seconds` (raw, of all batches),
-        `tokens` (of all batches, padding not counted) and `tokens_per_second`.
+        An entry for the collator alone (`workers` 0) and for each number of workers: `seconds` of all batches in each
+        round, `tokens` of all batches without padding, and `tokens_per_second`.
     """
     collator = kind(TOKENIZER, order=order, seed=arguments.seed)
     dataset = Sentences(sentences, arguments.batch_size * arguments.batches)
@@ -112,18 +112,18 @@ def measure_order(
         ways[workers] = lambda _, loader=loader: sum(map(count_tokens, loader))
     entries = []
     name = order if kind is DataCollatorForAnyOrderLM else f"{order}, masked diffusion"
-    for workers, (seconds, tokens) in take_turns(ways, arguments.repetitions, name).items():
+    for workers, (seconds, tokens) in time_in_turns(ways, arguments.repetitions, name).items():
         entry = {"order": name, "workers": workers, "seconds": seconds, "tokens": tokens[0]}
         entries.append(entry | {"tokens_per_second": tokens[0] / median(seconds)})
     return entries
 
 
 def measure_training(arguments: CollationArguments) -> list[dict]:
-    """Tokens per second of training steps on two examples, for each of `TRAINED`."""
+    """Measures tokens per second of training steps on two examples, for each of `TRAINED`."""
     entries, ways = [], {}
     for name in TRAINED:
-        model = new_model(name, arguments.seed, arguments.rows + 1).train()
-        batch = training_batch(name, 2, arguments.rows, SIZES["vocab_size"], arguments.seed)
+        model = make_model(name, arguments.seed, arguments.rows + 1).train()
+        batch = make_training_batch(name, 2, arguments.rows, SIZES["vocab_size"], arguments.seed)
 
         def step(repetition, model, optimizer, batch):
             optimizer.zero_grad(set_to_none=True)
@@ -132,17 +132,17 @@ def measure_training(arguments: CollationArguments) -> list[dict]:
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         ways[name] = functools.partial(step, model=model, optimizer=optimizer, batch=batch)
-    for name, (seconds, _) in take_turns(ways, arguments.repetitions, "training steps").items():
+    for name, (seconds, _) in time_in_turns(ways, arguments.repetitions, "training steps").items():
         tokens = 2 * arguments.rows
         entry = {"model": name, "seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / median(seconds)}
         entries.append(entry)
     return entries
 
 
-def judge(entries: list[dict]) -> list[dict]:
-    """Tokens per second with their target, which is about one worker; more workers share the processor's cores."""
+def compare_entries(entries: list[dict]) -> list[dict]:
+    """Compares tokens per second with the target for at most one worker. More workers share the processor's cores."""
     return [
-        judged(
+        compare_with_target(
             f"{entry['order']}, " + ("collator alone" if entry["workers"] == 0 else f"{entry['workers']} worker(s)"),
             "",
             entry["tokens_per_second"],
@@ -155,7 +155,7 @@ def judge(entries: list[dict]) -> list[dict]:
 
 
 def draw(entries: list[dict], training: list[dict], title: str) -> Figure:
-    """Bars of tokens per second, and what training takes as lines."""
+    """Plots tokens per second as bars, and those of training steps as lines."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     orders = list(dict.fromkeys(entry["order"] for entry in entries))
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> None:
     training = measure_training(arguments)
     rng = random.Random(arguments.seed)
     first = max(TOKENIZER.all_special_ids) + 1
-    # The beginning-of-sentence token is a row too.
+    # The beginning-of-sentence token takes one row.
     sentences = [
         [rng.randrange(first, SIZES["vocab_size"]) for _ in range(arguments.rows - 1)]
         for _ in range(arguments.batch_size)
@@ -194,22 +194,22 @@ def main(argv: list[str]) -> None:
     kinds = [(order, DataCollatorForAnyOrderLM) for order in arguments.orders]
     kinds.append(("uniform", DataCollatorForMaskedDiffusion))
     entries = [entry for order, kind in kinds for entry in measure_order(order, kind, sentences, arguments)]
-    verdicts = judge(entries)
-    found = {(each["order"], each["workers"]): each for each in verdicts}
+    targets = compare_entries(entries)
+    found = {(each["order"], each["workers"]): each for each in targets}
     columns = ("order", "collator alone", *(f"DataLoader, {workers} worker(s)" for workers in arguments.workers))
     ways = (0, *arguments.workers)
     names = dict.fromkeys(entry["order"] for entry in entries)
-    rows = [(name, *(verdict(found[name, workers]) for workers in ways)) for name in names]
+    rows = [(name, *(format_result(found[name, workers]) for workers in ways)) for name in names]
     size = f"batches of {arguments.batch_size} x {arguments.rows}"
     print_table(f"Tokens per second: {size}", columns, rows)
     rows = [(f"training step, {entry['model']}", entry["tokens_per_second"]) for entry in training]
-    print_verdicts(judged(what, "", value, None) for what, value in rows)
+    print_targets(compare_with_target(what, "", value, None) for what, value in rows)
     results = {
         "batch_size": arguments.batch_size,
         "rows": arguments.rows,
         "collation": entries,
         "training": {"sizes": SIZES, "steps": training},
-        "targets": verdicts,
+        "targets": targets,
     }
     report.write(arguments.output_dir, results, draw(entries, training, f"Orders and collation: {size}"))
 

@@ -1,21 +1,21 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Measure decoding: what a token costs on the cache in any order, against Llama and against masked diffusion.
+Measure decoding: the cost of a token on the cache in any order, against Llama and against masked diffusion.
 
     python examples/benchmarks/decoding.py
 
-Models have new weights, 4 layers of width 256, 4 heads, 256 tokens, float32; decoding is greedy, one token a pass, into
-canvases of one given token and otherwise blanks.
+The models have new weights, 4 layers of width 256, 4 heads, 256 tokens and float32. Decoding is greedy, one token per
+pass. A canvas has one given token, and all others are blank.
 
-1. Cached, in a random order, over the length of the canvas, batch 1, and at 256 tokens batch 8 too. Beside it stands
-   Llama: a bare loop (`forward` with a `DynamicCache`, argmax, append) and the library's `generate`.
-2. `bidirectional`, which has no cache, fills some blanks of the same canvases, one a pass. Each of its passes reads the
-   whole canvas however many blanks are left, so a few of them tell the time per token.
+1. Cached decoding in a random order, over the length of the canvas at batch 1, and at 256 tokens also at batch 8. The
+   references are Llama in a bare loop (`forward` with a `DynamicCache`, argmax, append) and the library's `generate`.
+2. `bidirectional`, which has no cache, fills some blanks of the same canvases, one per pass. Each pass reads the whole
+   canvas, whatever the number of remaining blanks, so a few passes suffice for the time per token.
 3. Confidence order, 256 blanks: cached against `bidirectional`.
 
-All ways are measured in turn, over and over: ratios of times are medians over rounds of ratios within one round. The
-first round is not counted. Runs on the CPU; about 6 minutes on 2 cores. Writes `benchmark_decoding.json` (every number,
-raw and derived) and `benchmark_decoding.png` to `--output_dir`.
+All ways take turns. Ratios of times are medians over rounds of ratios within one round, and the first round does not
+count. Runs on the CPU, about 6 minutes on 2 cores. Writes `benchmark_decoding.json` (all numbers, raw and derived) and
+`benchmark_decoding.png` to `--output_dir`.
 """
 
 import functools
@@ -24,20 +24,20 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-from baselines import SIZES, VARIANTS, new_model
+from baselines import SIZES, VARIANTS, make_model
 from matplotlib.figure import Figure
 from timing import (
     Report,
     Target,
     TimingArguments,
-    figure,
-    judged,
-    median_ratio,
+    compare_with_target,
+    compute_median_ratio,
+    format_number,
     parse_arguments,
     plot_over_lengths,
     print_table,
-    print_verdicts,
-    take_turns,
+    print_targets,
+    time_in_turns,
 )
 from transformers import DynamicCache, LlamaForCausalLM
 
@@ -45,9 +45,9 @@ from transformers import DynamicCache, LlamaForCausalLM
 CACHED = [variant for variant in VARIANTS if variant != "bidirectional"]
 LOOP, GENERATE, UNCACHED = "Llama, bare loop", "Llama, generate", "bidirectional"
 QUICK = dict(repetitions=2, lengths=[8, 16], compared_length=8, batch_sizes=[1, 2], uncached_blanks=4)
-# Most time per token against the bare loop.
+# Targets for the time per token, relative to the bare loop.
 TO_LOOP = {variant: Target("<=", 1.5 if variant == "two_stream" else 1.1) for variant in CACHED}
-# How much faster than without a cache, by length.
+# Targets for the speed relative to decoding without a cache, by length.
 TO_UNCACHED = {256: Target(">=", 4), 1024: Target(">=", 15)}
 FLAT = Target("<=", 1.5)
 CONFIDENCE = Target(">=", 1.6)
@@ -55,15 +55,15 @@ CONFIDENCE = Target(">=", 1.6)
 
 @dataclass
 class DecodingArguments(TimingArguments):
-    """What is decoded."""
+    """Arguments of the decoding benchmark."""
 
-    variants: list[str] = field(default_factory=lambda: CACHED, metadata={"help": f"Of {', '.join(CACHED)}."})
+    variants: list[str] = field(default_factory=lambda: CACHED, metadata={"help": f"Any of {', '.join(CACHED)}."})
     lengths: list[int] = field(default_factory=lambda: [128, 256, 512, 1024], metadata={"help": "Tokens, at batch 1."})
     compared_length: int = field(
-        default=256, metadata={"help": "Of these: tokens of larger batches, and by confidence."}
+        default=256, metadata={"help": "One of these, for larger batches and confidence order."}
     )
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "At `compared_length`."})
-    uncached_blanks: int = field(default=32, metadata={"help": "How many blanks are filled without a cache."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Of `compared_length`."})
+    uncached_blanks: int = field(default=32, metadata={"help": "Number of blanks filled without a cache."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,8 +76,8 @@ class DecodingArguments(TimingArguments):
 
 
 @torch.no_grad()
-def bare_loop(model: LlamaForCausalLM, tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """Greedy left-to-right decoding with as little as possible around the model: int64 `[batch, 1 + length]`."""
+def decode_in_bare_loop(model: LlamaForCausalLM, tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """Decodes greedily from left to right, with as little as possible around the model: int64 `[batch, 1 + length]`."""
     cache = DynamicCache(config=model.config)
     filled = [tokens]
     for _ in range(length):
@@ -86,9 +86,10 @@ def bare_loop(model: LlamaForCausalLM, tokens: torch.Tensor, length: int) -> tor
     return torch.cat(filled, dim=1)
 
 
-def canvases(batch: int, length: int, blanks: int, seed: int) -> dict[str, torch.Tensor]:
-    """Canvases of a given token and `length` more, of which `blanks` in random places are to be filled, as `generate`
-    takes them: in a random order, another one for each.
+def make_canvases(batch: int, length: int, blanks: int, seed: int) -> dict[str, torch.Tensor]:
+    """Makes arguments of `generate`: canvases of one given token and `length` more, `blanks` of them blank.
+
+    Each canvas has its own random blanks and order.
     """
     generator = torch.Generator().manual_seed(seed)
     order = 1 + torch.rand(batch, length, generator=generator).argsort(dim=1)[:, :blanks]
@@ -98,27 +99,27 @@ def canvases(batch: int, length: int, blanks: int, seed: int) -> dict[str, torch
 
 
 def measure(arguments: DecodingArguments) -> list[dict]:
-    """Wall times of decoding.
+    """Measures wall times of decoding.
 
     Returns:
-        An entry for each way, order, batch size and length: `blanks`, how many tokens of each canvas were filled, and
-        `seconds` for all of them, a list over rounds. Derived: `milliseconds_per_token` (of one pass, which fills one
-        in each canvas), and `to_bare_loop`, the ratio to the bare loop of the same batch size and length.
+        An entry for each way, order, batch size and length: `blanks`, the number of filled tokens of each canvas, and
+        `seconds` for all of them, a list over rounds. Derived: `milliseconds_per_token` (per pass, which fills one
+        token of each canvas) and `to_bare_loop`, the ratio to the bare loop of the same batch size and length.
     """
     seed, compared = arguments.seed, arguments.compared_length
     models = {
-        name: new_model(name, seed, max(arguments.lengths) + 1) for name in ("Llama", *arguments.variants, UNCACHED)
+        name: make_model(name, seed, max(arguments.lengths) + 1) for name in ("Llama", *arguments.variants, UNCACHED)
     }
     options = {"do_sample": False, "pad_token_id": 0}
     settings = [(1, length) for length in arguments.lengths]
     settings += [(batch, compared) for batch in arguments.batch_sizes if batch != 1]
     ways, blanks = {}, {}
     for batch, length in settings:
-        full = canvases(batch, length, length, seed)
-        few = canvases(batch, length, min(arguments.uncached_blanks, length), seed)
+        full = make_canvases(batch, length, length, seed)
+        few = make_canvases(batch, length, min(arguments.uncached_blanks, length), seed)
         first = full["inputs"][:, :1]
         setting = ("random", batch, length)
-        ways[LOOP, *setting] = functools.partial(bare_loop, models["Llama"], first, length)
+        ways[LOOP, *setting] = functools.partial(decode_in_bare_loop, models["Llama"], first, length)
         if length == compared:
             mask = torch.ones_like(first)
             ways[GENERATE, *setting] = functools.partial(
@@ -128,12 +129,12 @@ def measure(arguments: DecodingArguments) -> list[dict]:
             ways[name, *setting] = functools.partial(models[name].generate, **full, **options)
         ways[UNCACHED, *setting] = functools.partial(models[UNCACHED].generate, **few, **options)
         blanks[UNCACHED, *setting] = few["decoding_order"].shape[1]
-    full = canvases(1, compared, compared, seed) | {"decoding_order": "confidence"}
+    full = make_canvases(1, compared, compared, seed) | {"decoding_order": "confidence"}
     for name in (*arguments.variants, UNCACHED):
         ways[name, "confidence", 1, compared] = functools.partial(models[name].generate, **full, **options)
     turns = {name: lambda _, way=way: way() for name, way in ways.items()}
     entries = []
-    measured = take_turns(turns, arguments.repetitions, "decoding")
+    measured = time_in_turns(turns, arguments.repetitions, "decoding")
     per_token = {name: [each / blanks.get(name, name[-1]) for each in times] for name, (times, _) in measured.items()}
     for (way, order, batch, length), (seconds, _) in measured.items():
         own = per_token[way, order, batch, length]
@@ -146,22 +147,22 @@ def measure(arguments: DecodingArguments) -> list[dict]:
                 "blanks": blanks.get((way, order, batch, length), length),
                 "seconds": seconds,
                 "milliseconds_per_token": 1000 * median(own),
-                "to_bare_loop": median_ratio(own, per_token[LOOP, "random", batch, length]),
+                "to_bare_loop": compute_median_ratio(own, per_token[LOOP, "random", batch, length]),
             }
         )
     return entries
 
 
-def judge(entries: list[dict], compared: int) -> list[dict]:
-    """Ratios with their targets; those to the bare loop and to `bidirectional` at batch 8 too."""
+def compare_entries(entries: list[dict], compared: int) -> list[dict]:
+    """Compares ratios with their targets."""
     found = {tuple(entry[key] for key in ("way", "order", "batch_size", "length")): entry for entry in entries}
 
     def ratio(own: tuple, reference: tuple) -> float:
-        """Of times per token."""
+        """Computes the ratio of times per token."""
         times = ([each / found[key]["blanks"] for each in found[key]["seconds"]] for key in (own, reference))
-        return median_ratio(*times)
+        return compute_median_ratio(*times)
 
-    verdicts = []
+    targets = []
     variants = [way for way in dict.fromkeys(key[0] for key in found) if way in CACHED]
     for way, order, batch, length in found:
         setting = order, batch, length
@@ -169,27 +170,27 @@ def judge(entries: list[dict], compared: int) -> list[dict]:
         if order == "random" and length == compared and way in (*variants, GENERATE):
             what = f"{way}, time per token, {label}"
             value = found[way, *setting]["to_bare_loop"]
-            verdicts.append(judged(what, "bare Llama loop", value, TO_LOOP.get(way)))
+            targets.append(compare_with_target(what, "bare Llama loop", value, TO_LOOP.get(way)))
     lengths = sorted(length for way, order, batch, length in found if (way, order, batch) == (LOOP, "random", 1))
     for way in variants:
         for length in lengths:
             value = ratio((UNCACHED, "random", 1, length), (way, "random", 1, length))
             what = f"{way}, times as fast, batch 1, {length} tokens"
-            verdicts.append(judged(what, "bidirectional, uncached", value, TO_UNCACHED.get(length)))
+            targets.append(compare_with_target(what, "bidirectional, uncached", value, TO_UNCACHED.get(length)))
     for way in variants:
         value = ratio((way, "random", 1, lengths[-1]), (way, "random", 1, lengths[0]))
         what = f"{way}, time per token at {lengths[-1]} tokens"
-        verdicts.append(judged(what, f"at {lengths[0]}", value, FLAT))
+        targets.append(compare_with_target(what, f"at {lengths[0]}", value, FLAT))
     for way in variants:
         value = ratio((UNCACHED, "confidence", 1, compared), (way, "confidence", 1, compared))
         what = f"{way}, confidence order, times as fast, {compared} tokens"
         target = CONFIDENCE if way == "two_stream" else None
-        verdicts.append(judged(what, "bidirectional, confidence", value, target))
-    return verdicts
+        targets.append(compare_with_target(what, "bidirectional, confidence", value, target))
+    return targets
 
 
 def draw(entries: list[dict], title: str) -> Figure:
-    """Milliseconds per token over the length of the canvas, batch 1, random order."""
+    """Plots milliseconds per token over the length of the canvas, for batch 1 and random order."""
     drawn = Figure(figsize=(8, 5), layout="constrained")
     axes = drawn.add_subplot()
     curves = {}
@@ -208,10 +209,10 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(DecodingArguments, argv, QUICK, __doc__)
     report = Report(__file__, argv, arguments.seed)
     entries = measure(arguments)
-    verdicts = judge(entries, arguments.compared_length)
+    targets = compare_entries(entries, arguments.compared_length)
     cells = {
         (entry["order"], entry["batch_size"], entry["length"], entry["way"]): (
-            f"{figure(entry['milliseconds_per_token'])} ({entry['to_bare_loop']:.2f})"
+            f"{format_number(entry['milliseconds_per_token'])} ({entry['to_bare_loop']:.2f})"
         )
         for entry in entries
     }
@@ -220,12 +221,12 @@ def main(argv: list[str]) -> None:
         (order, str(batch), str(length), *(cells.get((order, batch, length, way), "-") for way in ways))
         for order, batch, length in dict.fromkeys(key[:-1] for key in cells)
     ]
-    title = "Milliseconds per token, one token a pass (in brackets the ratio to the bare Llama loop)"
+    title = "Milliseconds per token, one token per pass (in brackets the ratio to the bare Llama loop)"
     print_table(title, ("order", "batch", "tokens", *ways), rows)
-    print_verdicts(verdicts)
-    results = {"sizes": SIZES, "repetitions": arguments.repetitions, "decoding": entries, "targets": verdicts}
+    print_targets(targets)
+    results = {"sizes": SIZES, "repetitions": arguments.repetitions, "decoding": entries, "targets": targets}
     size = f"{SIZES['num_hidden_layers']} layers of width {SIZES['hidden_size']}, threads: {torch.get_num_threads()}"
-    report.write(arguments.output_dir, results, draw(entries, f"One token a pass, batch 1: {size}"))
+    report.write(arguments.output_dir, results, draw(entries, f"One token per pass, batch 1: {size}"))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Count the memory that training needs: weights, gradients and AdamW's states for models of several sizes, what each token
-adds, and the peak of a whole training step.
+Count the memory of training: weights, gradients and AdamW's states for models of several sizes, the bytes per further
+token, and the peak of a whole training step.
 
     python examples/benchmarks/memory.py
 
 1. The tables of `configuration/accelerate/README.md`. Parameters are counted on the meta device. Activations are the
    bytes that autograd keeps for the backward pass, counted by saved-tensor hooks in small models with causal attention
-   in one fused kernel (no padding) on a CPU; as they are linear in rows, layers and widths, a few small models give the
-   formula for all.
+   in one fused kernel (no padding) on a CPU. They are linear in rows, layers and widths, so a few small models give
+   the formula for all models.
 2. The peak of a training step (forward pass with labels, backward pass, AdamW) over the length of one example, for 4
-   layers of width 256 in float32, against Llama and XLNet: every allocation and release of torch's allocator, from its
-   profiler, so that temporary tensors of kernels count too. It is a count of bytes and the same in every run. Another
-   step lists the shapes of all tensors that operators make: which of them have two dimensions that grow with the rows.
+   layers of width 256 in float32, against Llama and XLNet. The profiler records every allocation and release of torch's
+   allocator, so temporary tensors of kernels count too, and the result is the same in every run. Another step lists the
+   shapes of all tensors that operators make, to find those with two dimensions that grow with the rows.
 
-Nothing here needs a GPU; about a minute. Writes `benchmark_memory.json` and `benchmark_memory.png` to `--output_dir`.
+Runs on the CPU, about a minute. Writes `benchmark_memory.json` and `benchmark_memory.png` to `--output_dir`.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from baselines import LIBRARY, SIZES, new_model, training_batch
-from baselines import VARIANTS as CONTESTANTS
+from baselines import LIBRARY, SIZES, make_model, make_training_batch
+from baselines import VARIANTS as PEAK_VARIANTS
 from matplotlib.figure import Figure
 from timing import (
     BenchmarkArguments,
     Report,
     Target,
-    judged,
+    compare_with_target,
     parse_arguments,
     plot_over_lengths,
     print_table,
-    print_verdicts,
+    print_targets,
 )
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -73,14 +73,14 @@ MODELS = {
 VARIANTS = ("two_stream", "decoupled_rope")
 QUICK = dict(lengths=[48, 96, 192], models=["two_stream", "XLNet"])
 # Bytes per parameter of weights, gradients and AdamW's states (with the float32 weights that DeepSpeed updates), in
-# mixed bf16 precision, and which of them are shared out among the processes.
+# mixed bf16 precision, and whether each is sharded over the processes.
 STRATEGIES = {
     "DDP": ((4, False), (4, False), (8, False)),
     "ZeRO-2": ((2, False), (2, True), (12, True)),
     "FSDP2": ((4, True), (4, True), (8, True)),
     "ZeRO-3": ((2, True), (2, True), (12, True)),
 }
-# Sizes of what a formula is made of: per layer, and once.
+# The terms of a formula: per layer, and once.
 PER_LAYER = ("hidden", "intermediate", "keys", "heads", "1")
 ONCE = ("hidden", "intermediate", "keys", "heads", "head_dim", "vocab", "1")
 
@@ -90,18 +90,19 @@ def count_parameters(config: AOARMConfig) -> int:
         return AOARMForCausalLM(config).num_parameters()
 
 
-def state_bytes(parameters: int, strategy: str, processes: int) -> float:
-    """Bytes of weights, gradients and optimiser states in each process."""
+def count_state_bytes(parameters: int, strategy: str, processes: int) -> float:
+    """Counts the bytes of weights, gradients and optimiser states in each process."""
     return sum(parameters * size / (processes if is_shared else 1) for size, is_shared in STRATEGIES[strategy])
 
 
-def saved_bytes(config: AOARMConfig, rows: int, under_autocast: bool) -> int:
-    """Bytes that a forward pass with labels keeps for the backward pass, weights and their bf16 copies left out.
+def count_saved_bytes(config: AOARMConfig, rows: int, under_autocast: bool) -> int:
+    """Counts the bytes that a forward pass with labels keeps for the backward pass, without weights.
 
     Args:
-        rows: tokens of the one example.
-        under_autocast: float32 weights under autocast, as in DDP; else bf16 weights, as each layer of FSDP2 and
-            DeepSpeed computes with.
+        config: the model's config.
+        rows: the number of tokens of the only example.
+        under_autocast: whether weights are float32 under autocast, as in DDP. Otherwise they are bf16, as in the layers
+            of FSDP2 and DeepSpeed.
     """
     model = AOARMForCausalLM(config).train()
     if not under_autocast:
@@ -110,7 +111,7 @@ def saved_bytes(config: AOARMConfig, rows: int, under_autocast: bool) -> int:
     storages = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        # Views of one tensor are one piece of memory. Tensors are held, so that no address comes twice.
+        # Views of one tensor share its memory. The tensors stay alive, so no address is used twice.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             storages[storage.data_ptr()] = (storage.nbytes(), tensor)
@@ -124,14 +125,16 @@ def saved_bytes(config: AOARMConfig, rows: int, under_autocast: bool) -> int:
     return sum(size for size, _ in storages.values())
 
 
-def bytes_per_token(config: AOARMConfig, under_autocast: bool) -> float:
-    """What each further token of an example adds to `saved_bytes`."""
+def measure_bytes_per_token(config: AOARMConfig, under_autocast: bool) -> float:
+    """Measures the bytes that each further token of an example adds to `count_saved_bytes`."""
     short, long = 64, 128
-    return (saved_bytes(config, long, under_autocast) - saved_bytes(config, short, under_autocast)) / (long - short)
+    return (count_saved_bytes(config, long, under_autocast) - count_saved_bytes(config, short, under_autocast)) / (
+        long - short
+    )
 
 
-def sizes_of(config: AOARMConfig) -> list[int]:
-    """What formulas are made of: `PER_LAYER`, times the layers, and `ONCE`."""
+def list_sizes(config: AOARMConfig) -> list[int]:
+    """Lists the terms of a formula: `PER_LAYER` times the number of layers, and `ONCE`."""
     sizes = {
         "hidden": config.hidden_size,
         "intermediate": config.intermediate_size,
@@ -145,7 +148,7 @@ def sizes_of(config: AOARMConfig) -> list[int]:
 
 
 def measure_formula(variant: str, under_autocast: bool) -> list[int]:
-    """The bytes that each token adds, as whole coefficients of `sizes_of`.
+    """Fits the bytes per further token by integer coefficients of `list_sizes`.
 
     Raises:
         RuntimeError: the bytes are not linear in these sizes.
@@ -167,16 +170,16 @@ def measure_formula(variant: str, under_autocast: bool) -> list[int]:
             (2, 3),
         )
     ]
-    sizes = np.array([sizes_of(config) for config in configs], dtype=float)
-    measured = np.array([bytes_per_token(config, under_autocast) for config in configs])
+    sizes = np.array([list_sizes(config) for config in configs], dtype=float)
+    measured = np.array([measure_bytes_per_token(config, under_autocast) for config in configs])
     coefficients = np.linalg.lstsq(sizes, measured, rcond=None)[0].round()
     if np.abs(sizes @ coefficients - measured).max() > 0.5:
         raise RuntimeError(f"activations of {variant} must be linear in {PER_LAYER} and {ONCE}, got other ones.")
     return [int(each) for each in coefficients]
 
 
-def formula_text(coefficients: list[int]) -> tuple[str, str]:
-    """A formula for people: per layer, and once."""
+def format_formula(coefficients: list[int]) -> tuple[str, str]:
+    """Formats the two parts of a formula: per layer, and once."""
 
     def terms(names: tuple[str, ...], values: list[int]) -> str:
         parts = [
@@ -189,8 +192,8 @@ def formula_text(coefficients: list[int]) -> tuple[str, str]:
     return terms(PER_LAYER, coefficients[: len(PER_LAYER)]), terms(ONCE, coefficients[len(PER_LAYER) :])
 
 
-def tables(processes: int, tokens: int) -> str:
-    """The page's two tables, in Markdown."""
+def format_tables(processes: int, tokens: int) -> str:
+    """Formats the page's two tables in Markdown."""
     formulas = {
         (variant, under_autocast): measure_formula(variant, under_autocast)
         for variant, under_autocast in itertools.product(VARIANTS, (False, True))
@@ -198,15 +201,15 @@ def tables(processes: int, tokens: int) -> str:
     lines = ["| bytes per token | weights | each layer | once |", "| --- | --- | --- | --- |"]
     for (variant, under_autocast), coefficients in formulas.items():
         weights = "float32 under autocast (DDP)" if under_autocast else "bf16 (FSDP2, ZeRO)"
-        lines.append(f"| `{variant}` | {weights} | " + " | ".join(formula_text(coefficients)) + " |")
+        lines.append(f"| `{variant}` | {weights} | " + " | ".join(format_formula(coefficients)) + " |")
     heading = ["model", "parameters", *STRATEGIES, *(f"`{variant}`, DDP / others" for variant in VARIANTS)]
     lines += ["", "| " + " | ".join(heading) + " |", "| " + " | ".join(["---"] * len(heading)) + " |"]
     for name, fields in MODELS.items():
         parameters = count_parameters(AOARMConfig(**fields))
         cells = [name, f"{parameters:,}"]
-        cells += [f"{state_bytes(parameters, strategy, processes) / 2**30:.2f}" for strategy in STRATEGIES]
+        cells += [f"{count_state_bytes(parameters, strategy, processes) / 2**30:.2f}" for strategy in STRATEGIES]
         for variant in VARIANTS:
-            sizes = sizes_of(AOARMConfig(attention_variant=variant, **fields))
+            sizes = list_sizes(AOARMConfig(attention_variant=variant, **fields))
             needed = (
                 tokens * sum(np.multiply(sizes, formulas[variant, under_autocast])) / 2**30
                 for under_autocast in (True, False)
@@ -218,13 +221,13 @@ def tables(processes: int, tokens: int) -> str:
 
 @dataclass
 class MemoryArguments(BenchmarkArguments):
-    """What is counted."""
+    """Arguments of the memory benchmark."""
 
-    processes: int = field(default=8, metadata={"help": "For the first tables: GPUs."})
-    tokens: int = field(default=8192, metadata={"help": "For the first tables: tokens of a batch on each GPU."})
+    processes: int = field(default=8, metadata={"help": "For the first tables: number of GPUs."})
+    tokens: int = field(default=8192, metadata={"help": "For the first tables: tokens per batch and GPU."})
     models: list[str] = field(
         default_factory=lambda: ["two_stream", "decoupled_rope", *LIBRARY],
-        metadata={"help": f"For the peak: of {', '.join([*CONTESTANTS, *LIBRARY])}."},
+        metadata={"help": f"For the peak: any of {', '.join([*PEAK_VARIANTS, *LIBRARY])}."},
     )
     lengths: list[int] = field(
         default_factory=lambda: [512, 1024, 2048],
@@ -234,19 +237,19 @@ class MemoryArguments(BenchmarkArguments):
     def __post_init__(self):
         super().__post_init__()
         self.check_at_least(1, "processes", "tokens")
-        unknown = [name for name in self.models if name not in (*CONTESTANTS, *LIBRARY)]
+        unknown = [name for name in self.models if name not in (*PEAK_VARIANTS, *LIBRARY)]
         if unknown:
-            raise ValueError(f"--models must be of {[*CONTESTANTS, *LIBRARY]}, got {unknown}.")
+            raise ValueError(f"--models must be of {[*PEAK_VARIANTS, *LIBRARY]}, got {unknown}.")
         if len(self.lengths) < 3 or any(b != 2 * a for a, b in itertools.pairwise(self.lengths)):
             raise ValueError(f"--lengths must be three or more, each twice the one before, got {self.lengths}.")
-        # These could not be told from numbers of rows.
+        # Such a width could not be told from a number of rows.
         widths = {*SIZES.values(), SIZES["hidden_size"] // SIZES["num_attention_heads"]}
         if clashes := sorted(widths & set(self.lengths)):
             raise ValueError(f"--lengths must not be widths of the models, got {clashes}.")
 
 
 class ShapeRecorder(TorchDispatchMode):
-    """Takes down the shapes of all tensors that operators return, those of the backward pass included."""
+    """Records the shapes of all tensors that operators return, also in the backward pass."""
 
     def __init__(self):
         super().__init__()
@@ -258,13 +261,13 @@ class ShapeRecorder(TorchDispatchMode):
         return result
 
 
-def rows_by_rows(shapes: set[tuple[int, ...]], rows: int, widths: set[int]) -> list[tuple[int, ...]]:
-    """The shapes with two or more dimensions of at least `rows` that are not widths of the model, sorted."""
+def find_rows_by_rows(shapes: set[tuple[int, ...]], rows: int, widths: set[int]) -> list[tuple[int, ...]]:
+    """Finds the shapes with two or more dimensions of at least `rows` that are not widths of the model."""
     return sorted(shape for shape in shapes if sum(size >= rows and size not in widths for size in shape) > 1)
 
 
-def allocations(run) -> list[tuple[int, int]]:
-    """What torch's allocator gives out (bytes > 0) and takes back (< 0) while `run()` runs: addresses and bytes."""
+def record_allocations(run) -> list[tuple[int, int]]:
+    """Records addresses and bytes of all allocations (bytes > 0) and releases (< 0) during `run()`."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     with tempfile.TemporaryDirectory() as folder:
@@ -275,8 +278,8 @@ def allocations(run) -> list[tuple[int, int]]:
     return [(event["args"]["Addr"], event["args"]["Bytes"]) for event in events]
 
 
-def peak_bytes(events: list[tuple[int, int]]) -> int:
-    """The most bytes that are held at once, of those that are given out in `events`."""
+def find_peak_bytes(events: list[tuple[int, int]]) -> int:
+    """Finds the peak of the bytes that are allocated in `events`."""
     held, total, peak = {}, 0, 0
     for address, size in events:
         if size > 0:
@@ -284,29 +287,29 @@ def peak_bytes(events: list[tuple[int, int]]) -> int:
             total += size
             peak = max(peak, total)
         else:
-            # What was there before is not counted.
+            # Earlier allocations do not count.
             total -= held.pop(address, 0)
     return peak
 
 
 def measure_peak(model: PreTrainedModel, name: str, rows: int, seed: int) -> dict:
-    """Counts one training step on one example.
+    """Measures the memory of one training step on one example.
 
     Returns:
-        `peak_bytes` of the step beyond weights and AdamW's states (gradients count), these `weight_bytes` and
-        `optimizer_bytes`, the `largest_allocation_bytes`, and the shapes that are `rows_by_rows`.
+        `peak_bytes` of the step beyond weights and AdamW's states (gradients count), `weight_bytes`, `optimizer_bytes`,
+        `largest_allocation_bytes`, and the shapes `rows_by_rows` of [`find_rows_by_rows`].
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    batch = training_batch(name, 1, rows, model.config.vocab_size, seed)
+    batch = make_training_batch(name, 1, rows, model.config.vocab_size, seed)
 
     def step() -> None:
         model(**batch).loss.backward()
         optimizer.step()
 
-    # The first step makes the optimiser's states.
+    # The first step creates the optimiser's states.
     step()
     optimizer.zero_grad(set_to_none=True)
-    events = allocations(step)
+    events = record_allocations(step)
     optimizer.zero_grad(set_to_none=True)
     with ShapeRecorder() as recorder:
         step()
@@ -317,23 +320,24 @@ def measure_peak(model: PreTrainedModel, name: str, rows: int, seed: int) -> dic
         "model": name,
         "parameters": model.num_parameters(),
         "length": rows,
-        "peak_bytes": peak_bytes(events),
+        "peak_bytes": find_peak_bytes(events),
         "weight_bytes": sum(weight.nbytes for weight in model.parameters()),
         "optimizer_bytes": sum(each.nbytes for each in states),
         "largest_allocation_bytes": max(size for _, size in events),
         "allocations": sum(size > 0 for _, size in events),
-        "rows_by_rows": [list(shape) for shape in rows_by_rows(recorder.shapes, rows, widths)],
+        "rows_by_rows": [list(shape) for shape in find_rows_by_rows(recorder.shapes, rows, widths)],
     }
 
 
 def measure_peaks(arguments: MemoryArguments) -> list[dict]:
-    """`measure_peak` of each model at each length, and `bytes_per_row`, which a row more than at the length before
-    adds (`None` at the first).
+    """Measures the peak of each model at each length, see [`measure_peak`].
+
+    `bytes_per_row` are the further bytes per row since the shorter length before (`None` at the first length).
     """
     entries = []
     progress = tqdm(total=len(arguments.models) * len(arguments.lengths), desc="peak memory", unit="step")
     for name in arguments.models:
-        model = new_model(name, arguments.seed, max(arguments.lengths)).train()
+        model = make_model(name, arguments.seed, max(arguments.lengths)).train()
         before = None
         for rows in arguments.lengths:
             entry = measure_peak(model, name, rows, arguments.seed)
@@ -347,22 +351,24 @@ def measure_peaks(arguments: MemoryArguments) -> list[dict]:
     return entries
 
 
-def judge(entries: list[dict]) -> list[dict]:
-    """How each model's peak grows, and its tensors of rows x rows; `two_stream` has targets."""
-    verdicts = []
+def compare_entries(entries: list[dict]) -> list[dict]:
+    """Compares the growth of peaks, and numbers of shapes of rows x rows, with the targets of `two_stream`."""
+    targets = []
     for name in dict.fromkeys(entry["model"] for entry in entries):
         own = [entry for entry in entries if entry["model"] == name]
         linear, none = (Target("<=", 1.01), Target("<=", 0)) if name == "two_stream" else (None, None)
         first, last = own[0], own[-1]
         what = f"{name}, peak of a step at {last['length']} tokens"
-        verdicts.append(judged(what, f"at {first['length']}", last["peak_bytes"] / first["peak_bytes"], None))
-        # 1 where memory is linear, 2 where it is quadratic.
+        targets.append(
+            compare_with_target(what, f"at {first['length']}", last["peak_bytes"] / first["peak_bytes"], None)
+        )
+        # 1 if memory is linear, 2 if it is quadratic.
         ratio = last["bytes_per_row"] / own[-2]["bytes_per_row"]
         what = f"{name}, bytes that a token adds up to {last['length']} tokens"
-        verdicts.append(judged(what, f"up to {own[-2]['length']}", ratio, linear))
+        targets.append(compare_with_target(what, f"up to {own[-2]['length']}", ratio, linear))
         shapes = {tuple(shape) for entry in own for shape in entry["rows_by_rows"]}
-        verdicts.append(judged(f"{name}, shapes of rows x rows", "", len(shapes), none))
-    return verdicts
+        targets.append(compare_with_target(f"{name}, shapes of rows x rows", "", len(shapes), none))
+    return targets
 
 
 def draw(entries: list[dict]) -> Figure:
@@ -383,9 +389,9 @@ def draw(entries: list[dict]) -> Figure:
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(MemoryArguments, argv, QUICK, __doc__)
     report = Report(__file__, argv, arguments.seed)
-    print(tables(arguments.processes, arguments.tokens))
+    print(format_tables(arguments.processes, arguments.tokens))
     entries = measure_peaks(arguments)
-    verdicts = judge(entries)
+    targets = compare_entries(entries)
     rows = [
         (
             entry["model"],
@@ -402,8 +408,8 @@ def main(argv: list[str]) -> None:
     columns = ("model", "parameters", "length", "step's peak, MiB", "weights and AdamW, MiB", "bytes / further token")
     columns += ("largest allocation, MiB", "rows x rows")
     print_table("Peak memory of one training step on one example", columns, rows)
-    print_verdicts(verdicts)
-    report.write(arguments.output_dir, {"sizes": SIZES, "steps": entries, "targets": verdicts}, draw(entries))
+    print_targets(targets)
+    report.write(arguments.output_dir, {"sizes": SIZES, "steps": entries, "targets": targets}, draw(entries))
 
 
 if __name__ == "__main__":

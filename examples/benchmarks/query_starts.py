@@ -1,17 +1,16 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Measure what the starts of the query stream cost: a training step and decoding, against the content start.
+Measure the cost of the starts of the query stream, in training and decoding, against the content start.
 
     python examples/benchmarks/query_starts.py
 
-All models are `two_stream`, of 4 layers of width 256, 4 heads, 256 tokens, float32, with new weights. Training steps
-(forward and backward) have batches in random orders. Decoding is greedy, one token a pass on the cache: random and
-confidence orders, into canvases of one given token and otherwise blanks, and a random order at batch 8.
+All models are `two_stream` with 4 layers of width 256, 4 heads, 256 tokens, float32 and new weights. Training steps
+(forward and backward) have batches in random orders. Decoding is greedy, one token per pass on the cache, in random and
+confidence orders at batch 1 and in random orders at batch 8. A canvas has one given token, and all others are blank.
 
-All ways are measured in turn, over and over, so that each way of every start follows the same other way. Ratios are
-medians over rounds of ratios within one round. The first round is not counted. Runs on the CPU; about 4 minutes on one
-core. Writes `benchmark_query_starts.json` and `benchmark_query_starts.png` to
-`--output_dir`.
+All ways take turns, and each way of every start follows the same other way. Ratios are medians over rounds of ratios
+within one round, and the first round does not count. Runs on the CPU, about 4 minutes on one core. Writes
+`benchmark_query_starts.json` and `benchmark_query_starts.png` to `--output_dir`.
 """
 
 import functools
@@ -19,17 +18,17 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
-from baselines import SIZES, new_model, training_batch
+from baselines import SIZES, make_model, make_training_batch
 from matplotlib.figure import Figure
 from timing import (
     Report,
     Target,
     TimingArguments,
-    judged,
-    median_ratio,
+    compare_with_target,
+    compute_median_ratio,
     parse_arguments,
-    print_verdicts,
-    take_turns,
+    print_targets,
+    time_in_turns,
 )
 
 from modeling_aoarm import AOARMForCausalLM
@@ -42,12 +41,12 @@ QUICK = dict(repetitions=2, length=12, train_length=16, train_batch=2)
 
 @dataclass
 class StartArguments(TimingArguments):
-    """What is trained and decoded."""
+    """Arguments of the benchmark of query starts."""
 
-    repetitions: int = field(default=25, metadata={"help": "Rounds that are measured, after one that is not."})
-    length: int = field(default=128, metadata={"help": "Blanks of a canvas."})
-    train_length: int = field(default=256, metadata={"help": "Tokens of a training example."})
-    train_batch: int = field(default=8, metadata={"help": "Examples of a training batch."})
+    repetitions: int = field(default=25, metadata={"help": "Measured rounds, after one that does not count."})
+    length: int = field(default=128, metadata={"help": "Blanks per canvas."})
+    train_length: int = field(default=256, metadata={"help": "Tokens per training example."})
+    train_batch: int = field(default=8, metadata={"help": "Examples per training batch."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,13 +55,13 @@ class StartArguments(TimingArguments):
 
 
 def train(repetition: int, model: AOARMForCausalLM, batch: dict[str, torch.Tensor]) -> None:
-    """The gradients of one step."""
+    """Computes the gradients of one step."""
     model.zero_grad(set_to_none=True)
     model(**batch).loss.backward()
 
 
 def fill(repetition: int, model: AOARMForCausalLM, batch: int, length: int, order: str, seed: int) -> torch.Tensor:
-    """Fills canvases in an order that differs between rounds where it is random."""
+    """Fills canvases. A random order differs from round to round."""
     canvas = torch.ones(batch, 1 + length, dtype=torch.int64)
     blanks = torch.arange(1 + length).expand(batch, -1) > 0
     generator = torch.Generator().manual_seed(seed + repetition)
@@ -71,10 +70,10 @@ def fill(repetition: int, model: AOARMForCausalLM, batch: int, length: int, orde
 
 
 def measure(arguments: StartArguments) -> list[dict]:
-    """An entry for each way and start: raw `seconds` of the rounds, and ratios to the content start."""
+    """Returns an entry for each way and start: `seconds` of the rounds, and the ratio to the content start."""
     rows = max(arguments.length, arguments.train_length) + 1
-    models = {start: new_model("two_stream", arguments.seed, rows, query_stream_init=start) for start in STARTS}
-    batch = training_batch(
+    models = {start: make_model("two_stream", arguments.seed, rows, query_stream_init=start) for start in STARTS}
+    batch = make_training_batch(
         "two_stream", arguments.train_batch, arguments.train_length, SIZES["vocab_size"], arguments.seed
     )
     given = {"length": arguments.length, "seed": arguments.seed}
@@ -89,7 +88,7 @@ def measure(arguments: StartArguments) -> list[dict]:
         for start, model in models.items()
         for kind, run in kinds.items()
     }
-    measured = take_turns(ways, arguments.repetitions, "starts")
+    measured = time_in_turns(ways, arguments.repetitions, "starts")
     entries = []
     for (kind, start), (seconds, _) in measured.items():
         reference = measured[kind, "content"][0]
@@ -98,14 +97,14 @@ def measure(arguments: StartArguments) -> list[dict]:
                 "way": kind,
                 "start": start,
                 "seconds": seconds,
-                "seconds_to_content": median_ratio(seconds, reference),
+                "seconds_to_content": compute_median_ratio(seconds, reference),
             }
         )
     return entries
 
 
 def draw(entries: list[dict]) -> Figure:
-    """Ratios of times to the content start."""
+    """Plots ratios of times to the content start."""
     drawn = Figure(figsize=(8, 3.2), layout="constrained")
     axes = drawn.subplots()
     kinds = list(dict.fromkeys(entry["way"] for entry in entries))
@@ -127,8 +126,8 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(StartArguments, argv, QUICK, __doc__)
     report = Report(__file__, argv, arguments.seed)
     entries = measure(arguments)
-    verdicts = [
-        judged(
+    targets = [
+        compare_with_target(
             f"{entry['start']} start, {entry['way']}, time",
             "content start",
             entry["seconds_to_content"],
@@ -137,8 +136,8 @@ def main(argv: list[str]) -> None:
         for entry in entries
         if entry["start"] != "content"
     ]
-    print_verdicts(verdicts)
-    report.write(arguments.output_dir, {"query_starts": entries, "targets": verdicts}, draw(entries))
+    print_targets(targets)
+    report.write(arguments.output_dir, {"query_starts": entries, "targets": targets}, draw(entries))
 
 
 if __name__ == "__main__":

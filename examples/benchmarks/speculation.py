@@ -1,18 +1,18 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Measure speculative decoding: the forward passes and the time that drafts save in a trained model, against one by one.
+Measure speculative decoding: forward passes and time in a trained model, against decoding one by one.
 
     python examples/benchmarks/speculation.py                                           # after `make pretrain`
     python examples/benchmarks/speculation.py --models outputs/pretrain outputs/decoupled
 
-Held-out text of the reference corpus, as long as the model's training rows, with half or all of its characters blank;
-sampling at temperature 1, left to right and in random orders, in batches of 1 and 8, without an end of sentence: all
-ways fill the same blanks. A batch makes passes until its slowest canvas is full: passes per token are those of the
-batch, divided by the blanks of one canvas.
+Canvases are held-out text of the reference corpus, as long as the model's training rows, with half or all of the
+characters blank. They are sampled at temperature 1, left to right and in random orders, in batches of 1 and 8. There is
+no end of sentence, so all ways fill the same blanks. A batch makes passes until its slowest canvas is full, and passes
+per token are those of the batch divided by the blanks of one canvas.
 
-All ways are measured in turn, over and over: ratios of times are medians over rounds of ratios within one round. The
-first round is not counted. Runs on the CPU; about 3 minutes for each model on 2 cores. Writes
-`benchmark_speculation.json` (every number, raw and derived) and `benchmark_speculation.png` to `--output_dir`.
+All ways take turns. Ratios of times are medians over rounds of ratios within one round, and the first round does not
+count. Runs on the CPU, about 3 minutes per model on 2 cores. Writes `benchmark_speculation.json` (all numbers, raw and
+derived) and `benchmark_speculation.png` to `--output_dir`.
 """
 
 import functools
@@ -31,12 +31,12 @@ from timing import (
     Report,
     Target,
     TimingArguments,
-    judged,
-    median_ratio,
+    compare_with_target,
+    compute_median_ratio,
     parse_arguments,
     print_table,
-    print_verdicts,
-    take_turns,
+    print_targets,
+    time_in_turns,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -51,16 +51,16 @@ FASTER = Target("<=", 1.0)
 
 @dataclass
 class SpeculationArguments(TimingArguments):
-    """What is decoded."""
+    """Arguments of the benchmark of speculation."""
 
     models: list[str] = field(
         default_factory=lambda: ["outputs/pretrain"], metadata={"help": "Folders of trained models."}
     )
-    draft_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "Drafts of a pass."})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Canvases of a batch."})
-    canvases: int = field(default=8, metadata={"help": "How many canvases there are, in batches."})
+    draft_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "Drafts per pass."})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Canvases per batch."})
+    canvases: int = field(default=8, metadata={"help": "Number of canvases."})
     block_size: int | None = field(
-        default=None, metadata={"help": "Columns of a canvas without BOS. Default: as in training, else 64."}
+        default=None, metadata={"help": "Columns per canvas without BOS. Default: as in training, else 64."}
     )
 
     def __post_init__(self):
@@ -73,7 +73,7 @@ class SpeculationArguments(TimingArguments):
 
 
 def cut_canvases(texts: Dataset, tokenizer: PreTrainedTokenizerBase, block_size: int, count: int) -> torch.Tensor:
-    """Full rows of text behind BOS, int64 `[count, columns]`, spread over the texts."""
+    """Cuts full rows of text behind BOS, spread over the texts: int64 `[count, columns]`."""
     rows = [ids for ids in tokenize_and_chunk(texts, tokenizer, block_size)["input_ids"] if len(ids) == block_size]
     if len(rows) < count:
         raise ValueError(f"--canvases must be at most {len(rows)}, the full rows of held-out text, got {count}.")
@@ -82,13 +82,13 @@ def cut_canvases(texts: Dataset, tokenizer: PreTrainedTokenizerBase, block_size:
 
 
 def draw_blanks(shape: tuple[int, int], share: str, order: str, seed: int) -> torch.Tensor:
-    """Which columns are blank, in the order in which they are to be filled: int64 `[canvases, blanks]`.
+    """Draws the blank columns in the order of filling: int64 `[canvases, blanks]`.
 
     Args:
-        shape: canvases and columns.
-        share: `"all"` but the first column, or a random `"half"` of them.
+        shape: the numbers of canvases and columns.
+        share: `"all"` columns after the first one, or a random `"half"` of them.
         order: `"left_to_right"` or `"random"`.
-        seed: equal seeds draw the same columns for both orders.
+        seed: seed of the draws. The same seed gives the same columns for both orders.
     """
     canvases, columns = shape
     generator = torch.Generator().manual_seed(seed)
@@ -100,7 +100,7 @@ def draw_blanks(shape: tuple[int, int], share: str, order: str, seed: int) -> to
 def sample(
     model: AOARMForCausalLM, canvases: torch.Tensor, blanks: torch.Tensor, batch: int, draft_length: int, seed: int
 ) -> list[AOARMGenerateOutput]:
-    """Fills canvases batch by batch; each has a seed of its own, so that the batch size changes no token."""
+    """Fills canvases batch by batch. Each has its own seed, so the batch size changes no token."""
     mask = torch.zeros_like(canvases, dtype=torch.bool).scatter(1, blanks, True)
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(canvases))]
     parts = [slice(start, start + batch) for start in range(0, len(canvases), batch)]
@@ -122,11 +122,11 @@ def sample(
 
 
 def measure(folder: str, texts: Dataset, arguments: SpeculationArguments) -> list[dict]:
-    """Passes and wall times of speculation and one-by-one decoding with a trained model.
+    """Measures passes and wall times of speculation and one-by-one decoding with a trained model.
 
     Returns:
-        An entry for each order, share of blanks, batch size and draft length, 0 for one by one. Raw numbers are lists
-        over rounds: `seconds`, for all canvases; `forward_passes`, of each batch; `tokens_per_forward`, the mean over
+        An entry for each order, share of blanks, batch size and draft length (0 for one by one). Raw numbers are lists
+        over rounds: `seconds` for all canvases, `forward_passes` of each batch, and `tokens_per_forward`, the mean over
         canvases. Derived: passes per canvas and per token, seconds per token, and ratios to one by one.
     """
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -144,7 +144,7 @@ def measure(folder: str, texts: Dataset, arguments: SpeculationArguments) -> lis
             return sample(model, canvases, blanks, batch, length, arguments.seed + len(canvases) * repetition)
 
         ways = {length: functools.partial(way, length=length) for length in (0, *arguments.draft_lengths)}
-        measured = take_turns(ways, arguments.repetitions, f"{folder}, {order}, {share}, batch {batch}")
+        measured = time_in_turns(ways, arguments.repetitions, f"{folder}, {order}, {share}, batch {batch}")
         one_by_one = None
         for length, (seconds, outputs) in measured.items():
             entry = {
@@ -171,14 +171,14 @@ def measure(folder: str, texts: Dataset, arguments: SpeculationArguments) -> lis
             entry["passes_per_token"] = entry["passes_per_canvas"] / blanks.shape[1]
             entry["seconds_per_token"] = median(seconds) / blanks.numel()
             entry["passes_to_one_by_one"] = entry["passes_per_canvas"] / one_by_one["passes_per_canvas"]
-            entry["seconds_to_one_by_one"] = median_ratio(seconds, one_by_one["seconds"])
+            entry["seconds_to_one_by_one"] = compute_median_ratio(seconds, one_by_one["seconds"])
             entries.append(entry)
     return entries
 
 
-def judge(entries: list[dict]) -> list[dict]:
-    """The fewest passes and the least time of each setting, over draft lengths, with their targets."""
-    verdicts, settings = [], ("attention_variant", "model", "order", "blank_share", "batch_size")
+def compare_entries(entries: list[dict]) -> list[dict]:
+    """Compares the fewest passes and the shortest time of each setting, over draft lengths, with their targets."""
+    targets, settings = [], ("attention_variant", "model", "order", "blank_share", "batch_size")
     for setting in dict.fromkeys(tuple(entry[name] for name in settings) for entry in entries):
         own = [entry for entry in entries if tuple(entry[name] for name in settings) == setting]
         variant, _, order, share, batch = setting
@@ -189,12 +189,12 @@ def judge(entries: list[dict]) -> list[dict]:
             best = min((entry for entry in own if entry["draft_length"]), key=lambda entry: entry[name])
             what = f"{variant}, {order.replace('_', ' ')}, {share} blank, batch {batch}: {label}"
             what += f", {best['draft_length']} drafts"
-            verdicts.append(judged(what, "one by one", best[name], target, model=best["model"]))
-    return verdicts
+            targets.append(compare_with_target(what, "one by one", best[name], target, model=best["model"]))
+    return targets
 
 
 def draw(entries: list[dict]) -> Figure:
-    """Passes per token and time over the draft length, all columns blank."""
+    """Plots passes per token and time over the draft length, for all columns blank."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axes, name, label in zip(
         figure.subplots(1, 2),
@@ -212,11 +212,11 @@ def draw(entries: list[dict]) -> Figure:
             text = f"{variant}, {order.replace('_', ' ')}, batch {batch}"
             axes.plot(*zip(*sorted(points), strict=True), style, color=COLOURS[variant], markersize=4, label=text)
         axes.axhline(1, color="0.7", linewidth=1)
-        # Above the curves the legend has its place.
+        # Leaves room for the legend above the curves.
         highest = max(value for points in curves.values() for _, value in points)
         axes.set_ylim(0, 1.5 * highest)
         axes.set_xticks(sorted({entry["draft_length"] for entry in entries}))
-        axes.set_xlabel("drafts of a pass (0: one by one)")
+        axes.set_xlabel("drafts per pass (0: one by one)")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -225,7 +225,7 @@ def draw(entries: list[dict]) -> Figure:
 
 
 def describe(entry: dict) -> str:
-    """Which model, and how good it is."""
+    """Describes the model and its bits per character."""
     bits, unigram = entry["any_order_bits_per_character"], entry["unigram_bits_per_character"]
     known = "unknown" if bits is None else f"{bits:.3f}"
     known += "" if unigram is None else f" (unigram entropy {unigram:.3f})"
@@ -235,11 +235,11 @@ def describe(entry: dict) -> str:
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(SpeculationArguments, argv, QUICK, __doc__)
     report = Report(__file__, argv, arguments.seed)
-    # What examples/pretrain.py holds out by default.
+    # The text that examples/pretrain.py holds out by default.
     texts = TextArguments().load()["validation"]
     by_model = [measure(folder, texts, arguments) for folder in arguments.models]
     entries = [entry for own in by_model for entry in own]
-    verdicts = judge(entries)
+    targets = compare_entries(entries)
     columns = ("order", "blanks", "batch", "drafts", "tokens / pass", "passes / token", "ms / token", "time ratio")
     for own in by_model:
         rows = [
@@ -256,8 +256,8 @@ def main(argv: list[str]) -> None:
             for entry in own
         ]
         print_table(describe(own[0]), columns, rows, left=2)
-    print_verdicts(verdicts)
-    results = {"repetitions": arguments.repetitions, "speculation": entries, "targets": verdicts}
+    print_targets(targets)
+    results = {"repetitions": arguments.repetitions, "speculation": entries, "targets": targets}
     report.write(arguments.output_dir, results, draw(entries))
 
 

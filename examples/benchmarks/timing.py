@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""What the benchmarks share: ways that take turns, ratios with targets, and reports with everything behind a figure.
+"""Shared parts of the benchmarks: timing in turns, ratios with targets, and reports with all raw numbers.
 
-A machine is never quiet. So the ways that are compared take turns, over and over, and their times are compared within
-one round: load that comes and goes, and clocks that change, cancel. A ratio is the median over rounds.
+A machine is never quiet, so the compared ways take turns over many rounds, and their times are compared within each
+round. Changing load and changing clocks then cancel. A ratio is the median over rounds.
 """
 
 import argparse
@@ -52,14 +52,14 @@ COLOURS = {
 
 @dataclass
 class BenchmarkArguments:
-    """What all benchmarks take."""
+    """Arguments of all benchmarks."""
 
     threads: int | None = field(default=None, metadata={"help": "torch threads. Default: torch's own number."})
-    seed: int = field(default=0, metadata={"help": "Of weights, tokens and orders."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, tokens and orders."})
     output_dir: str | None = field(
-        default=None, metadata={"help": "Where the JSON and the PNG go. Default: examples/figures."}
+        default=None, metadata={"help": "Folder for the JSON and the PNG. Default: examples/figures."}
     )
-    quick: bool = field(default=False, metadata={"help": "Toy sizes: a run of seconds, to see that everything works."})
+    quick: bool = field(default=False, metadata={"help": "Toy sizes: a run of seconds, as a test."})
 
     def __post_init__(self):
         self.check_at_least(1, "threads")
@@ -76,9 +76,9 @@ class BenchmarkArguments:
 
 @dataclass
 class TimingArguments(BenchmarkArguments):
-    """What benchmarks of time take."""
+    """Arguments of benchmarks of time."""
 
-    repetitions: int = field(default=5, metadata={"help": "Rounds that are measured, after one that is not."})
+    repetitions: int = field(default=5, metadata={"help": "Measured rounds, after one that does not count."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,7 +87,7 @@ class TimingArguments(BenchmarkArguments):
 
 @dataclass
 class CheckpointArguments(BenchmarkArguments):
-    """What benchmarks of a left-to-right checkpoint take."""
+    """Arguments of benchmarks of a left-to-right checkpoint."""
 
     model: str = field(default="", metadata={"help": "A left-to-right checkpoint: folder, GGUF file or Hub name."})
 
@@ -101,18 +101,18 @@ Arguments = TypeVar("Arguments", bound=BenchmarkArguments)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Docstrings as they stand, and the defaults of arguments."""
+    """Shows docstrings unchanged, and the defaults of arguments."""
 
 
 def parse_arguments(
     kind: type[Arguments], argv: Sequence[str], quick: Mapping[str, Any], description: str
 ) -> Arguments:
-    """Reads a benchmark's command line; what is wrong with it ends the program with one line, as argparse does.
+    """Reads a benchmark's command line. A wrong argument ends the program with one line, as argparse does.
 
     Args:
-        kind: the dataclass of arguments; a `ValueError` of its `__post_init__` says what is wrong.
+        kind: the dataclass of arguments, whose `__post_init__` raises a `ValueError` for wrong ones.
         argv: the arguments, without the program's name.
-        quick: defaults that `--quick` changes.
+        quick: the defaults under `--quick`.
         description: the script's docstring.
     """
     parser = HfArgumentParser(kind, description=description, formatter_class=_HelpFormatter)
@@ -125,18 +125,18 @@ def parse_arguments(
     return arguments
 
 
-def take_turns(
+def time_in_turns(
     ways: Mapping[Hashable, Callable[[int], Any]], repetitions: int, title: str
 ) -> dict[Hashable, tuple[list[float], list]]:
-    """Runs all ways one after the other, several times.
+    """Runs all ways one after the other, in several rounds.
 
     Args:
-        ways: functions of the repetition's number, by name.
-        repetitions: how many rounds are measured, after one that is not.
-        title: of the progress bar.
+        ways: functions of the round's number, by name.
+        repetitions: the number of measured rounds, after one that does not count.
+        title: title of the progress bar.
 
     Returns:
-        For each name the wall times (seconds) and the results of the rounds.
+        For each name, the wall times (seconds) and the results of the rounds.
     """
     measured = {name: ([], []) for name in ways}
     rounds = [(repetition, name) for repetition in range(-1, repetitions) for name in ways]
@@ -149,26 +149,26 @@ def take_turns(
     return measured
 
 
-def median_ratio(values: Sequence[float], reference: Sequence[float]) -> float:
-    """The median over rounds of the ratios within one round."""
+def compute_median_ratio(values: Sequence[float], reference: Sequence[float]) -> float:
+    """Computes the median over rounds of the ratios within one round."""
     return median(value / base for value, base in zip(values, reference, strict=True))
 
 
-def figure(value: float) -> str:
-    """A figure for people: whole from 1,000 on, four digits below."""
+def format_number(value: float) -> str:
+    """Formats a number for people: whole from 1,000 on, with four digits below."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure is to reach.
+    """A target for a measured value.
 
     Args:
-        kind: `"<="` where it must be at most the bound, `">="` where at least.
+        kind: `"<="` if the value must be at most the bound, `">="` if at least.
         bound: the bound.
 
     Raises:
-        ValueError: for another kind.
+        ValueError: `kind` is not one of these.
     """
 
     kind: str
@@ -181,21 +181,21 @@ class Target:
             raise ValueError(f"`kind` must be one of {sorted(self._COMPARE)}, got {self.kind!r}.")
 
     def __str__(self) -> str:
-        return f"{self.kind} {figure(self.bound)}"
+        return f"{self.kind} {format_number(self.bound)}"
 
     def is_met(self, value: float) -> bool:
         return self._COMPARE[self.kind](value, self.bound)
 
 
-def judged(what: str, against: str, value: float, target: Target | None, **details) -> dict[str, Any]:
-    """A figure beside its target, as reports hold it.
+def compare_with_target(what: str, against: str, value: float, target: Target | None, **details) -> dict[str, Any]:
+    """Compares a value with its target, for the list `targets` of a report.
 
     Args:
-        what: what was measured.
-        against: what it was compared with; `""` for a figure that is no ratio.
-        value: the figure, most often a ratio.
-        target: what it is to reach, or `None`.
-        details: what else is to stand in the entry.
+        what: label of the measured value.
+        against: label of the reference; `""` if the value is not a ratio.
+        value: the value, most often a ratio.
+        target: its target, or `None`.
+        details: further items of the entry.
 
     Returns:
         `what`, `against`, `value`, `target` (text or `None`), `met` (or `None`) and the details.
@@ -210,15 +210,15 @@ def judged(what: str, against: str, value: float, target: Target | None, **detai
     }
 
 
-def verdict(entry: Mapping[str, Any]) -> str:
-    """The table cell of a [`judged`] figure, as `"1.032 (<= 1.05: met)"`."""
+def format_result(entry: Mapping[str, Any]) -> str:
+    """Formats an entry of [`compare_with_target`], as in `"1.032 (<= 1.05: met)"`."""
     if entry["target"] is None:
-        return figure(entry["value"])
-    return f"{figure(entry['value'])} ({entry['target']}: {'met' if entry['met'] else 'missed'})"
+        return format_number(entry["value"])
+    return f"{format_number(entry['value'])} ({entry['target']}: {'met' if entry['met'] else 'missed'})"
 
 
 def load_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A left-to-right checkpoint in float32, and its tokenizer.
+    """Loads a left-to-right checkpoint in float32, and its tokenizer.
 
     Args:
         name: a folder, a GGUF file or a name on the Hub.
@@ -228,13 +228,13 @@ def load_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         folder, options = Path(name).parent, {"gguf_file": Path(name).name}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     if options and hasattr(model.config, "quantization_config"):
-        # The weights were made float32 while they were loaded.
+        # Loading has turned the weights into float32.
         del model.config.quantization_config
     return model, AutoTokenizer.from_pretrained(folder, **options)
 
 
-def git_commit(folder: str | os.PathLike) -> str | None:
-    """The commit that is checked out around a folder, with `-dirty` where files differ; `None` outside a checkout."""
+def find_git_commit(folder: str | os.PathLike) -> str | None:
+    """Finds the checked-out commit of a folder, with `-dirty` if files differ; `None` outside a checkout."""
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
     try:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
@@ -242,8 +242,8 @@ def git_commit(folder: str | os.PathLike) -> str | None:
         return None
 
 
-def processor_name() -> str | None:
-    """The processor's model name, where the system tells it."""
+def find_processor_name() -> str | None:
+    """Finds the processor's model name; `None` if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -252,14 +252,14 @@ def processor_name() -> str | None:
     return names[0] if names else platform.processor() or None
 
 
-def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What figures depend on of a machine; nothing that tells whose it is."""
+def describe_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Describes the parts of a machine that results depend on, without identifying it."""
     device = torch.device(device)
     is_cuda = device.type == "cuda"
     return {
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if is_cuda else processor_name(),
-        "processor": processor_name(),
+        "device_name": torch.cuda.get_device_name(device) if is_cuda else find_processor_name(),
+        "processor": find_processor_name(),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -268,15 +268,15 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 class Report:
-    """What a benchmark leaves behind: `benchmark_<script>.json` and `.png`, and tables on the terminal.
+    """The output of a benchmark: `benchmark_<script>.json` and `benchmark_<script>.png`.
 
-    Make it before measuring: it takes down the time and the commit, as files may change while a benchmark runs.
+    Make it before measuring. It records the time and the commit, and files may change while a benchmark runs.
 
     Args:
         script: the script's file.
         argv: its arguments.
-        seed: of everything that is drawn.
-        device: where it measures.
+        seed: seed of all draws.
+        device: the measured device.
     """
 
     def __init__(self, script: str | os.PathLike, argv: Sequence[str], seed: int, device: torch.device | str = "cpu"):
@@ -286,28 +286,28 @@ class Report:
         self.command = shlex.join([self.script.relative_to(root).as_posix(), *map(str, argv)])
         self.default_folder = root / "examples" / "figures"
         self.date = datetime.datetime.now(datetime.UTC)
-        self.commit = git_commit(self.script.parent)
+        self.commit = find_git_commit(self.script.parent)
         self.started = time.perf_counter()
 
     def header(self) -> dict[str, Any]:
-        """How the figures came about: command, date, seconds so far, machine, versions, seed and commit."""
+        """Returns the circumstances: command, date, seconds so far, machine, versions, seed and commit."""
         return {
             "command": self.command,
             "date": self.date.isoformat(timespec="seconds"),
             "total_seconds": round(time.perf_counter() - self.started, 1),
-            "machine": machine(self.device),
+            "machine": describe_machine(self.device),
             "versions": versions(),
             "seed": self.seed,
             "git_commit": self.commit,
         }
 
     def write(self, folder: str | os.PathLike | None, results: Mapping[str, Any], figure: "Figure") -> None:
-        """Writes the results with their header as JSON and the figure as PNG, and says where.
+        """Writes the results with their header as JSON and the figure as PNG, and prints where they are.
 
         Args:
-            folder: where to; it is made. Default: `examples/figures` of the repository.
-            results: what was measured, raw numbers and what follows from them.
-            figure: the picture.
+            folder: the output folder, which is made. Default: `examples/figures` of the repository.
+            results: raw and derived numbers.
+            figure: the plot.
         """
         folder = self.default_folder if folder is None else Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -318,13 +318,13 @@ class Report:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """Prints a table; the first `left` columns are texts, the others figures.
+    """Prints a table.
 
     Args:
-        title: above it.
-        columns: their names.
-        rows: of cells.
-        left: how many columns are aligned left.
+        title: title above the table.
+        columns: names of the columns.
+        rows: the cells of each row.
+        left: the number of columns that are aligned left; the others are aligned right.
     """
     from rich.console import Console
     from rich.table import Table
@@ -338,21 +338,21 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def print_verdicts(entries: Iterable[Mapping[str, Any]]) -> None:
-    """Prints [`judged`] figures."""
-    rows = [(entry["what"], entry["against"] or "-", verdict(entry)) for entry in entries]
+def print_targets(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Prints entries of [`compare_with_target`]."""
+    rows = [(entry["what"], entry["against"] or "-", format_result(entry)) for entry in entries]
     print_table("Targets", ("what", "against", "measured (target)"), rows, left=2)
 
 
 def plot_over_lengths(
     axes: "Axes", curves: Mapping[str, Sequence[tuple[int, float]]], styles: Mapping[str, str] | None = None
 ) -> None:
-    """Draws curves over lengths in tokens, both axes logarithmic.
+    """Plots curves over lengths in tokens, on two logarithmic axes.
 
     Args:
-        axes: where.
-        curves: points `(length, value)` by name. A name begins with a model's, by which it is coloured.
-        styles: matplotlib's format by the end of a name; default: a line with dots.
+        axes: the axes.
+        curves: points `(length, value)` by name. A name begins with that of a model, which determines its colour.
+        styles: matplotlib's format by the end of a name. Default: a line with dots.
     """
     for name, points in curves.items():
         colour = next((colour for model, colour in COLOURS.items() if name.startswith(model)), None)

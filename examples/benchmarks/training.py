@@ -4,16 +4,16 @@ Measure training: the time of one step of every variant against Llama and XLNet 
 
     python examples/benchmarks/training.py
 
-A step is what a training loop does: gradients set to none, the forward pass with labels, the backward pass, and AdamW.
-All models have 4 layers of width 256, 4 heads, 256 tokens, float32, and about as many parameters (they are printed;
-`adaptive_norm` has more, for its modulation). Each step has the same number of tokens whatever its length. Orders are
-random, one for each example; XLNet gets them as `perm_mask` and `target_mapping`, made beforehand, and predicts the
+A step sets the gradients to none and makes the forward pass with labels, the backward pass, and AdamW's update. All
+models have 4 layers of width 256, 4 heads, 256 tokens, float32, and about the same number of parameters, which is
+printed (`adaptive_norm` has more, for its modulation). All steps have the same number of tokens, at every length. Each
+example has its own random order. XLNet gets it as `perm_mask` and `target_mapping`, made beforehand, and predicts the
 same tokens. Llama is the library's, with its fused attention, without a mask and without a cache.
 
-Each model has a process of its own, with its own memory and threads, and the processes take turns, one step each, over
-and over: ratios are medians over rounds of ratios within one round. The first round is not counted.
+Each model has its own process, with its own memory and threads. The processes take turns, one step each. Ratios are
+medians over rounds of ratios within one round, and the first round does not count.
 
-Runs on the CPU; about 6 minutes on 2 cores. Writes `benchmark_training.json` (every number, raw and derived) and
+Runs on the CPU, about 6 minutes on 2 cores. Writes `benchmark_training.json` (all numbers, raw and derived) and
 `benchmark_training.png` to `--output_dir`.
 """
 
@@ -27,37 +27,37 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-from baselines import LIBRARY, SIZES, VARIANTS, new_model, training_batch
+from baselines import LIBRARY, SIZES, VARIANTS, make_model, make_training_batch
 from matplotlib.figure import Figure
 from timing import (
     Report,
     Target,
     TimingArguments,
-    judged,
-    median_ratio,
+    compare_with_target,
+    compute_median_ratio,
     parse_arguments,
     plot_over_lengths,
     print_table,
-    print_verdicts,
-    take_turns,
+    print_targets,
+    time_in_turns,
 )
 
 
 MODELS = ["Llama", *VARIANTS, "XLNet"]
 PARTS = ("forward", "backward", "optimizer")
 QUICK = dict(repetitions=2, lengths=[16, 32], tokens_per_step=64, layers=1)
-# Threads of torch go on looking for work for a few milliseconds after a step, on the core that the next model needs.
+# After a step, torch's threads look for work for a few milliseconds, on the core that the next model needs.
 PAUSE = 0.02
 
 
 @dataclass
 class TrainingArguments(TimingArguments):
-    """What is trained."""
+    """Arguments of the training benchmark."""
 
-    repetitions: int = field(default=10, metadata={"help": "Rounds that are measured, after one that is not."})
-    models: list[str] = field(default_factory=lambda: MODELS, metadata={"help": f"Of {', '.join(MODELS)}."})
-    lengths: list[int] = field(default_factory=lambda: [256, 512, 1024], metadata={"help": "Tokens of an example."})
-    tokens_per_step: int = field(default=2048, metadata={"help": "Tokens of a batch, a multiple of each length."})
+    repetitions: int = field(default=10, metadata={"help": "Measured rounds, after one that does not count."})
+    models: list[str] = field(default_factory=lambda: MODELS, metadata={"help": f"Any of {', '.join(MODELS)}."})
+    lengths: list[int] = field(default_factory=lambda: [256, 512, 1024], metadata={"help": "Tokens per example."})
+    tokens_per_step: int = field(default=2048, metadata={"help": "Tokens per batch, a multiple of each length."})
     layers: int = field(default=SIZES["num_hidden_layers"], metadata={"help": "Number of layers."})
 
     def __post_init__(self):
@@ -74,26 +74,26 @@ class TrainingArguments(TimingArguments):
 
 
 class Trainee:
-    """A model in training, in the process that it has for itself.
+    """A model in training, in its own process.
 
     Args:
-        name: see [`new_model`].
-        layers: how many.
-        threads: of torch.
-        seed: of weights and batches.
+        name: see [`make_model`].
+        layers: the number of layers.
+        threads: the number of torch threads.
+        seed: seed of weights and batches.
     """
 
     def __init__(self, name: str, layers: int, threads: int, seed: int):
         torch.set_num_threads(threads)
         self.name, self.seed = name, seed
-        self.model = new_model(name, seed, num_hidden_layers=layers).train()
+        self.model = make_model(name, seed, num_hidden_layers=layers).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.batches = {}
 
     def step(self, length: int, batch: int) -> dict[str, float]:
-        """Makes one step; the seconds that its parts took."""
+        """Makes one step, and returns the seconds of its parts."""
         if length not in self.batches:
-            self.batches[length] = training_batch(self.name, batch, length, SIZES["vocab_size"], self.seed)
+            self.batches[length] = make_training_batch(self.name, batch, length, SIZES["vocab_size"], self.seed)
         time.sleep(PAUSE)
         times = [time.perf_counter()]
         self.optimizer.zero_grad(set_to_none=True)
@@ -116,7 +116,7 @@ def start_worker(*arguments) -> None:
 
 
 def describe() -> dict:
-    """The worker's model."""
+    """Describes the worker's model."""
     return {
         "parameters": trainee.model.num_parameters(),
         "attention": trainee.model.config._attn_implementation,
@@ -128,7 +128,7 @@ def step(length: int, batch: int) -> dict[str, float]:
 
 
 def measure(arguments: TrainingArguments) -> list[dict]:
-    """Times of training steps.
+    """Measures times of training steps.
 
     Returns:
         An entry for each length and model. Raw numbers are lists over rounds: `seconds` of a step and of its parts.
@@ -142,7 +142,7 @@ def measure(arguments: TrainingArguments) -> list[dict]:
             initial = (name, arguments.layers, torch.get_num_threads(), arguments.seed)
             worker = ProcessPoolExecutor(1, context, initializer=start_worker, initargs=initial)
             workers[name] = stack.enter_context(worker)
-        # All begin before the first is waited for.
+        # All processes start before the first result is read.
         described = {name: worker.submit(describe) for name, worker in workers.items()}
         models = {name: description.result() for name, description in described.items()}
 
@@ -155,9 +155,10 @@ def measure(arguments: TrainingArguments) -> list[dict]:
                 name: functools.partial(turn, worker=worker, length=length, batch=batch)
                 for name, worker in workers.items()
             }
-            # The workers' own times, without what it takes to ask them.
+            # The times that the workers measure, without those of the communication.
             measured = {
-                name: parts for name, (_, parts) in take_turns(ways, arguments.repetitions, f"{length} tokens").items()
+                name: parts
+                for name, (_, parts) in time_in_turns(ways, arguments.repetitions, f"{length} tokens").items()
             }
             seconds = {name: [sum(each.values()) for each in parts] for name, parts in measured.items()}
             for name, parts in measured.items():
@@ -171,35 +172,35 @@ def measure(arguments: TrainingArguments) -> list[dict]:
                         "seconds_of_parts": {part: [each[part] for each in parts] for part in PARTS},
                         "milliseconds": 1000 * median(seconds[name]),
                         "tokens_per_second": length * batch / median(seconds[name]),
-                        "to_llama": median_ratio(seconds[name], seconds["Llama"]),
+                        "to_llama": compute_median_ratio(seconds[name], seconds["Llama"]),
                     }
                 )
     return entries
 
 
-def judge(entries: list[dict]) -> list[dict]:
-    """Ratios with their targets."""
+def compare_entries(entries: list[dict]) -> list[dict]:
+    """Compares ratios with their targets."""
     to_llama = {"decoupled_rope": Target("<=", 1.05), "double_position": Target("<=", 1.05)}
     to_llama["two_stream"] = Target("<=", 1.8)
-    # How much faster two streams are.
+    # Targets for the speed of two streams, relative to XLNet.
     from_xlnet = {512: Target(">=", 1.7), 1024: Target(">=", 2.3)}
     found = {(entry["model"], entry["length"]): entry for entry in entries}
-    verdicts = [
-        judged(f"{name}, {length} tokens, time", "Llama", entry["to_llama"], to_llama.get(name))
+    targets = [
+        compare_with_target(f"{name}, {length} tokens, time", "Llama", entry["to_llama"], to_llama.get(name))
         for (name, length), entry in found.items()
         if name not in LIBRARY
     ]
     for (name, length), entry in found.items():
         own = found.get(("two_stream", length))
         if name == "XLNet" and own is not None:
-            ratio = median_ratio(entry["seconds"], own["seconds"])
+            ratio = compute_median_ratio(entry["seconds"], own["seconds"])
             what = f"two_stream, {length} tokens, times as fast"
-            verdicts.append(judged(what, "XLNet", ratio, from_xlnet.get(length)))
-    return verdicts
+            targets.append(compare_with_target(what, "XLNet", ratio, from_xlnet.get(length)))
+    return targets
 
 
 def draw(entries: list[dict], title: str) -> Figure:
-    """Time per token and its ratio to Llama's, over the length."""
+    """Plots the time per token and its ratio to Llama's over the length."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, value, label in (
@@ -220,14 +221,14 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(TrainingArguments, argv, QUICK, __doc__)
     report = Report(__file__, argv, arguments.seed)
     entries = measure(arguments)
-    verdicts = judge(entries)
-    size = f"{arguments.layers} layers of width {SIZES['hidden_size']}, {arguments.tokens_per_step} tokens a step"
+    targets = compare_entries(entries)
+    size = f"{arguments.layers} layers of width {SIZES['hidden_size']}, {arguments.tokens_per_step} tokens per step"
     results = {
         "sizes": SIZES | {"num_hidden_layers": arguments.layers},
         "tokens_per_step": arguments.tokens_per_step,
         "repetitions": arguments.repetitions,
         "steps": entries,
-        "targets": verdicts,
+        "targets": targets,
     }
     rows = [
         (
@@ -244,7 +245,7 @@ def main(argv: list[str]) -> None:
     ]
     columns = ("model", "parameters", "length", "batch", "ms / step", *PARTS, "tokens / s", "ratio to Llama")
     print_table(f"One training step, {size}, threads: {torch.get_num_threads()}", columns, rows)
-    print_verdicts(verdicts)
+    print_targets(targets)
     report.write(arguments.output_dir, results, draw(entries, f"One training step: {size}"))
 
 

@@ -1,12 +1,12 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """
-Measure what a converted decoder knows of blanks before any training, by variant, start and order of the given text.
+Measure how well a converted decoder fills blanks without training, by variant, start and order of the given text.
 
     python examples/benchmarks/zero_shot.py --model MODEL                              # text that ships with Python
     python examples/benchmarks/zero_shot.py --model MODEL --train_file articles.jsonl  # a text of your own
 
 MODEL is a left-to-right checkpoint that `convert_causal_lm` takes: a folder, a GGUF file or a name on the Hub. Each
-window of text is a canvas. What is measured, in nats per blank token, exactly:
+window of text is a canvas. The exact nats per blank token are measured in these tasks:
 
 | task | blanks, filled from left to right |
 | --- | --- |
@@ -20,12 +20,12 @@ window of text is a canvas. What is measured, in nats per blank token, exactly:
 | left_to_right | as the decoder reads |
 
 Given tokens come from left to right, `suffix_first` (see `generate`), or `segments_reversed`: the first token, then the
-pieces between blanks from the last to the first. The decoder itself sees what is left of each token, other blanks'
-tokens included, as the converted models do.
+pieces between blanks from the last to the first. The decoder itself sees all tokens to the left, including those of
+other blanks, as the converted models do.
 
-The windows are drawn from the text's validation part, `--validation_fraction` of it: nothing is trained. On the CPU, in
-float32; 10 minutes for 135 million weights on 2 cores. Writes `benchmark_zero_shot.json` (every number, those of each
-window too) and `benchmark_zero_shot.png` to `--output_dir`.
+The windows are drawn from the text's validation part, `--validation_fraction` of it. Runs on the CPU in float32, 10
+minutes for 135 million weights on 2 cores. Writes `benchmark_zero_shot.json` (all numbers, also of each window) and
+`benchmark_zero_shot.png` to `--output_dir`.
 """
 
 import hashlib
@@ -40,18 +40,18 @@ from timing import (
     CheckpointArguments,
     Report,
     Target,
-    judged,
+    compare_with_target,
     load_checkpoint,
     parse_arguments,
     print_table,
-    print_verdicts,
+    print_targets,
 )
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_aoarm import AOARMForCausalLM, convert_causal_lm, sample_orders
 from modeling_aoarm.data.text import TextArguments
-from modeling_aoarm.evaluation.stats import ratio
+from modeling_aoarm.evaluation.stats import estimate_ratio
 
 
 DECODER = "decoder, left side only"
@@ -63,24 +63,24 @@ WAYS = {
 CONTEXT_ORDERS = ("left_to_right", "suffix_first", "segments_reversed")
 ORDERS = ("uniform", "local(8)", "left_to_right")
 COLOURS = {DECODER: "0.35", **dict(zip(WAYS, ("#1f5fa8", "#7fb0e0", "#c8501e"), strict=True))}
-# Given tokens at either end, and between spans.
+# The least number of given tokens at either end, and between spans.
 MARGIN, GAP = 8, 2
 QUICK = dict(windows=4, window=40)
 
 
 @dataclass
 class ZeroShotArguments(TextArguments, CheckpointArguments):
-    """What is measured, and on which text."""
+    """Arguments of the zero-shot benchmark."""
 
-    windows: int = field(default=128, metadata={"help": "At most so many windows, one from a text."})
-    window: int = field(default=64, metadata={"help": "Tokens of a window."})
+    windows: int = field(default=128, metadata={"help": "Largest number of windows, one per text."})
+    window: int = field(default=64, metadata={"help": "Tokens per window."})
     ways: list[str] = field(default_factory=lambda: list(WAYS), metadata={"help": f"Of {'; '.join(WAYS)}."})
     validation_fraction: float = field(default=0.9, metadata={"help": "Share of the text that windows come from."})
 
     def __post_init__(self):
         super().__post_init__()
         self.check_at_least(1, "windows")
-        # Three spans of six tokens, and what is given around them.
+        # Three spans of six tokens, and the given tokens around them.
         self.check_at_least(2 * MARGIN + 2 * GAP + 3 * 6, "window")
         unknown = [name for name in self.ways if name not in WAYS]
         if unknown or not self.ways:
@@ -90,12 +90,10 @@ class ZeroShotArguments(TextArguments, CheckpointArguments):
 def draw_windows(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, count: int, width: int, seed: int
 ) -> torch.Tensor:
-    """One window from each of the first texts that are long enough, at a place drawn for it: int64 `[windows, width]`.
-
-    There are `count` windows, or as many as such texts.
+    """Draws one window from each of the first `count` texts that are long enough: int64 `[windows, width]`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no text is long enough.
     """
     rng, windows = random.Random(seed), []
     for text in texts:
@@ -111,19 +109,19 @@ def draw_windows(
 
 
 def draw_blanks(windows: torch.Tensor, most_spans: int, lengths: tuple[int, int], seed: int) -> torch.Tensor:
-    """Blank spans of each window, bool `[windows, columns]`.
+    """Draws blank spans of each window, bool `[windows, columns]`.
 
     Args:
         windows: int64 `[windows, columns]`.
-        most_spans: a window has from 1 to so many, all numbers equally likely.
-        lengths: the shortest and the longest span, all lengths equally likely.
-        seed: of the draws.
+        most_spans: the largest number of spans; all numbers from 1 on are equally likely.
+        lengths: the shortest and the longest span; all lengths are equally likely.
+        seed: seed of the draws.
     """
     rng, blanks = random.Random(seed), torch.zeros_like(windows, dtype=torch.bool)
     for row in blanks:
         spans = [rng.randint(*lengths) for _ in range(rng.randint(1, most_spans))]
         room = len(row) - 2 * MARGIN - GAP * (len(spans) - 1) - sum(spans)
-        # Given tokens before each span, beyond those that there are anyway.
+        # The extra given tokens before each span.
         before = sorted(rng.randint(0, room) for _ in spans)
         start = MARGIN
         for span, moved in zip(spans, before, strict=True):
@@ -132,10 +130,10 @@ def draw_blanks(windows: torch.Tensor, most_spans: int, lengths: tuple[int, int]
     return blanks
 
 
-def context_columns(blanks: torch.Tensor) -> torch.Tensor:
-    """The context order `segments_reversed`, int64 `[windows, given]`, -1 on the right."""
+def reverse_segments(blanks: torch.Tensor) -> torch.Tensor:
+    """Computes the context order `segments_reversed`, int64 `[windows, given]`, -1 on the right."""
     columns = torch.arange(blanks.shape[1])
-    # The number of the piece that a given column lies in; the first token stays in front.
+    # The index of the piece of each given column. The first token stays in front.
     piece = torch.nn.functional.pad((blanks[:, 1:] & ~blanks[:, :-1]).long(), (1, 0)).cumsum(1)
     piece[:, 0] = len(columns)
     keys = (columns - len(columns) * piece).masked_fill(blanks, len(columns))
@@ -143,22 +141,22 @@ def context_columns(blanks: torch.Tensor) -> torch.Tensor:
     return order.masked_fill(blanks.gather(1, order), -1)
 
 
-def digest(windows: torch.Tensor) -> str:
-    """By which windows are known again."""
+def hash_windows(windows: torch.Tensor) -> str:
+    """Computes a hash that identifies the windows."""
     return hashlib.sha256(str(windows.tolist()).encode()).hexdigest()
 
 
 @torch.no_grad()
-def decoder_log_probs(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
-    """The checkpoint's own log-probabilities of each token given those left of it: nats `[windows, columns]`."""
+def score_decoder(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
+    """Computes the checkpoint's log-probability of each token given those to its left: nats `[windows, columns]`."""
     logits = model(windows).logits[:, :-1].float()
     log_probs = logits.log_softmax(-1).gather(-1, windows[:, 1:, None])[..., 0]
     return torch.nn.functional.pad(log_probs, (1, 0))
 
 
-def entry(model: str, task: str, context_order: str | None, log_probs: torch.Tensor, counts: torch.Tensor) -> dict:
-    """What one way gives one task, from nats `[windows]` and how many tokens they are of."""
-    value, error = ratio(-log_probs.double().numpy(), counts.numpy())
+def make_entry(model: str, task: str, context_order: str | None, log_probs: torch.Tensor, counts: torch.Tensor) -> dict:
+    """Makes the entry of a model and a task, from nats `[windows]` and numbers of tokens `[windows]`."""
+    value, error = estimate_ratio(-log_probs.double().numpy(), counts.numpy())
     return {
         "model": model,
         "task": task,
@@ -179,89 +177,89 @@ def measure_way(
     context_orders: Iterable[str] = CONTEXT_ORDERS,
     orders: Iterable[str] = ORDERS,
 ) -> list[dict]:
-    """The entries of a converted model."""
+    """Measures a converted model, and returns its entries."""
     entries = []
     for task, blanks in tqdm(tasks.items(), desc=name):
         for order in context_orders:
-            context = context_columns(blanks) if order == "segments_reversed" else order
+            context = reverse_segments(blanks) if order == "segments_reversed" else order
             scored = model.score(windows, blanks, decoding_order="left_to_right", context_order=context)
-            entries.append(entry(name, task, order, scored.log_likelihood[0], blanks.sum(1)))
+            entries.append(make_entry(name, task, order, scored.log_likelihood[0], blanks.sum(1)))
     for order in tqdm(orders, desc=name):
         count = windows.shape[1] - 1
         lengths, indices = [count] * len(windows), range(len(windows))
         columns = sample_orders(order, lengths, example_indices=indices, seed=seed).columns + 1
         scored = model.score(windows, decoding_order=columns)
-        entries.append(entry(name, order, None, scored.log_likelihood[0], torch.full((len(windows),), count)))
+        entries.append(make_entry(name, order, None, scored.log_likelihood[0], torch.full((len(windows),), count)))
     return entries
 
 
 def measure(
     source: PreTrainedModel, windows: torch.Tensor, ways: Iterable[str], seed: int, **restriction: Iterable[str]
 ) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """The blanks of each task, bool `[windows, columns]`, and an entry for each model, task and context order.
+    """Returns the blanks of each task, bool `[windows, columns]`, and an entry for each model, task and context order.
 
     Args:
         source: the checkpoint.
         windows: int64 `[windows, columns]`.
-        ways: which of `WAYS`.
-        seed: of blanks and orders.
-        **restriction: to some `context_orders` and `orders`, as in [`measure_way`].
+        ways: names of `WAYS`.
+        seed: seed of blanks and orders.
+        **restriction: `context_orders` and `orders` of [`measure_way`].
     """
     tasks = {
         "middle": draw_blanks(windows, 1, (2, 16), seed),
         "spans": draw_blanks(windows, 3, (1, 6), seed),
     }
-    log_probs = decoder_log_probs(source, windows)
+    log_probs = score_decoder(source, windows)
     everything = torch.ones_like(windows, dtype=torch.bool)
     everything[:, 0] = False
     entries = [
-        entry(DECODER, task, None, (log_probs * blanks).sum(1), blanks.sum(1))
+        make_entry(DECODER, task, None, (log_probs * blanks).sum(1), blanks.sum(1))
         for task, blanks in {**tasks, "left_to_right": everything}.items()
     ]
     for name in ways:
-        # GGUF files name an unknown token, which no logit depends on.
+        # GGUF files name an unknown token, which changes no logit.
         model = convert_causal_lm(source, **WAYS[name], ignored_fields=("unk_token_id",))
         entries += measure_way(name, model, windows, tasks, seed, **restriction)
     return tasks, entries
 
 
-def find(entries: list[dict], model: str, task: str, context_order: str | None = None) -> dict:
-    """The one entry of a model, a task and a context order."""
+def find_entry(entries: list[dict], model: str, task: str, context_order: str | None = None) -> dict:
+    """Finds the entry of a model, a task and a context order."""
     wanted = {"model": model, "task": task, "context_order": context_order}
     (found,) = (each for each in entries if all(each[name] == value for name, value in wanted.items()))
     return found
 
 
-def difference(entry: dict, other: dict) -> tuple[float, float | None]:
-    """Nats per token of one entry less those of another, on the same windows, and its standard error."""
+def compare_nats(entry: dict, other: dict) -> tuple[float, float | None]:
+    """Computes the difference in nats per token of two entries on the same windows, and its standard error."""
     nats = [mine - theirs for mine, theirs in zip(entry["window_nats"], other["window_nats"], strict=True)]
-    return ratio(nats, entry["window_tokens"])
+    return estimate_ratio(nats, entry["window_tokens"])
 
 
-def judge(entries: list[dict]) -> list[dict]:
-    """What both sides are worth, and what the order of the given text is."""
-    verdicts = []
+def compare_entries(entries: list[dict]) -> list[dict]:
+    """Compares filling from both sides with the decoder, and context orders with each other."""
+    targets = []
     for name in [name for name in WAYS if any(each["model"] == name for each in entries)]:
         for task in ("middle", "spans"):
-            plain = find(entries, name, task, "left_to_right")
-            pairs = [(plain, find(entries, DECODER, task), DECODER)]
-            pairs += [(find(entries, name, task, order), plain, "left_to_right") for order in CONTEXT_ORDERS[1:]]
+            plain = find_entry(entries, name, task, "left_to_right")
+            pairs = [(plain, find_entry(entries, DECODER, task), DECODER)]
+            pairs += [(find_entry(entries, name, task, order), plain, "left_to_right") for order in CONTEXT_ORDERS[1:]]
             for one, other, against in pairs:
-                value, error = difference(one, other)
+                value, error = compare_nats(one, other)
                 is_claim = name.endswith("neighbor start") and against == DECODER
                 what = f"{name}, {task}, {one['context_order']}: nats per token"
                 target = Target("<=", 0) if is_claim else None
-                verdicts.append(judged(what, against, value, target, standard_error=error))
-    return verdicts
+                targets.append(compare_with_target(what, against, value, target, standard_error=error))
+    return targets
 
 
-def rows_of(entries: list[dict]) -> list[tuple[str, ...]]:
-    """The table's rows: nats per token and standard errors, by model and context order."""
+def format_rows(entries: list[dict]) -> list[tuple[str, ...]]:
+    """Formats the table's rows: nats per token and standard errors, by model and context order."""
     rows = []
     for name in (DECODER, *WAYS):
         for order in (None,) if name == DECODER else CONTEXT_ORDERS:
             own = [each for each in entries if each["model"] == name and each["context_order"] == order]
-            # Orders of whole windows have one given token, and stand in a model's first row.
+            # Tasks with one given token have no context order. They go into the model's first row.
             if order in (None, "left_to_right"):
                 own += [each for each in entries if each["model"] == name and each["context_order"] is None]
             cells = {each["task"]: f"{each['nats_per_token']:.3f} ({each['standard_error'] or 0:.3f})" for each in own}
@@ -271,7 +269,7 @@ def rows_of(entries: list[dict]) -> list[tuple[str, ...]]:
 
 
 def draw(entries: list[dict]) -> Figure:
-    """Nats per token of blanks, by task; bars of one colour are one model's context orders."""
+    """Plots nats per blank token by task. Bars of one colour are the context orders of one model."""
     drawn = Figure(figsize=(10, 4.4), layout="constrained")
     for axes, task in zip(drawn.subplots(1, 2, sharey=True), ("middle", "spans"), strict=True):
         own = [each for each in entries if each["task"] == task]
@@ -303,18 +301,18 @@ def main(argv: list[str]) -> None:
         sys.exit(str(error))
     tasks, entries = measure(source, windows, arguments.ways, arguments.seed)
     columns = ("model", "given text", "middle", "spans", *ORDERS)
-    print_table(f"nats per blank token (standard error), {len(windows)} windows", columns, rows_of(entries), left=2)
-    verdicts = judge(entries)
-    print_verdicts(verdicts)
+    print_table(f"nats per blank token (standard error), {len(windows)} windows", columns, format_rows(entries), left=2)
+    targets = compare_entries(entries)
+    print_targets(targets)
     results = {
         "model": {"parameters": source.num_parameters(), "layers": source.config.num_hidden_layers},
         "text": {
             "source": arguments.text_source,
-            "windows": digest(windows),
+            "windows": hash_windows(windows),
         },
         "blanks": {task: [row.nonzero()[:, 0].tolist() for row in blanks] for task, blanks in tasks.items()},
         "entries": entries,
-        "targets": verdicts,
+        "targets": targets,
     }
     report.write(arguments.output_dir, results, draw(entries))
 

@@ -16,7 +16,7 @@ from modeling_aoarm.analysis import (
     plot_attention_mass,
     plot_hidden_rows,
 )
-from modeling_aoarm.evaluation.text_metrics import coherence, diversity, words
+from modeling_aoarm.evaluation.text_metrics import measure_coherence, measure_diversity, split_words
 from modeling_aoarm.io import finite
 
 from .measures import HeldOut
@@ -165,7 +165,7 @@ def analyse_samples(
             while found < num_words and part < 50:
                 sentences = sample_sentences(model, cell.order, cell.length, batch, temperature, seed=part)
                 new = [whole_words(text) for text in TextSource.spell(sentences)]
-                gained = sum(len(words(text)) for text in new)
+                gained = sum(len(split_words(text)) for text in new)
                 bar.update(min(gained, num_words - found))
                 texts, found, part = texts + new, found + gained, part + 1
             point = measure_words(texts, vocabulary, num_words) if found >= num_words else {}
@@ -185,7 +185,7 @@ def measure_references(text: TextSource, length: int, vocabulary: Collection[str
         for window in map(whole_words, TextSource.spell(tokens)):
             if count < num_words:
                 texts.append(window)
-                count += len(words(window))
+                count += len(split_words(window))
         found[name] = measure_words(texts, vocabulary, num_words)
     return found
 
@@ -198,7 +198,7 @@ def whole_words(text: str) -> str:
 def measure_words(texts: list[str], vocabulary: Collection[str], num_words: int) -> dict:
     """Coherence of texts, and the diversity of their first `num_words` words."""
     return {
-        "coherence": coherence(texts, vocabulary),
-        "diversity": diversity(texts, num_words=num_words),
-        "words": sum(len(words(text)) for text in texts),
+        "coherence": measure_coherence(texts, vocabulary),
+        "diversity": measure_diversity(texts, num_words=num_words),
+        "words": sum(len(split_words(text)) for text in texts),
     }

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
-from modeling_aoarm.evaluation.text_metrics import vocabulary_of
+from modeling_aoarm.evaluation.text_metrics import collect_vocabulary
 from modeling_aoarm.io import replacing, versions, write_json
 
 from .analyses import analyse_attention, analyse_samples
@@ -241,7 +241,7 @@ class Study:
     @functools.cached_property
     def vocabulary(self) -> frozenset[str]:
         """The words of the training text."""
-        return vocabulary_of([self.train_text.text])
+        return collect_vocabulary([self.train_text.text])
 
     @contextlib.contextmanager
     def _hold(self, cell: Cell) -> Iterator[bool]:

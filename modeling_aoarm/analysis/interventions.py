@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..data.orders import as_integer
-from ..evaluation.stats import ratio
+from ..evaluation.stats import estimate_ratio
 from ..io import finite
 from .rows import CHOICES, IGNORED, AttendedRows, attention_batches, attention_modules, eager_evaluation, stream_names
 
@@ -35,9 +35,9 @@ class Difference:
     def per_token(cls, nats: torch.Tensor, tokens: torch.Tensor) -> "Difference":
         """Averages differences of examples, float64 `[counts, examples]`, over their tokens, `[examples]`.
 
-        See [`~modeling_aoarm.evaluation.stats.ratio`].
+        See [`~modeling_aoarm.evaluation.stats.estimate_ratio`].
         """
-        found = [ratio(each, tokens) for each in nats]
+        found = [estimate_ratio(each, tokens) for each in nats]
         errors = [math.nan if each.standard_error is None else each.standard_error for each in found]
         return cls(*(torch.tensor(each, dtype=torch.float64) for each in ([each.value for each in found], errors)))
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Infilling of held-out text: accuracy and NLL by the length of the blank, and ensembles over context orders.
+"""Infilling of held-out text: accuracy and NLL by blank length, and averages over orders of the context.
 
-A canvas has one blank, a run of columns, and everything else of the sentence is given. An example has several blanks of
-a length, each in a canvas of its own, and they do not overlap.
+A canvas has one blank, a run of columns, and the rest of the sentence is given. An example gets several blanks of the
+same length, each in a canvas of its own. They do not overlap.
 """
 
 from collections.abc import Sequence, Sized
@@ -10,20 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..canvas_aoarm import check_count, padded_rows
 from ..compat_aoarm import input_device
 from ..data.orders import sample_orders
-from .likelihood import evaluation_mode
-from .likelihoods import (
-    AveragedNLL,
-    averaged_log_probs,
-    example_generator,
-    group_sizes,
-    sentences_of,
-)
-from .stats import Estimate, ratio
+from ..infilling_aoarm import with_bos
+from .likelihood import AveragedNLL, check_dataset, evaluation_mode, make_generator
+from .stats import Estimate, estimate_ratio
 
 
 @dataclass(frozen=True)
@@ -31,9 +26,9 @@ class Blank:
     """A run of blank columns in a sentence.
 
     Attributes:
-        example: the sentence's number in the data set.
-        start: the run's first column; column 0 is the sentence's first token (its BOS, where the tokenizer has one).
-        length: how many columns.
+        example: the sentence's index in the data set.
+        start: the run's first column. Column 0 is the sentence's first token (its BOS, if the tokenizer has one).
+        length: the number of columns.
     """
 
     example: int
@@ -44,23 +39,23 @@ class Blank:
 def place_blanks(
     sentence_lengths: Sequence[int], blank_lengths: Sequence[int], per_example: int = 2, seed: int = 0
 ) -> list[Blank]:
-    """Blanks at places drawn for each sentence and blank length.
+    """Draws the places of blanks for each sentence and blank length.
 
-    A sentence gets `per_example` blanks of a length, or as many as fit: the first token is never blank, and blanks of
-    the same length do not touch. Every way to place them is equally likely, and a function of the seed, the length and
-    the sentence's number.
+    A sentence gets `per_example` blanks of each length, or as many as fit. The first token is never blank, and blanks
+    of the same length do not touch. All placements are equally likely. They depend on the seed, the blank length and
+    the sentence's index alone.
 
     Args:
         sentence_lengths: columns of each sentence, its first token included.
-        blank_lengths: all different.
-        per_example: the most blanks of a length in a sentence.
+        blank_lengths: different lengths.
+        per_example: the largest number of blanks of one length in a sentence.
         seed: seed of the places.
 
     Returns:
-        By blank length, then by sentence, then from left to right.
+        The blanks, sorted by blank length, then by sentence, then from left to right.
 
     Raises:
-        ValueError: `per_example` or a blank length is no integer of at least 1, a length is repeated, and where no
+        ValueError: `per_example` or a blank length is not an integer of at least 1, a length is repeated, or no
             sentence has room for a blank of a length.
     """
     check_count("per_example", per_example)
@@ -71,7 +66,7 @@ def place_blanks(
         check_count("blank_lengths", length)
         before = len(blanks)
         for example, columns in enumerate(sentence_lengths):
-            # Blanks of a length are apart by at least one column.
+            # At least one given column separates two blanks.
             count = min(per_example, columns // (length + 1))
             rng = np.random.default_rng((seed, length, example))
             gaps = np.sort(rng.choice(columns - count * length, count, replace=False))
@@ -85,54 +80,72 @@ def place_blanks(
     return blanks
 
 
+def count_right_tokens(filled: Sequence[Sequence[int]], original: Sequence[Sequence[int]]) -> list[int]:
+    """Counts the tokens of each blank that are filled with the original token.
+
+    Args:
+        filled: token ids of each filled blank.
+        original: token ids of each blank in the text, as many.
+
+    Raises:
+        ValueError: a blank was filled with another number of tokens, or has none.
+    """
+    for number, (own, blank) in enumerate(zip(filled, original, strict=True)):
+        if len(own) != len(blank) or len(blank) == 0:
+            raise ValueError(
+                f"filled blanks must have as many tokens as the original ones, at least one; got {len(own)} for "
+                f"{len(blank)} in blank {number}."
+            )
+    return [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(filled, original, strict=True)]
+
+
 @dataclass(frozen=True)
 class InfillingResult:
-    """What became of each blank.
+    """The likelihood and the greedy filling of each blank.
 
     Attributes:
-        blanks: where they were.
-        blank_nll: float64 `[blanks]`, nats summed over a blank's tokens, from left to right, given everything else.
-        right_tokens: int64 `[blanks]`, how many of a blank's tokens greedy decoding filled in as they were.
-        filled: what it filled in, token ids of each blank.
+        blanks: where the blanks are.
+        blank_nll: float64 `[blanks]`, nats summed over a blank's tokens, from left to right, given the rest.
+        filled: token ids that greedy decoding filled into each blank.
+        right_tokens: int64 `[blanks]`, the number of tokens of each blank that were filled as in the text.
     """
 
     blanks: list[Blank]
     blank_nll: torch.Tensor
-    right_tokens: torch.Tensor
     filled: list[list[int]]
+    right_tokens: torch.Tensor
 
     @property
     def is_right(self) -> torch.Tensor:
-        """Whether all tokens of a blank are as they were: bool `[blanks]`."""
+        """Whether all tokens of a blank were filled as in the text: bool `[blanks]`."""
         return self.right_tokens == torch.tensor([blank.length for blank in self.blanks])
 
     def nll(self, length: int | None = None) -> Estimate:
-        """Nats per blank token, of the blanks of one length or of all."""
-        return self._per_example(self.blank_nll, [blank.length for blank in self.blanks], length)
+        """Nats per blank token, for the blanks of one length or for all."""
+        return self._estimate(self.blank_nll, length)
 
     def accuracy(self, length: int | None = None) -> Estimate:
         """Share of the blanks that are right as a whole."""
-        return self._per_example(self.is_right, [1] * len(self.blanks), length)
+        return self._estimate(self.is_right, length, per_token=False)
 
     def token_accuracy(self, length: int | None = None) -> Estimate:
         """Share of the blank tokens that are right."""
-        return self._per_example(self.right_tokens, [blank.length for blank in self.blanks], length)
+        return self._estimate(self.right_tokens, length)
 
-    def _per_example(self, totals: torch.Tensor, counts: list[int], length: int | None) -> Estimate:
-        """A ratio of sums; blanks of an example are no independent draws, examples are."""
-        chosen = np.array([length in (None, blank.length) for blank in self.blanks])
-        examples = np.array([blank.example for blank in self.blanks])[chosen]
-        sums = [np.bincount(examples, weights=np.asarray(each, dtype=np.float64)[chosen]) for each in (totals, counts)]
-        return ratio(*sums)
+    def _estimate(self, totals: torch.Tensor, length: int | None, per_token: bool = True) -> Estimate:
+        """Sums over the blanks of each example, since only examples are independent draws."""
+        chosen = [number for number, blank in enumerate(self.blanks) if length in (None, blank.length)]
+        examples = [self.blanks[number].example for number in chosen]
+        counts = [self.blanks[number].length if per_token else 1 for number in chosen]
+        return estimate_ratio(np.bincount(examples, totals[chosen].double()), np.bincount(examples, counts))
 
     def to_dict(self) -> list[dict[str, int | float | None]]:
-        """The figures for each blank length; standard errors are over examples."""
+        """The estimates for each blank length, as JSON takes them. Standard errors are over examples."""
         curve = []
         for length in sorted({blank.length for blank in self.blanks}):
             row = {"blank_length": length, "blanks": sum(blank.length == length for blank in self.blanks)}
             for name in ("nll", "accuracy", "token_accuracy"):
-                value, error = getattr(self, name)(length)
-                row |= {name: value, f"{name}_standard_error": error}
+                row[name], row[f"{name}_standard_error"] = getattr(self, name)(length)
             curve.append(row)
         return curve
 
@@ -150,34 +163,35 @@ def evaluate_infilling(
     batch_size: int = 32,
     progress: bool = True,
 ) -> InfillingResult:
-    """Fills blanks of held-out text greedily, and scores what stood there.
+    """Fills blanks of held-out text greedily, and scores the original tokens.
 
-    Given tokens come in the context order of the model's generation config, else from left to right.
+    The context comes in the context order of the model's generation config (by default from left to right).
 
     Args:
-        model: an `AOARMForMaskedLM`, or an `AOARMForCausalLM` of any variant but `causal`, which cannot see what is to
-            the right of a blank.
-        dataset: indexable rows with `input_ids`, sentence order, without BOS or with it.
-        tokenizer: gives the BOS that is put first.
+        model: an `AOARMForMaskedLM`, or an `AOARMForCausalLM` of any variant except `causal`, which cannot see the text
+            to the right of a blank.
+        dataset: indexable examples with `input_ids`, in sentence order, with or without BOS.
+        tokenizer: gives the BOS, which is put first.
         blank_lengths, blanks_per_example, seed: see [`place_blanks`].
-        decoding_order: a name that `generate` takes, for filling. Scores are from left to right within the blank.
-        batch_size: canvases in a call; it changes nothing.
-        progress: show a progress bar.
+        decoding_order: the order in which blanks are filled, a name that `generate` takes. Scores are from left to
+            right within the blank.
+        batch_size: canvases per call. Results do not depend on it.
+        progress: whether to show a progress bar.
 
     Raises:
         TypeError: `dataset` has no length.
-        ValueError: as in [`place_blanks`], `generate` and `score`; `batch_size` is no integer of at least 1.
+        ValueError: as in [`place_blanks`], `generate` and `score`, or `batch_size` is not an integer of at least 1.
     """
     check_count("batch_size", batch_size)
-    rows = sentences_of(dataset, tokenizer)
-    blanks = place_blanks([len(ids) for ids in rows], blank_lengths, blanks_per_example, seed)
-    nll, right, filled = torch.zeros(len(blanks), dtype=torch.float64), [], []
+    sentences = _read_sentences(dataset, tokenizer)
+    blanks = place_blanks([len(ids) for ids in sentences], blank_lengths, blanks_per_example, seed)
+    nll, filled, original = [], [], []
     with evaluation_mode(model):
         for start in tqdm(range(0, len(blanks), batch_size), desc="infilling", leave=False, disable=not progress):
             chunk = blanks[start : start + batch_size]
-            ids, mask, is_blank = _canvases(rows, chunk, input_device(model))
+            ids, mask, is_blank = _lay_out_canvases(sentences, chunk, input_device(model))
             scored = model.score(ids, is_blank, attention_mask=mask, decoding_order="left_to_right")
-            nll[start : start + len(chunk)] = -scored.log_likelihood[0].double().cpu()
+            nll.append(scored.log_likelihood[0].double().cpu().neg())
             sequences = model.generate(
                 ids,
                 attention_mask=mask,
@@ -185,17 +199,17 @@ def evaluate_infilling(
                 decoding_order=decoding_order,
                 tokens_per_step=1,
                 do_sample=False,
-                # An end of sentence would close blanks whose length is given.
+                # An end-of-sentence token would close blanks of a given length.
                 eos_token_id=None,
-                generator=[example_generator(seed, number) for number in range(start, start + len(chunk))],
+                generator=[make_generator(seed, number) for number in range(start, start + len(chunk))],
             )
-            right += ((sequences == ids) & is_blank).sum(1).tolist()
-            filled += [own[blank].tolist() for own, blank in zip(sequences, is_blank, strict=True)]
-    return InfillingResult(blanks, nll, torch.tensor(right), filled)
+            for result, tokens in ((filled, sequences), (original, ids)):
+                result += [own[blank].tolist() for own, blank in zip(tokens, is_blank, strict=True)]
+    return InfillingResult(blanks, torch.cat(nll), filled, torch.tensor(count_right_tokens(filled, original)))
 
 
 @torch.no_grad()
-def context_ensemble(
+def evaluate_context_orders(
     model,
     dataset: Sized,
     tokenizer,
@@ -206,84 +220,82 @@ def context_ensemble(
     batch_size: int = 32,
     progress: bool = True,
 ) -> AveragedNLL:
-    """NLL of blanks where each token's probability is averaged over orders of the given tokens.
+    """Measures the NLL of blanks under the mean of each token's probability over orders of the context.
 
-    Models whose rows are in generation order read the given tokens as rows, and what they predict depends on the order
-    of these. Here each blank token, from left to right, gets the mean over K uniform orders of its probability given
-    everything before it: an ensemble of conditionals, as in AO-GPT (2506.19935). Each step is a distribution, so their
-    product is one too, and a true likelihood. (The average of whole blanks' probabilities is another one; neither is
-    always the larger.) The BOS stays first. For `bidirectional` the order of what is given changes nothing.
+    A model whose rows are in generation order reads the context as rows, so its predictions depend on their order. Here
+    each blank token, from left to right, gets the mean of its conditional probability over K uniform orders of the
+    context, an ensemble of conditionals as in AO-GPT (2506.19935). Each step is a distribution, so the product of the
+    steps is a true likelihood. It differs from the mean of the probabilities of whole blanks, and either may be larger.
+    The BOS stays first. For `bidirectional` the order of the context changes nothing.
 
     Args:
         model, dataset, tokenizer, batch_size, progress: as in [`evaluate_infilling`].
-        blanks: such as its result's `blanks`; the NLL there is in the model's own context order.
-        num_orders: how many context orders are drawn; K is 1, 2, 4, ... and `num_orders`.
+        blanks: such as the `blanks` of the result of [`evaluate_infilling`], whose NLL is in the model's own context
+            order.
+        num_orders: the number of context orders to draw. K is 1, 2, 4, ... and `num_orders`.
         seed: seed of the context orders.
 
     Returns:
-        [`AveragedNLL`], whose examples are the blanks.
+        An [`AveragedNLL`] whose examples are the blanks.
 
     Raises:
         TypeError: `dataset` has no length.
-        ValueError: `num_orders` or `batch_size` is no integer of at least 1, there are no blanks, and as in `score`.
+        ValueError: `num_orders` or `batch_size` is not an integer of at least 1, there are no blanks, or as in `score`.
     """
     check_count("num_orders", num_orders)
     check_count("batch_size", batch_size)
     if not blanks:
         raise ValueError("blanks must hold at least one blank, got none.")
-    rows = sentences_of(dataset, tokenizer)
-    first = 0 if tokenizer.bos_token_id is None else 1
-    group_nll = {size: [] for size in group_sizes(num_orders)}
+    sentences = _read_sentences(dataset, tokenizer)
+    # The BOS is the first row in every order.
+    first = torch.zeros(int(tokenizer.bos_token_id is not None), dtype=torch.int64)
+    log_probs = torch.zeros(num_orders, len(blanks), max(blank.length for blank in blanks), dtype=torch.float64)
+    steps = range(0, len(blanks), batch_size)
     with evaluation_mode(model):
-        for start in tqdm(range(0, len(blanks), batch_size), desc="context orders", leave=False, disable=not progress):
+        for start in tqdm(steps, desc="context orders", leave=False, disable=not progress):
             chunk = blanks[start : start + batch_size]
-            ids, mask, is_blank = _canvases(rows, chunk, input_device(model))
-            given = [
-                [
-                    column
-                    for column in range(first, len(rows[each.example]))
-                    if not 0 <= column - each.start < each.length
-                ]
-                for each in chunk
-            ]
-            token_log_probs = []
+            ids, mask, is_blank = _lay_out_canvases(sentences, chunk, input_device(model))
+            is_given = mask.bool() & ~is_blank
+            is_given[:, : len(first)] = False
+            given = [row.nonzero()[:, 0] for row in is_given.cpu()]
+            indices, lengths = range(start, start + len(chunk)), [len(columns) for columns in given]
             for number in range(num_orders):
-                orders = sample_orders(
-                    "uniform",
-                    [len(columns) for columns in given],
-                    example_indices=range(start, start + len(chunk)),
-                    seed=seed,
-                    epoch=number,
-                ).columns
-                context = torch.full((len(chunk), first + orders.shape[1]), -1)
-                context[:, :first] = 0
-                for own, columns, order in zip(context, given, orders, strict=True):
-                    own[first : first + len(columns)] = torch.tensor(columns)[order[: len(columns)]]
+                drawn = sample_orders("uniform", lengths, example_indices=indices, seed=seed, epoch=number).columns
+                rows = [torch.cat([first, own[order[: len(own)]]]) for own, order in zip(given, drawn, strict=True)]
                 scored = model.score(
                     ids,
                     is_blank,
                     attention_mask=mask,
                     decoding_order="left_to_right",
-                    context_order=context.to(input_device(model)),
+                    context_order=pad_sequence(rows, batch_first=True, padding_value=-1).to(input_device(model)),
                 )
-                token_log_probs.append(scored.token_log_probs[0].double().cpu())
-            stacked = torch.stack(token_log_probs)
-            for size, groups in group_nll.items():
-                # Columns that are given hold 0 in every order, and in the mean.
-                groups.append(-averaged_log_probs(stacked, size).sum(-1))
-    tokens = torch.tensor([blank.length for blank in blanks])
-    return AveragedNLL({size: torch.cat(groups, dim=1) for size, groups in group_nll.items()}, tokens)
+                for index, own, blank in zip(indices, scored.token_log_probs[0], is_blank, strict=True):
+                    log_probs[number, index, : blanks[index].length] = own[blank]
+    return AveragedNLL.from_log_probs(log_probs, torch.tensor([blank.length for blank in blanks]))
 
 
-def _canvases(
-    rows: list[list[int]], blanks: Sequence[Blank], device
+def _read_sentences(dataset: Sized, tokenizer) -> list[list[int]]:
+    """Token ids of all examples, with the BOS in front if the tokenizer has one."""
+    check_dataset(dataset)
+    return [with_bos(tokenizer, list(dataset[index]["input_ids"])) for index in range(len(dataset))]
+
+
+def _lay_out_canvases(
+    sentences: list[list[int]], blanks: Sequence[Blank], device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sentences, attention masks (int64) and blanks (bool), all `[batch, columns]`."""
-    ids, mask = (each.to(device) for each in padded_rows([rows[blank.example] for blank in blanks]))
+    """Token ids and attention masks, int64, and blanks, bool; each `[batch, columns]`."""
+    ids, mask = (each.to(device) for each in padded_rows([sentences[blank.example] for blank in blanks]))
     starts = torch.tensor([blank.start for blank in blanks], device=device)[:, None]
     stops = starts + torch.tensor([blank.length for blank in blanks], device=device)[:, None]
     columns = torch.arange(ids.shape[1], device=device)
     return ids, mask, (columns >= starts) & (columns < stops)
 
 
-__all__ = ["Blank", "InfillingResult", "context_ensemble", "evaluate_infilling", "place_blanks"]
+__all__ = [
+    "Blank",
+    "InfillingResult",
+    "count_right_tokens",
+    "evaluate_context_orders",
+    "evaluate_infilling",
+    "place_blanks",
+]

@@ -1,24 +1,24 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Any-order models in the LM Evaluation Harness: the model type `aoarm`, registered when this module is imported.
+"""Any-order models in the LM Evaluation Harness. Importing this module registers the model type `aoarm`.
 
     import lm_eval, modeling_aoarm.evaluation.lm_eval
     arguments = {"pretrained": "outputs/pretrain", "decoding_order": "random", "num_orders": 8}
     lm_eval.simple_evaluate(model="aoarm", model_args=arguments, tasks=["lambada_openai"])
 
-It is the harness's own `hf` with three things more.
+It is the harness's own `hf` with three additions.
 
-**Orders.** Log-likelihoods of a continuation are those of `score`: the context comes before it, from left to right, and
-its own tokens in the asked order. Perplexities (`loglikelihood_rolling`) cut a text into windows, of whose tokens each
-is predicted once. `decoding_order="left_to_right"` gives the numbers of `hf`.
+**Orders.** The log-likelihood of a continuation is that of `score`: the context comes first, from left to right, then
+the tokens of the continuation in the chosen order. Perplexities (`loglikelihood_rolling`) cut a text into windows and
+predict each token once. `decoding_order="left_to_right"` gives the numbers of `hf`.
 
-**Blanks.** `<blank>` in the context of a log-likelihood says where the continuation goes: `The<blank> sat down.` and
-` cat` ask for log p(cat | The, sat down.). So a multiple-choice task has its choices in the middle of a text by writing
-`<blank>` in `doc_to_text`; few-shot examples are written filled, in `fewshot_config`. The text is what one gets by
-putting the continuation, with its `target_delimiter`, in the place of `<blank>`. At the very end it changes nothing.
-A backslash before it makes it text, as in [`~modeling_aoarm.infill`].
+**Blanks.** `<blank>` in the context of a log-likelihood marks the place of the continuation: `The<blank> sat down.` and
+` cat` ask for log p(cat | The, sat down.). A multiple-choice task puts its choices into the middle of a text by writing
+`<blank>` in `doc_to_text`, and its few-shot examples filled in `fewshot_config`. The continuation, with its
+`target_delimiter`, replaces `<blank>`. A `<blank>` at the very end changes nothing. A backslash before it makes it
+text, as in [`~modeling_aoarm.infill`].
 
-**Infilling.** Prompts of `generate_until` with `<blank:n>`, or another form that [`~modeling_aoarm.infill`] knows, are
-filled by it, with `generation_kwargs` for its arguments. Prompts without blanks are continued as `hf` continues them.
+**Infilling.** Prompts of `generate_until` with `<blank:n>`, or another form of [`~modeling_aoarm.infill`], are filled
+by it, with `generation_kwargs` as its arguments. Prompts without blanks are continued as by `hf`.
 """
 
 import collections
@@ -35,42 +35,33 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from ..canvas_aoarm import check_count
+from ..canvas_aoarm import check_count, padded_rows
 from ..compat import encode_pair, harness_batch_size, has_own_max_length, loglikelihood_tokens
-from ..infilling_aoarm import BLANK, encode_behind_blank, infill, make_canvases, read_blanks
+from ..infilling_aoarm import BLANK, encode_behind_blank, infill, read_blanks
 
 
 logger = logging.getLogger(__name__)
 
-# Where each way of joining orders stands in the output of `score`.
+# Fields of the output of `score`, by the way in which they join orders.
 ENSEMBLES = {"mean": "mean_log_likelihood", "log_mean": "log_mean_likelihood"}
 
-# Generation arguments that prompts without blanks have no use for.
-INFILL_ARGUMENTS = (
-    "candidate_order",
-    "context_order",
-    "decoding_order",
-    "draft_length",
-    "infill_return",
-    "max_candidates",
-    "score_end",
-    "tokens_per_step",
-)
+# Generation arguments that only prompts with blanks take.
+INFILL_ARGUMENTS = {"candidate_order", "context_order", "decoding_order", "draft_length", "infill_return"}
+INFILL_ARGUMENTS |= {"max_candidates", "score_end", "tokens_per_step"}
 
 
 @dataclasses.dataclass
 class ScoredText:
-    """A text of which a part is scored.
+    """A text and the part of it that is scored.
 
     Args:
         before: token ids to the left of the scored ones, at least one.
-        scored: the token ids that are scored, at least one.
-        after: token ids to their right.
-        key: what random orders are drawn from, together with the seed and the number of scored tokens.
+        scored: the scored token ids, at least one.
+        after: token ids to the right.
+        key: with the seed and the number of scored tokens, it determines the random orders.
         arguments: the request's context and continuation, for the harness's cache; `None` for windows of a text.
     """
 
@@ -80,53 +71,53 @@ class ScoredText:
     key: tuple
     arguments: tuple[str, str] | None = None
 
-    def __len__(self) -> int:
-        return len(self.before) + len(self.scored) + len(self.after)
+    @property
+    def ids(self) -> list[int]:
+        return self.before + self.scored + self.after
 
-    def cut(self, longest: int) -> bool:
-        """Cuts the context to `longest` tokens in all: its left end first, then its right one. Whether it had to.
+    def cut_context(self, longest: int) -> bool:
+        """Cuts the context to `longest` tokens in all, first at its left end, then at its right end.
+
+        Returns:
+            Whether the context was too long.
 
         Raises:
-            ValueError: where the scored tokens and one before them are too many.
+            ValueError: the scored tokens and one before them are too many.
         """
         if 1 + len(self.scored) > longest:
             raise ValueError(f"A continuation must have at most {longest - 1} tokens, got {len(self.scored)}.")
-        excess = len(self) - longest
-        if excess <= 0:
-            return False
+        excess = max(0, len(self.ids) - longest)
         cut = min(excess, len(self.before) - 1)
         self.before, self.after = self.before[cut:], self.after[: len(self.after) - (excess - cut)]
-        return True
+        return excess > 0
 
 
 @register_model("aoarm")
 class AnyOrderLM(HFLM):
     """The harness's `hf` for any-order models.
 
+    The greedy flag of a continuation (the harness's `acc` of `loglikelihood` tasks) is true if greedy decoding in each
+    of its orders would fill in exactly this continuation.
+
     Args:
         pretrained: a folder, a name on the Hub, or a model with `score` and `generate(..., generation_mask=...)`.
         decoding_order: the order of scored tokens, `"left_to_right"` or `"random"` (uniform over orders).
-        num_orders: how many random orders each request is scored in. Where its tokens have no more orders than that,
-            all of them are taken, and the result is exact.
-        ensemble: how orders are joined: `"mean"` of the log-likelihoods, which estimates their expectation over orders,
-            or `"log_mean"`, the log of the mean likelihood, which estimates the likelihood under the mixture of all
-            orders, from below with few of them. Both per continuation, or per window of a text.
-        seed: of random orders, and of sampling in blanks. What is drawn depends on it and on the request's task and
-            document alone, not on the batch: choices of a document with equally many tokens have the same orders.
-        infilling: whether `<blank>` has its meaning. `False` reads it as any other text.
-        **kwargs: as in `HFLM`: `tokenizer`, `batch_size`, `device`, `dtype`, `max_length`, `peft`, ... Tokenizers that
-            do not put their beginning-of-sentence token in front by themselves, such as those of
-            [`~modeling_aoarm.data.tokenizers`], need `add_bos_token=True` for models that were trained with one.
-
-    The greedy flag of a continuation (the harness's `acc` of `loglikelihood` tasks) is true if greedy decoding, in each
-    of its orders, would fill in exactly this continuation.
-
-    `max_length` is the harness's: the most tokens that predict another. In random orders the last token of a text may
-    predict others, so the default is one less than `hf` has. Contexts that are too long lose their left end, then text
-    behind a blank its right end.
+        num_orders: the number of random orders in which each request is scored. If its tokens have no more orders than
+            that, all of them are used, and the result is exact.
+        ensemble: how orders are joined, per continuation or per window of a text: `"mean"` of the log-likelihoods,
+            which estimates their expectation over orders, or `"log_mean"`, the log of the mean likelihood, which
+            estimates the likelihood under the mixture of all orders (from below with few orders).
+        seed: seed of random orders, and of sampling in blanks. Random numbers depend on it and on the request's task
+            and document, not on the batch. Choices of a document with the same number of tokens have the same orders.
+        infilling: whether `<blank>` marks a blank. `False` reads it as text.
+        **kwargs: as in `HFLM`: `tokenizer`, `batch_size`, `device`, `dtype`, `max_length`, `peft`, ... Models that were
+            trained with a beginning-of-sentence token need `add_bos_token=True` if their tokenizer does not add it by
+            itself, such as those of [`~modeling_aoarm.data.tokenizers`]. `max_length` is the largest number of tokens
+            that predict another one. In random orders the last token of a text may predict others, so the default is
+            one less than that of `hf`.
 
     Raises:
-        ValueError: for arguments that are none of these, and models that are not any-order.
+        ValueError: an argument has another value, or the model is not any-order.
     """
 
     def __init__(
@@ -165,16 +156,16 @@ class AnyOrderLM(HFLM):
         if self.max_length > longest:
             raise ValueError(f"`max_length` must be at most {longest} in this order, got {self.max_length}.")
         bos = self.tokenizer.bos_token_id
-        is_left_out = bos is not None and bos not in self.tokenizer.encode("")
-        if is_left_out and self.add_bos_token:
-            # What loading does to a tokenizer that is given by name.
-            self.tokenizer = copy.deepcopy(self.tokenizer)
-            self.tokenizer.add_bos_token = True
-        elif is_left_out and self.add_bos_token is None:
-            logger.warning(
-                "The tokenizer has a beginning-of-sentence token, which it does not put in front by itself. Models "
-                "trained with one, as by DataCollatorForAnyOrderLM, need add_bos_token=True (--add-bos-token)."
-            )
+        if bos is not None and bos not in self.tokenizer.encode(""):
+            if self.add_bos_token:
+                # As `hf` does it for a tokenizer that is given by name.
+                self.tokenizer = copy.deepcopy(self.tokenizer)
+                self.tokenizer.add_bos_token = True
+            elif self.add_bos_token is None:
+                logger.warning(
+                    "The tokenizer has a beginning-of-sentence token, which it does not put in front by itself. Models "
+                    "trained with one, as by DataCollatorForAnyOrderLM, need add_bos_token=True."
+                )
 
     @property
     def max_length(self) -> int:
@@ -183,35 +174,35 @@ class AnyOrderLM(HFLM):
         return super().max_length - 1
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihoods in nats, and greedy flags (see the class).
+        """Returns log-likelihoods in nats, and greedy flags (see the class).
 
         Raises:
-            ValueError: for a context with several blanks or one of another form than `<blank>`, a continuation without
-                tokens or too long for the model, and text behind a blank with `attention_variant="causal"`.
+            ValueError: a context has several blanks or another form than `<blank>`, a continuation has no tokens or too
+                many, or there is text behind a blank with `attention_variant="causal"`.
         """
-        results: dict[int, tuple[float, bool]] = {}
-        texts = {}
-        for index, request in enumerate(requests):
-            if self._has_form(request.args[0]) or self.decoding_order != "left_to_right":
-                texts[index] = self._scored_text(request)
+        texts = {
+            index: self._encode(request)
+            for index, request in enumerate(requests)
+            if self.decoding_order != "left_to_right" or (self.infilling and BLANK.search(request.args[0]))
+        }
         longest = min(self.max_length + 1, self.config.max_position_embeddings)
-        if cut := sum(text.cut(longest) for text in texts.values()):
+        if cut := sum(text.cut_context(longest) for text in texts.values()):
             logger.warning("%d of %d contexts are too long for %d tokens in all and are cut.", cut, len(texts), longest)
+        results = dict(zip(texts, self._score(list(texts.values()), disable_tqdm), strict=True))
         plain = [index for index in range(len(requests)) if index not in texts]
         if plain:
-            # From left to right the harness's own way is as good.
+            # From left to right the harness's own method gives the same numbers.
             own = super().loglikelihood([requests[index] for index in plain], disable_tqdm)
             results |= zip(plain, own, strict=True)
-        results |= zip(texts, self._score(list(texts.values()), disable_tqdm), strict=True)
         return [results[index] for index in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, nats: sums over windows, which have as much context as there is room for."""
+        """Returns log-likelihoods of whole texts in nats: sums over windows, each with as much context as fits."""
         windows, owners = [], []
         for index, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             if tokens[:1] == [self.prefix_token_id]:
-                # It is what the first token is predicted from, and not predicted itself.
+                # The first token is predicted from it. It is not predicted itself.
                 tokens = tokens[1:]
             rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
             for number, (before, scored) in enumerate(map(make_disjoint_window, rolling)):
@@ -230,34 +221,35 @@ class AnyOrderLM(HFLM):
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continues prompts, and fills those with blanks.
+        """Continues prompts, and fills prompts that have blanks.
 
-        `generation_kwargs` for prompts with blanks, beside those of `generate` (`decoding_order`, `tokens_per_step`,
-        `do_sample`, `temperature`, ...) and of [`~modeling_aoarm.infill`] (`candidate_order`, `score_end`, ...):
-
-            infill_return: `"blank"` (the default) for what was filled into the only blank, up to the first of the
-                `until` strings, or `"text"` for the whole filled prompt, with any number of blanks.
-            max_gen_toks has no part in it: the prompt says how long blanks are.
+        For prompts with blanks, `generation_kwargs` are arguments of `generate` (`decoding_order`, `tokens_per_step`,
+        `do_sample`, `temperature`, ...), of [`~modeling_aoarm.infill`] (`candidate_order`, `score_end`, ...), and
+        `infill_return`: `"blank"` (the default) returns the filling of the only blank, up to the first of the `until`
+        strings, and `"text"` the whole filled prompt. `max_gen_toks` has no effect on blanks.
 
         Raises:
-            ValueError: for arguments of `infill` with a prompt without blanks, several blanks with
-                `infill_return="blank"`, more tokens than the model has places for, and as in `infill`.
+            ValueError: arguments of `infill` come with a prompt without blanks, a prompt has several blanks with
+                `infill_return="blank"`, there are more tokens than the model has positions, or as in `infill`.
         """
-        results: dict[int, str] = {}
-        groups = collections.defaultdict(list)
-        plain = {}
+        plain, blanks = {}, {}
         for index, request in enumerate(requests):
             text, arguments = request.args
-            pieces, lengths = self._read_blanks(text)
-            if lengths:
-                self._check_blanks(text, arguments)
-                groups[repr(sorted(arguments.items()))].append(index)
+            pieces, written = self._read_blanks(text)
+            if written:
+                returned = arguments.get("infill_return", "blank")
+                if returned not in ("blank", "text"):
+                    raise ValueError(f"`infill_return` must be 'blank' or 'text', got {returned!r}.")
+                if returned == "blank" and len(written) > 1:
+                    raise ValueError(
+                        f"`infill_return` must be 'text' for several blanks, got 'blank' for {len(written)}: {text!r}."
+                    )
+                blanks[index] = request
                 continue
-            given = sorted(set(INFILL_ARGUMENTS) & set(arguments))
-            if given:
+            if misplaced := sorted(INFILL_ARGUMENTS & set(arguments)):
                 raise ValueError(
-                    f"{', '.join(f'`{name}`' for name in given)} of generation_kwargs must come with prompts that have "
-                    f"blanks, such as <blank:3>; got the prompt {text!r}."
+                    f"{', '.join(f'`{name}`' for name in misplaced)} of generation_kwargs must come with prompts that "
+                    f"have blanks, such as <blank:3>; got the prompt {text!r}."
                 )
             asked = normalize_gen_kwargs(arguments, self.max_gen_toks)["max_gen_toks"]
             if asked >= self.max_length:
@@ -266,46 +258,27 @@ class AnyOrderLM(HFLM):
                     f"got {asked}."
                 )
             plain[index] = dataclasses.replace(request, arguments=(pieces[0], arguments))
-        if plain:
-            own = super().generate_until(list(plain.values()), disable_tqdm)
-            results |= zip(plain, own, strict=True)
-        size = harness_batch_size(self) if groups else 1
-        occurrences = collections.Counter()
-        total = sum(map(len, groups.values()))
-        with tqdm(total=total, desc="Filling blanks", disable=disable_tqdm or self.rank != 0 or total == 0) as bar:
-            for members in groups.values():
-                for start in range(0, len(members), size):
-                    chunk = members[start : start + size]
-                    own = [requests[index] for index in chunk]
-                    generators = []
-                    for request in own:
-                        key = (*_key(request), *map(str, request.args))
-                        # A request that is repeated is sampled anew.
-                        generators.append(self._generator(key, occurrences[key]))
-                        occurrences[key] += 1
-                    results |= zip(chunk, self._fill(own, generators), strict=True)
-                    bar.update(len(chunk))
+        results = {}
+        for chosen, generate in ((plain, super().generate_until), (blanks, self._fill)):
+            if chosen:
+                results |= zip(chosen, generate(list(chosen.values()), disable_tqdm), strict=True)
         return [results[index] for index in range(len(requests))]
 
-    def _has_form(self, text: str) -> bool:
-        """Whether a text has blanks, or forms that a backslash makes text."""
-        return self.infilling and BLANK.search(text) is not None
-
     def _read_blanks(self, text: str) -> tuple[list[str], list[str]]:
-        """The text around blanks, and the blanks as they are written."""
+        """Returns the text around blanks, and the blanks as they are written."""
         if not self.infilling:
             return [text], []
         pieces, _, written = read_blanks(text)
         return pieces, written
 
-    def _scored_text(self, request: Instance) -> ScoredText:
-        """A request's tokens: those of `hf`, and those behind the blank."""
+    def _encode(self, request: Instance) -> ScoredText:
+        """Encodes context and continuation as `hf` does, and the text behind a blank."""
         context, continuation = request.args
-        (before, *behind), blanks = self._read_blanks(context)
-        if blanks not in ([], ["<blank>"]):
+        (before, *behind), written = self._read_blanks(context)
+        if written not in ([], ["<blank>"]):
             raise ValueError(
                 "The context of a log-likelihood must have one blank, written <blank>, in whose place the "
-                f"continuation is; got {' and '.join(blanks)} in {context!r}. Few-shot examples are written filled in "
+                f"continuation is; got {' and '.join(written)} in {context!r}. Few-shot examples are written filled in "
                 "a task's `fewshot_config`; infilling=False reads blanks as text."
             )
         after = [index for piece in behind for index in encode_behind_blank(self.tokenizer, piece)]
@@ -313,115 +286,106 @@ class AnyOrderLM(HFLM):
             raise ValueError(
                 f"attention_variant='causal' knows no text behind a blank; got {behind[0]!r} behind it in {context!r}."
             )
-        if not before.strip():
-            # The harness counts spaces before a continuation to it.
-            before, continuation = "", before + continuation
-        if before:
+        if before.strip():
             given, scored = encode_pair(self, before, continuation)
         else:
-            scored = self.tok_encode(continuation, add_special_tokens=False)
+            # As in the harness, spaces before a continuation belong to it.
             given = [self.prefix_token_id]
-            if scored[:1] == given:
-                scored = scored[1:]
+            scored = self.tok_encode(before + continuation, add_special_tokens=False)
+            scored = scored[1:] if scored[:1] == given else scored
         if not scored:
             raise ValueError(f"A continuation must have at least one token, got {continuation!r} behind {before!r}.")
         return ScoredText(given, scored, after, _key(request), request.args)
 
-    def _orders(self, text: ScoredText) -> list[list[int]]:
-        """Orders of the scored tokens, as places among them."""
-        places = range(len(text.scored))
+    def _draw_orders(self, text: ScoredText) -> list[list[int]]:
+        """Draws orders of the scored tokens, as columns of the text."""
+        columns = range(len(text.before), len(text.before) + len(text.scored))
         if self.decoding_order == "left_to_right":
-            return [list(places)]
-        if len(places) <= self.num_orders and math.factorial(len(places)) <= self.num_orders:
-            return [list(order) for order in itertools.permutations(places)]
-        generator = self._generator(text.key, len(places))
-        return [torch.randperm(len(places), generator=generator).tolist() for _ in range(self.num_orders)]
+            return [list(columns)]
+        if len(columns) <= self.num_orders and math.factorial(len(columns)) <= self.num_orders:
+            return [list(order) for order in itertools.permutations(columns)]
+        generator = self._make_generator(text.key, len(columns))
+        drawn = [torch.randperm(len(columns), generator=generator) for _ in range(self.num_orders)]
+        return [(order + columns.start).tolist() for order in drawn]
 
-    def _generator(self, *key) -> torch.Generator:
-        """Random numbers that follow from the seed and the key."""
+    def _make_generator(self, *key) -> torch.Generator:
+        """Makes a generator whose random numbers follow from the seed and the key."""
         digest = hashlib.sha256(repr((self.seed, key)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def _score(self, texts: list[ScoredText], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihoods of the scored tokens, nats, and whether greedy decoding would fill them in."""
-        if not texts:
-            return []
-        # Batches of texts with equally many orders, the longest first: what is too large for the memory comes at once.
+        """Returns log-likelihoods of the scored tokens in nats, and greedy flags."""
+        # A batch has texts with the same number of orders. The longest come first, to fail early if memory is short.
         collator = Collator(
-            [(text, self._orders(text)) for text in texts],
-            sort_fn=lambda pair: -len(pair[0]),
+            [(text, self._draw_orders(text)) for text in texts],
+            sort_fn=lambda pair: -len(pair[0].ids),
             group_fn=lambda pair: {"orders": len(pair[1])},
             group_by="gen_kwargs",
         )
         results = []
-        with tqdm(total=len(texts), desc="Scoring in any order", disable=disable_tqdm or self.rank != 0) as bar:
-            for batch in collator.get_batched(n=harness_batch_size(self)):
-                for (text, _), result in zip(batch, self._score_batch(batch), strict=True):
-                    results.append(result)
+        is_hidden = disable_tqdm or self.rank != 0 or not texts
+        with tqdm(total=len(texts), desc="Scoring in any order", disable=is_hidden) as bar:
+            for batch in collator.get_batched(n=harness_batch_size(self) if texts else 1):
+                scored = self._score_batch(*map(list, zip(*batch, strict=True)))
+                for (text, _), result in zip(batch, scored, strict=True):
                     if text.arguments is not None:
                         self.cache_hook.add_partial("loglikelihood", text.arguments, result)
+                results += scored
                 bar.update(len(batch))
         return collator.get_original(results)
 
     @torch.no_grad()
-    def _score_batch(self, batch: list[tuple[ScoredText, list[list[int]]]]) -> list[tuple[float, bool]]:
-        """As `_score`, for texts and their orders, of which each has equally many."""
-        texts, orders_of_texts = zip(*batch, strict=True)
-        input_ids = self._padded([text.before + text.scored + text.after for text in texts])
-        is_real = self._padded([[1] * len(text) for text in texts]).bool()
-        is_scored = self._padded([[0] * len(text.before) + [1] * len(text.scored) for text in texts]).bool()
-        is_scored = functional.pad(is_scored, (0, input_ids.shape[1] - is_scored.shape[1]))
-        orders = [
-            self._padded(
-                [[len(text.before) + place for place in order] for text, order in zip(texts, own, strict=True)], -1
-            )
-            for own in zip(*orders_of_texts, strict=True)
-        ]
+    def _score_batch(self, texts: list[ScoredText], orders_of_texts: list[list[list[int]]]) -> list[tuple[float, bool]]:
+        """Scores texts that have the same number of orders, see `_score`."""
+        ids, mask = padded_rows([text.ids for text in texts])
+        is_scored = torch.zeros_like(ids, dtype=torch.bool)
+        for own, orders in zip(is_scored, orders_of_texts, strict=True):
+            own[orders[0]] = True
+        by_order = [[torch.tensor(order) for order in each] for each in zip(*orders_of_texts, strict=True)]
+        orders = torch.stack([pad_sequence(each, batch_first=True, padding_value=-1) for each in by_order])
+        ids, mask, is_scored, orders = (each.to(self.device) for each in (ids, mask, is_scored, orders))
         mixed = self.mixed_precision_dtype
         with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            scores = self.model.score(
-                input_ids, is_scored, attention_mask=is_real.long(), decoding_order=torch.stack(orders)
-            )
+            scores = self.model.score(ids, is_scored, attention_mask=mask, decoding_order=orders)
         is_greedy = (scores.token_is_likeliest | ~is_scored).all(-1).all(0)
         return list(zip(scores[ENSEMBLES[self.ensemble]].tolist(), is_greedy.tolist(), strict=True))
 
-    def _padded(self, rows: list[list[int]], filler: int = 0) -> torch.Tensor:
-        """int64 `[rows, longest]`, padded on the right."""
-        rows = [torch.tensor(row, dtype=torch.int64) for row in rows]
-        return pad_sequence(rows, batch_first=True, padding_value=filler).to(self.device)
+    def _fill(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Fills prompts with blanks."""
+        occurrences, keyed = collections.Counter(), []
+        for request in requests:
+            key = (*_key(request), *map(str, request.args))
+            # A repeated request gets another sample.
+            keyed.append((request, self._make_generator(key, occurrences[key])))
+            occurrences[key] += 1
+        collator = Collator(
+            keyed,
+            sort_fn=lambda _: 0,
+            group_fn=lambda pair: {"arguments": repr(pair[0].args[1])},
+            group_by="gen_kwargs",
+        )
+        results = []
+        is_hidden = disable_tqdm or self.rank != 0
+        with tqdm(total=len(requests), desc="Filling blanks", disable=is_hidden) as bar:
+            for batch in collator.get_batched(n=harness_batch_size(self)):
+                results += self._fill_batch(*map(list, zip(*batch, strict=True)))
+                bar.update(len(batch))
+        return collator.get_original(results)
 
-    def _check_blanks(self, text: str, arguments: dict) -> None:
-        """Refuses a prompt before any is filled."""
-        max_candidates = arguments.get("max_candidates", 64)
-        blanks = make_canvases(self.tokenizer, text, self.config.max_position_embeddings, max_candidates)[0].fillings
-        what = arguments.get("infill_return", "blank")
-        if what not in ("blank", "text"):
-            raise ValueError(f"`infill_return` must be 'blank' or 'text', got {what!r}.")
-        if what == "blank" and len(blanks) > 1:
-            raise ValueError(
-                f"`infill_return` must be 'text' for several blanks, got 'blank' for {len(blanks)}: {text!r}."
-            )
-
-    def _fill(self, requests: list[Instance], generators: list[torch.Generator]) -> list[str]:
+    def _fill_batch(self, requests: list[Instance], generators: list[torch.Generator]) -> list[str]:
         """Fills prompts that have the same generation arguments."""
         texts = [request.args[0] for request in requests]
         arguments = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
-        until, what = arguments.pop("until"), arguments.pop("infill_return", "blank")
+        until, returned = arguments.pop("until"), arguments.pop("infill_return", "blank")
         del arguments["max_gen_toks"]
         if not arguments["do_sample"]:
             arguments.pop("temperature", None)
-        # `infill` draws a random candidate_order from the global numbers, the same for all batches here.
+        # `infill` draws a random candidate_order from the global random numbers. It is the same in all batches.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            filled = infill(
-                self.model,
-                self.tokenizer,
-                texts,
-                batch_size=harness_batch_size(self),
-                generator=generators,
-                **arguments,
-            )
-        if what == "text":
+            options = {"batch_size": len(texts), "generator": generators}
+            filled = infill(self.model, self.tokenizer, texts, **options, **arguments)
+        if returned == "text":
             return filled
         results = []
         for text, whole in zip(texts, filled, strict=True):
@@ -431,7 +395,7 @@ class AnyOrderLM(HFLM):
 
 
 def _key(request: Instance) -> tuple:
-    """What names a request among others: its task and document, where it has them."""
+    """Returns the request's task and document, or its arguments if it has none."""
     return (request.task_name, request.doc_id) if request.doc_id is not None else request.args
 
 

@@ -9,29 +9,29 @@ from numpy.typing import ArrayLike
 
 
 class Estimate(NamedTuple):
-    """A figure and how far chance may have moved it.
+    """An estimated value and its standard error.
 
     Args:
-        value: the figure; NaN where there was nothing to count.
-        standard_error: in the figure's unit; None where it cannot be told (one example, an infinite figure).
+        value: the estimate; NaN if nothing was counted.
+        standard_error: in the unit of the value; None if it cannot be estimated (one example, an infinite value).
     """
 
     value: float
     standard_error: float | None
 
 
-def ratio(totals: ArrayLike, counts: ArrayLike) -> Estimate:
-    """Sum of `totals` over sum of `counts`: every counted thing has the same weight, whichever example it belongs to.
+def estimate_ratio(totals: ArrayLike, counts: ArrayLike) -> Estimate:
+    """Divides the sum of `totals` by the sum of `counts`, so that every counted item has the same weight.
 
-    The standard error takes the examples, not the things that are counted in them, as independent draws, and is the
-    usual linearised one of a ratio of sums (Cochran, Sampling Techniques, chapter 6).
+    The standard error takes the examples as independent draws, not the items that are counted in them. It is the usual
+    linearised error of a ratio of sums (Cochran, Sampling Techniques, chapter 6).
 
     Args:
-        totals: `[examples]`, what is summed within each example: nats, right tokens.
-        counts: `[examples]`, >= 0, how many things that sum is of. Examples of none count for nothing.
+        totals: `[examples]`, the sum within each example, such as nats or right tokens.
+        counts: `[examples]`, >= 0, the number of items that each sum adds up. Examples with count 0 are skipped.
 
     Raises:
-        ValueError: for shapes that differ or have another number of axes, and a negative count.
+        ValueError: the shapes differ or do not have one axis, or a count is negative.
     """
     totals, counts = np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     if totals.ndim != 1 or totals.shape != counts.shape:
@@ -48,4 +48,4 @@ def ratio(totals: ArrayLike, counts: ArrayLike) -> Estimate:
     return Estimate(float(value), math.sqrt(squares) / float(counts.sum()))
 
 
-__all__ = ["Estimate", "ratio"]
+__all__ = ["Estimate", "estimate_ratio"]

@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from ..compat import TrainerHooks
 from ..data.collators import DataCollatorForAnyOrderLM, DataCollatorWithOrders, check_example_index, with_example_index
 from ..data.masked_diffusion import collator_class_for
-from ..evaluation.likelihood import OrderNLL, evaluate_order
+from ..evaluation.likelihood import OrderNLL, evaluate_likelihood
 from ..io import reaching_disk, replacing, versions
 from ..model_card import make_model_card, write_model_card
 from .callbacks import EMA_FILE, EMACallback, OrderClockCallback
@@ -32,8 +32,8 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
     `eval_draws` uniform orders), `eval_any_order_nll_standard_error` (over the orders), `eval_left_to_right_nll`, and
     `eval_loss`, which equals the first. If the dataset has a column `num_characters` (characters that each row's
     predicted tokens spell), the same figures with `_bpc` are in bits per character. A `causal` model gets only the
-    left-to-right figures. The figures of a `bidirectional` model are estimates, see [`evaluate_order`]. Results do not
-    depend on the number of processes or on the batch size. Every process reads a streamed evaluation dataset into
+    left-to-right figures. The figures of a `bidirectional` model are estimates, see [`evaluate_likelihood`]. Results do
+    not depend on the number of processes or on the batch size. Every process reads a streamed evaluation dataset into
     memory in each evaluation.
 
     With `compute_metrics`, `evaluate()` makes one more pass, as `Trainer` does, and adds its metrics. That pass and
@@ -344,7 +344,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
         return metrics
 
     def evaluate_orders(self, dataset, draws: int) -> dict[str, OrderNLL]:
-        """Calls [`evaluate_order`] for uniform orders and left to right, with averaged weights if there are any.
+        """Calls [`evaluate_likelihood`] for uniform orders and left to right, with averaged weights if there are any.
 
         Args:
             dataset: tokenised rows; may be streamed.
@@ -364,7 +364,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
             del orders["any_order"]
         with self._averaged_weights():
             self.measured = {
-                name: evaluate_order(
+                name: evaluate_likelihood(
                     model,
                     rows,
                     self.data_collator.tokenizer,

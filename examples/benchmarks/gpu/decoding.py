@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""One decoding cell: tokens per second of one way to fill canvases, at one batch size."""
+"""A decoding cell: tokens per second of one way of decoding, at one batch size."""
 
 import time
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from .kernels import attention_priority, host_waits, peak_bytes, profiled, timed
-from .models import LLAMA, new_model
+from .kernels import attention_priority, count_host_waits, profile_call, read_peak_bytes, time_call
+from .models import LLAMA, make_model
 
 
-# Arguments of `generate`, by the name of the way.
+# Arguments of `generate`, by the name of the way of decoding.
 FILLING = {
     "one by one": {"decoding_order": "random"},
     "one by one, static": {"decoding_order": "random", "cache_implementation": "static"},
@@ -32,19 +32,19 @@ SAMPLING = {"do_sample": True, "top_k": 0, "eos_token_id": None, "pad_token_id":
 BOS = 1
 
 
-def ways_of(variants: list[str]) -> list[str]:
-    """The names of all ways, the references first."""
+def list_ways(variants: list[str]) -> list[str]:
+    """Lists the names of all ways, with the references first."""
     return [UNCACHED, *LLAMA_WAYS, *(f"{variant}, {way}" for way in FILLING for variant in variants)]
 
 
 def draw_canvas(
     batch: int, columns: int, blanks: int, vocab_size: int, device: torch.device, scattered: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Canvases behind a first token that is given, int64 `[batch, columns]`, and their blanks, bool.
+    """Draws canvases whose first token is given, int64 `[batch, columns]`, and their blanks, bool.
 
     Args:
-        blanks: how many columns are blank; the others hold random tokens.
-        scattered: whether they are anywhere behind the first column; on the right otherwise.
+        blanks: the number of blank columns. The others hold random tokens.
+        scattered: whether blanks are anywhere after the first column. Otherwise they are on the right.
     """
     canvas = torch.randint(vocab_size - 1, (batch, columns), device=device)
     canvas[:, 0] = BOS
@@ -57,8 +57,8 @@ def draw_canvas(
 
 
 @torch.no_grad()
-def bare_loop(model: PreTrainedModel, tokens: torch.Tensor, new_tokens: int) -> int:
-    """Greedy left-to-right decoding with as little as possible around the model; returns the passes."""
+def decode_in_bare_loop(model: PreTrainedModel, tokens: torch.Tensor, new_tokens: int) -> int:
+    """Decodes greedily from left to right, with little around the model. Returns the number of passes."""
     cache = DynamicCache(config=model.config)
     for _ in range(new_tokens):
         logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
@@ -66,18 +66,18 @@ def bare_loop(model: PreTrainedModel, tokens: torch.Tensor, new_tokens: int) -> 
     return new_tokens
 
 
-def filler(way: str, model: PreTrainedModel, batch: int, columns: int) -> Callable[[int], int]:
-    """A function that fills so many blanks of a new batch of canvases, and returns how many passes that took."""
+def make_filler(way: str, model: PreTrainedModel, batch: int, columns: int) -> Callable[[int], int]:
+    """Makes a function that fills a number of blanks in a new batch of canvases, and returns the number of passes."""
     device, vocab_size = model.device, model.config.vocab_size
 
     def fill(blanks: int) -> int:
         is_llama = way in LLAMA_WAYS
         canvas, mask = draw_canvas(batch, columns, blanks, vocab_size, device, scattered=not is_llama)
         if is_llama:
-            # As long together as a canvas, so that a static cache has one size.
+            # Prompt and new tokens are as long as a canvas, so a static cache has one size.
             prompt = canvas[:, : columns - blanks]
             if LLAMA_WAYS[way] is None:
-                return bare_loop(model, prompt, blanks)
+                return decode_in_bare_loop(model, prompt, blanks)
             options = SAMPLING | LLAMA_WAYS[way] | {"attention_mask": torch.ones_like(prompt)}
             return model.generate(prompt, max_new_tokens=blanks, **options).shape[1] - prompt.shape[1]
         options = {"decoding_order": "random"} if way == UNCACHED else FILLING[way.partition(", ")[2]]
@@ -90,27 +90,27 @@ def filler(way: str, model: PreTrainedModel, batch: int, columns: int) -> Callab
 def measure_decoding(way: str, batch: int, arguments: Any, sizes: dict, device: torch.device) -> dict[str, Any]:
     """Measures one way at one batch size, with bf16 weights.
 
-    Every pass without a cache reads the whole canvas and costs the same, so only `uncached_passes` of them are
-    measured, on canvases with so many blanks, and the rest is extrapolated. Everything else fills all columns but the
-    first. Repetitions end early when the cell has taken `cell_seconds`.
+    Every pass without a cache reads the whole canvas and costs the same. Only `uncached_passes` of them are measured,
+    on canvases with as many blanks, and the rest is extrapolated. All other ways fill all columns after the first one.
+    No repetition starts after the cell has taken `cell_seconds`.
 
     Returns:
-        `seconds`, a list over repetitions, and `forward_passes` of each; what follows from them for filling all blanks;
-        `warm_up_seconds` of a call with few blanks, in which the model is compiled, where it is; `host_waits` and
-        what [`profiled`] tells of calls with few blanks, in which one pass reads the rest of the canvas.
+        `seconds` and `forward_passes`, lists over repetitions, and derived numbers for filling all blanks;
+        `warm_up_seconds` of a call with few blanks, which compiles the model if it is compiled; and the results of
+        [`count_host_waits`] and [`profile_call`] for calls with few blanks.
     """
     started = time.perf_counter()
     columns, few, all_blanks = arguments.canvas, arguments.few_blanks, arguments.canvas - 1
     blanks = min(arguments.uncached_passes, all_blanks) if way == UNCACHED else all_blanks
     with attention_priority(arguments.attention_priority), torch.no_grad():
-        model = new_model(way.partition(", ")[0], arguments.seed, columns, sizes, device).to(torch.bfloat16)
-        fill = filler(way, model, batch, columns)
-        warm_up_seconds, _ = timed(device, lambda: fill(few))
+        model = make_model(way.partition(", ")[0], arguments.seed, columns, sizes, device).to(torch.bfloat16)
+        fill = make_filler(way, model, batch, columns)
+        warm_up_seconds, _ = time_call(device, lambda: fill(few))
         seconds, passes = [], []
         while not seconds or (
             len(seconds) < arguments.repetitions and time.perf_counter() - started < arguments.cell_seconds
         ):
-            elapsed, made = timed(device, lambda: fill(blanks))
+            elapsed, made = time_call(device, lambda: fill(blanks))
             seconds.append(elapsed)
             passes.append(made)
         return {
@@ -127,7 +127,7 @@ def measure_decoding(way: str, batch: int, arguments: Any, sizes: dict, device: 
             "milliseconds_per_pass": 1000 * median(each / made for each, made in zip(seconds, passes, strict=True)),
             "tokens_per_pass": blanks / median(passes),
             "warm_up_seconds": warm_up_seconds,
-            "peak_memory_bytes": peak_bytes(device),
-            "host_waits": host_waits(device, fill, few),
-            **profiled(device, lambda: fill(few)),
+            "peak_memory_bytes": read_peak_bytes(device),
+            "host_waits": count_host_waits(device, fill, few),
+            **profile_call(device, lambda: fill(few)),
         }

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""What a device does behind a call: seconds, memory, attention kernels, and how often the host waits for it."""
+"""Measurements of a device during a call: seconds, memory, attention kernels, and waits of the host."""
 
 import contextlib
 import gc
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 
-# Parts of names of kernels (on a GPU) and of operators (on a CPU), the more specific ones first.
+# Parts of the names of kernels (on a GPU) and operators (on a CPU). More specific kinds come first.
 ATTENTION_KERNELS = {
     "cudnn": ("cudnn_generated", "cudnn_attention"),
     "efficient": ("fmha_cutlass", "efficient_attention"),
@@ -33,19 +33,19 @@ PRIORITIES = {
 }
 
 
-def accelerator() -> torch.device:
-    """The accelerator of this machine, or its CPU."""
+def find_accelerator() -> torch.device:
+    """Finds the accelerator of this machine, or its CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was told."""
+    """Waits until the device has finished all work."""
     if device.type != "cpu":
         torch.accelerator.synchronize()
 
 
-def timed(device: torch.device, run: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of a call (seconds), everything that it started included, and what it returned."""
+def time_call(device: torch.device, run: Callable[[], Any]) -> tuple[float, Any]:
+    """Returns the wall time of a call in seconds, including all work that it started, and its result."""
     synchronize(device)
     started = time.perf_counter()
     result = run()
@@ -53,8 +53,8 @@ def timed(device: torch.device, run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def forget(device: torch.device) -> None:
-    """Gives back the memory of everything that is not in use, compiled code and its graphs included."""
+def free_memory(device: torch.device) -> None:
+    """Frees all unused memory, including compiled code and its graphs."""
     torch._dynamo.reset()
     gc.collect()
     if device.type != "cpu":
@@ -62,23 +62,23 @@ def forget(device: torch.device) -> None:
         torch.accelerator.reset_peak_memory_stats()
 
 
-def peak_bytes(device: torch.device) -> int | None:
-    """The most memory that tensors took since the last `forget`; `None` on a CPU."""
+def read_peak_bytes(device: torch.device) -> int | None:
+    """Reads the peak memory of tensors in bytes since the last [`free_memory`]; `None` on a CPU."""
     return None if device.type == "cpu" else torch.accelerator.max_memory_allocated()
 
 
 @contextlib.contextmanager
 def attention_priority(name: str) -> Iterator[None]:
-    """Which of SDPA's kernels are tried first: `"flash"`, torch's own choice, or `"cudnn"`."""
+    """Sets which of SDPA's kernels are tried first: `"flash"`, torch's own choice, or `"cudnn"`."""
     with sdpa_kernel(PRIORITIES[name], set_priority=True):
         yield
 
 
-def takes_flash(run: Callable[[], Any]) -> bool:
-    """Whether a call finds a flash kernel for all its attention, no other being allowed."""
+def finds_flash(run: Callable[[], Any]) -> bool:
+    """Returns whether a call finds a flash kernel for all its attention when no other is allowed."""
     try:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION), warnings.catch_warnings():
-            # Torch warns why each kernel was refused.
+            # Torch warns why it refused each kernel.
             warnings.simplefilter("ignore")
             run()
     except RuntimeError as error:
@@ -88,39 +88,39 @@ def takes_flash(run: Callable[[], Any]) -> bool:
     return True
 
 
-def kind_of(name: str) -> str | None:
-    """Which attention a kernel or operator belongs to, `None` for anything else."""
+def find_kind(name: str) -> str | None:
+    """Finds the kind of attention of a kernel or operator; `None` for all others."""
     for kind, parts in ATTENTION_KERNELS.items():
         if any(part in name.lower() for part in parts):
             return kind
     return None
 
 
-def profiled(device: torch.device, run: Callable[[], Any], most: int = 12) -> dict[str, Any]:
-    """What a call spends its time on.
+def profile_call(device: torch.device, run: Callable[[], Any], most: int = 12) -> dict[str, Any]:
+    """Profiles a call.
 
     Returns:
-        `attention_kernels`: how often each attention kernel ran, by kind (`flash`, `efficient`, `cudnn`) and name;
-        `flash_share`: the share of flash kernels (cuDNN's included) among them, `None` without any; `top`: the kernels
-        that took most time, with calls, milliseconds and share. On a CPU operators stand for kernels.
+        `attention_kernels`: the calls of each attention kernel, by kind (`flash`, `efficient`, `cudnn`) and name.
+        `flash_share`: the share of flash kernels (including cuDNN's) among them, `None` if there are none. `top`: the
+        kernels that took most time, with calls, milliseconds and share. On a CPU, operators take the place of kernels.
     """
     on_device = device.type != "cpu"
     activities = [ProfilerActivity.CPU]
     if on_device:
-        # CUDA or XPU; Apple's devices have none.
+        # There are activities for CUDA and XPU, and none for Apple's devices.
         activities += [each for name, each in ProfilerActivity.__members__.items() if name == device.type.upper()]
     with profile(activities=activities) as profiler:
-        timed(device, run)
+        time_call(device, run)
     spent = []
     for event in profiler.key_averages():
-        # Annotations of ranges are shown on the device too.
+        # Annotations of ranges appear on the device too.
         if on_device and event.device_type != DeviceType.CPU and not event.is_user_annotation:
             spent.append((event.key, event.count, event.self_device_time_total))
         elif not on_device:
             spent.append((event.key, event.count, event.self_cpu_time_total))
     counts: dict[str, dict[str, int]] = {}
     for name, count, _ in spent:
-        if kind := kind_of(name):
+        if kind := find_kind(name):
             counts.setdefault(kind, {})[name[:160]] = count
     calls = {kind: sum(by_name.values()) for kind, by_name in counts.items()}
     total = sum(microseconds for *_, microseconds in spent)
@@ -135,13 +135,13 @@ def profiled(device: torch.device, run: Callable[[], Any], most: int = 12) -> di
     }
 
 
-def host_waits(device: torch.device, run: Callable[[int], int], size: int) -> dict[str, Any] | None:
-    """How often the host waits for a CUDA device in each pass of a call; `None` on other devices.
+def count_host_waits(device: torch.device, run: Callable[[int], int], size: int) -> dict[str, Any] | None:
+    """Counts how often the host waits for a CUDA device in each pass of a call; `None` on other devices.
 
-    Counted in a call of `size` and in one of twice that, so that what happens once in a call cancels.
+    Two calls are counted, of `size` and of twice that. In the difference, waits that happen once per call cancel.
 
     Args:
-        run: a call of some size; returns how many passes it made.
+        run: makes a call of a given size, and returns the number of its passes.
 
     Returns:
         `per_pass`, and `places`: the waits per pass by file and line.

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The models that are measured, and how many floating point operations of their training are useful."""
+"""The measured models, and the number of useful floating point operations of their training."""
 
 import baselines
 import torch
@@ -21,10 +21,10 @@ TOY_SIZES = SIZES | dict(
 )
 
 LLAMA, LLAMA_WITHOUT_MASK = "Llama", "Llama, no mask tensor"
-# As "sdpa", but not known to the library's masks, which therefore make none: attention is causal by a flag.
+# The library makes no mask tensor for an attention that it does not know, so this "sdpa" is causal by a flag.
 AttentionInterface.register("causal_sdpa", sdpa_attention_forward)
 
-# Dense bf16 matrix multiplication at the clock of the data sheet, in 10^12 operations per second.
+# Peaks of dense bf16 matrix multiplication from the data sheets, in 10^12 operations per second.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "GH200": 989.0,
@@ -44,8 +44,8 @@ PEAK_TFLOPS = {
 }
 
 
-def peak_tflops(device_name: str | None) -> float | None:
-    """The peak of a device in 10^12 bf16 operations per second, `None` where it is not in the table."""
+def find_peak_tflops(device_name: str | None) -> float | None:
+    """Finds the peak of a device in 10^12 bf16 operations per second; `None` if the table does not have it."""
     words = (device_name or "").replace("-", " ").upper().split()
     for name, peak in PEAK_TFLOPS.items():
         if all(word in words for word in name.upper().split()):
@@ -53,46 +53,46 @@ def peak_tflops(device_name: str | None) -> float | None:
     return None
 
 
-def new_model(name: str, seed: int, max_positions: int, sizes: dict, device: torch.device) -> PreTrainedModel:
-    """A model with new float32 weights, as [`~baselines.new_model`] makes them, on a device.
+def make_model(name: str, seed: int, max_positions: int, sizes: dict, device: torch.device) -> PreTrainedModel:
+    """Makes a model with new float32 weights on a device, by [`~baselines.make_model`].
 
     Args:
         name: an `attention_variant`, `LLAMA` or `LLAMA_WITHOUT_MASK`.
-        seed: of the weights.
-        max_positions: how many positions it is made for.
+        seed: seed of the weights.
+        max_positions: the largest number of positions.
         sizes: fields of the config.
-        device: where it is made.
+        device: the device.
     """
     with device:
-        model = baselines.new_model(LLAMA if name == LLAMA_WITHOUT_MASK else name, seed, max_positions, **sizes)
+        model = baselines.make_model(LLAMA if name == LLAMA_WITHOUT_MASK else name, seed, max_positions, **sizes)
     if name == LLAMA_WITHOUT_MASK:
         model.set_attn_implementation("causal_sdpa")
     return model
 
 
-def attention_pairs(variant: str, rows: int) -> int:
-    """How many pairs of a query row and a key row count in one stream of one example."""
+def count_attention_pairs(variant: str, rows: int) -> int:
+    """Counts the pairs of a query row and a key row in one stream of one example."""
     return rows * rows if variant == "bidirectional" else rows * (rows + 1) // 2
 
 
-def useful_flops(config: PreTrainedConfig, examples: int, rows: int) -> dict[str, int]:
-    """Operations of one forward and backward pass that a perfect implementation could not leave out.
+def count_useful_flops(config: PreTrainedConfig, examples: int, rows: int) -> dict[str, int]:
+    """Counts the operations of one forward and backward pass that a perfect implementation needs.
 
     A multiplication and an addition are two operations. The backward pass has twice those of the forward pass: one
-    product for the gradient of each factor. What is computed again (in flash attention's backward pass), norms,
-    rotations, softmax, the embedding look-up and the optimiser do not count. With h the width, a = heads × head_dim,
-    k = key heads × head_dim, f the MLP's width, V the vocabulary, L layers and S layers of streams, which is L, but
-    2L − 1 in `two_stream`, where the content stream of the last layer ends in its keys and values:
+    product for the gradient of each factor. Recomputation (in flash attention's backward pass), norms, rotations,
+    softmax, the embedding look-up and the optimiser do not count. Let h be the width, a = heads × head_dim, k = key
+    heads × head_dim, f the MLP's width, V the vocabulary, L the number of layers and S that of layers of streams. S is
+    2L − 1 in `two_stream`, where the last layer needs only keys and values of the content stream, and L otherwise.
 
     - linear, per row: 3 × 2 × (L · 2hk + S · (2ha + 3hf) + hV): keys and values of one stream; queries, output and MLP
       of every stream; the head. `adaptive_norm` adds e · (6L + 2) · h in the bracket for targets of width e.
-    - attention, per example: 3 × 2 × S · 2a · pairs, with rows · (rows + 1) / 2 pairs where attention is causal and
-      rows² where it is not.
+    - attention, per example: 3 × 2 × S · 2a · pairs, with rows · (rows + 1) / 2 pairs if attention is causal and rows²
+      pairs otherwise.
 
     Args:
-        config: of Llama or of a model of this package.
-        examples: how many there are.
-        rows: of each.
+        config: the config of Llama or of a model of this package.
+        examples: the number of examples.
+        rows: the number of rows of each example.
 
     Returns:
         `linear` and `attention`.
@@ -109,5 +109,5 @@ def useful_flops(config: PreTrainedConfig, examples: int, rows: int) -> dict[str
         weights += config.target_embedding_size * (6 * layers + 2) * hidden
     return {
         "linear": 6 * weights * rows * examples,
-        "attention": 6 * streams * 2 * asked * attention_pairs(variant, rows) * examples,
+        "attention": 6 * streams * 2 * asked * count_attention_pairs(variant, rows) * examples,
     }

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""One training cell: tokens per second and useful operations of compiled training steps of one model."""
+"""A training cell: tokens per second and useful operations of compiled training steps of one model."""
 
 from collections.abc import Callable
 from statistics import median
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .kernels import attention_priority, forget, peak_bytes, profiled, takes_flash, timed
-from .models import LLAMA, LLAMA_WITHOUT_MASK, new_model, useful_flops
+from .kernels import attention_priority, finds_flash, free_memory, profile_call, read_peak_bytes, time_call
+from .models import LLAMA, LLAMA_WITHOUT_MASK, count_useful_flops, make_model
 
 
 TRAINED = (
@@ -19,14 +19,14 @@ TRAINED = (
 
 
 def draw_batch(name: str, vocab_size: int, examples: int, rows: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Random tokens, and orders in which row 0 comes first, drawn on the device: the arguments of a training call."""
-    # The last id is the mask of `bidirectional`, which is no token.
+    """Draws the arguments of a training call on the device: random tokens, and orders in which column 0 comes first."""
+    # The last id is the mask token of `bidirectional`.
     tokens = torch.randint(vocab_size - 1, (examples, rows), device=device)
     if name in (LLAMA, LLAMA_WITHOUT_MASK, "causal"):
         return {"input_ids": tokens, "labels": tokens}
     keys = torch.rand(examples, rows, device=device)
     if name == "bidirectional":
-        # A share of each example that is uniform, as in masked diffusion; one at least.
+        # The share of blanks is uniform, as in masked diffusion, and at least one token is blank.
         is_blank = keys <= torch.rand(examples, 1, device=device).maximum(keys.amin(1, keepdim=True))
         inputs = {"input_ids": tokens.masked_fill(is_blank, vocab_size - 1)}
         return inputs | {"labels": tokens.masked_fill(~is_blank, -100)}
@@ -36,15 +36,15 @@ def draw_batch(name: str, vocab_size: int, examples: int, rows: int, device: tor
     return {"input_ids": tokens, "position_ids": order, "target_position_ids": targets, "labels": tokens}
 
 
-def largest_that_fits(total: int, attempt: Callable[[int], Any], device: torch.device) -> tuple[int, Any]:
-    """The largest of `total`, `total / 2`, `total / 4`, ... examples that memory suffices for.
+def find_largest_batch(total: int, attempt: Callable[[int], Any], device: torch.device) -> tuple[int, Any]:
+    """Finds the largest of `total`, `total / 2`, `total / 4`, ... examples that fits into memory.
 
     Args:
         total: a power of two.
-        attempt: makes what is needed for so many examples, and uses it once.
+        attempt: a function that needs the memory for a number of examples.
 
     Returns:
-        How many examples, and what `attempt` returned.
+        The number of examples, and the result of `attempt`.
 
     Raises:
         torch.OutOfMemoryError: not even one example fits.
@@ -56,8 +56,8 @@ def largest_that_fits(total: int, attempt: Callable[[int], Any], device: torch.d
         except torch.OutOfMemoryError:
             if examples == 1:
                 raise
-        # Behind the clause: while it lasts, its traceback holds the tensors.
-        forget(device)
+        # Inside of the `except` clause, the traceback would keep the tensors.
+        free_memory(device)
         examples //= 2
 
 
@@ -65,16 +65,17 @@ class TrainingSteps:
     """A model in training: float32 weights, bf16 autocast, `torch.compile`, fused AdamW.
 
     Args:
-        name: of the model.
-        examples: how many go through the model at once.
-        accumulation: how often they do in a step.
+        name: name of the model.
+        rows: the number of rows of an example.
+        examples: the number of examples per pass.
+        accumulation: the number of passes per step.
     """
 
     def __init__(
         self, name: str, rows: int, examples: int, accumulation: int, arguments: Any, sizes: dict, device: torch.device
     ):
         self.name, self.rows, self.examples, self.accumulation, self.device = name, rows, examples, accumulation, device
-        self.model: PreTrainedModel = new_model(name, arguments.seed, rows, sizes, device).train()
+        self.model: PreTrainedModel = make_model(name, arguments.seed, rows, sizes, device).train()
         self.compiled = torch.compile(self.model, backend=arguments.compile_backend, fullgraph=True, dynamic=False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
 
@@ -87,7 +88,7 @@ class TrainingSteps:
         return loss.detach()
 
     def run(self, steps: int) -> torch.Tensor:
-        """Makes so many steps; returns the last loss."""
+        """Makes steps, and returns the last loss."""
         for _ in range(steps):
             for _ in range(self.accumulation):
                 loss = self.forward_backward(self.compiled, self.examples)
@@ -95,9 +96,9 @@ class TrainingSteps:
             self.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def takes_flash(self) -> bool:
-        """Whether a pass that is not compiled finds flash kernels where nothing else is allowed."""
-        found = takes_flash(lambda: self.forward_backward(self.model, 1))
+    def finds_flash(self) -> bool:
+        """Returns whether a pass that is not compiled finds flash kernels when no others are allowed."""
+        found = finds_flash(lambda: self.forward_backward(self.model, 1))
         self.optimizer.zero_grad(set_to_none=True)
         return found
 
@@ -106,27 +107,27 @@ def measure_training(name: str, rows: int, arguments: Any, sizes: dict, device: 
     """Measures one model at one length.
 
     Each step takes `tokens_per_step` tokens, in as few parts as fit into memory. Steps are timed in blocks, so that the
-    host may run ahead as it does in training; the device has finished when a block ends.
+    host may run ahead as in training. A block ends when the device has finished.
 
     Returns:
-        `milliseconds_per_step`, a list over blocks, and what they follow from; `warm_up_seconds`, in which the model is
-        compiled; what [`profiled`] tells of one step; `takes_flash` of a pass that is not compiled.
+        `milliseconds_per_step`, a list over blocks, and derived numbers; `warm_up_seconds`, which include compilation;
+        the results of [`profile_call`] for one step; and `takes_flash` of a pass that is not compiled.
     """
     with attention_priority(arguments.attention_priority):
         total = arguments.tokens_per_step // rows
 
         def attempt(examples: int) -> tuple[TrainingSteps, float]:
             steps = TrainingSteps(name, rows, examples, total // examples, arguments, sizes, device)
-            # Three: the optimiser's states are made in the first.
-            seconds, _ = timed(device, lambda: steps.run(3))
+            # The first step creates the optimiser's states.
+            seconds, _ = time_call(device, lambda: steps.run(3))
             return steps, seconds
 
-        examples, (steps, warm_up_seconds) = largest_that_fits(total, attempt, device)
+        examples, (steps, warm_up_seconds) = find_largest_batch(total, attempt, device)
         seconds = []
         for _ in range(arguments.repetitions):
-            elapsed, loss = timed(device, lambda: steps.run(arguments.steps))
+            elapsed, loss = time_call(device, lambda: steps.run(arguments.steps))
             seconds.append(elapsed / arguments.steps)
-        flops = useful_flops(steps.model.config, total, rows)
+        flops = count_useful_flops(steps.model.config, total, rows)
         return {
             "part": "training",
             "model": name,
@@ -141,7 +142,7 @@ def measure_training(name: str, rows: int, arguments: Any, sizes: dict, device: 
             "useful_tflops_per_second": sum(flops.values()) / median(seconds) / 1e12,
             "warm_up_seconds": warm_up_seconds,
             "loss": loss.item(),
-            "peak_memory_bytes": peak_bytes(device),
-            **profiled(device, lambda: steps.run(1)),
-            "takes_flash": steps.takes_flash(),
+            "peak_memory_bytes": read_peak_bytes(device),
+            **profile_call(device, lambda: steps.run(1)),
+            "takes_flash": steps.finds_flash(),
         }
