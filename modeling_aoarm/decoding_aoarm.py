@@ -7,8 +7,8 @@
 | [`AdaptiveOrder`] | the last committed one                | all that remain                     |
 | [`Speculation`]   | the last committed one and the drafts | the next, to verify; more, to draft |
 
-The loop that calls them is in [`~modeling_aoarm.decoding_loop_aoarm`]. A new way is a subclass of [`DecodingWay`] with an
-entry in `ADAPTIVE_ORDERS`, see `docs/extending.md`.
+The loop that calls them is in [`~modeling_aoarm.decoding_loop_aoarm`]. A new way is a subclass of [`DecodingWay`] with
+an entry in `ADAPTIVE_ORDERS`, see `docs/extending.md`.
 """
 
 import math
