@@ -170,9 +170,8 @@ class AOARMAttention(LlamaAttention):
 
     def __init__(self, config: AOARMConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.o_proj = nn.Linear(
-            config.num_attention_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
-        )
+        width = config.num_attention_heads * self.head_dim
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_output_bias)
         self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
@@ -198,9 +197,9 @@ class AOARMAttention(LlamaAttention):
             key_values: the cache.
 
         Returns:
-            The output `[streams, batch, rows, hidden]`; and the weights of the predicting and of the content stream,
-            in the shapes of [`AOARMModelOutputWithPast`]. Weights are `None` unless attention is eager, and for a
-            content stream that does not query.
+            The output `[streams, batch, rows, hidden]`, and the weights of the predicting and of the content stream
+            (see [`AOARMModelOutputWithPast`]). Weights are `None` unless attention is eager, and for a content stream
+            that does not query.
         """
         streams, batch, rows, _ = queries.shape
         heads = (batch, rows, -1, self.head_dim)
@@ -317,7 +316,7 @@ class AOARMDecoderLayer(GradientCheckpointingLayer):
         return streams.movedim(0, 2) if has_several_targets else streams[0], content
 
 
-# What the variants with tables of positions add
+# The variants with tables of positions
 
 
 class DoublePositionEmbedding(nn.Module):
@@ -440,8 +439,7 @@ class AOARMModel(AOARMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.attention_variant == "two_stream" and config.query_stream_init != "content":
             self.query_embedding = nn.Embedding(1, config.hidden_size)
-        positions = config.max_position_embeddings + 1
-        layer_class = AOARMDecoderLayer
+        positions, layer_class = config.max_position_embeddings + 1, AOARMDecoderLayer
         if config.attention_variant == "double_position":
             self.position_embedding = DoublePositionEmbedding(config)
         elif config.attention_variant == "adaptive_norm":
@@ -567,10 +565,10 @@ class AOARMModel(AOARMPreTrainedModel):
         given = position_ids, target_position_ids, attention_mask
         segment_ids = resolve_segments(segment_ids, *given, past_key_values, use_cache, inputs.shape[:2])
         if use_cache is None:
-            guesses_target = position_ids is not None and target_position_ids is None
+            has_known_targets = target_position_ids is not None or position_ids is None
+            takes_cache = segment_ids is None and self.config.attention_variant != "bidirectional"
             is_training = self.training and torch.is_grad_enabled()
-            is_whole = segment_ids is not None or self.config.attention_variant == "bidirectional"
-            use_cache = self.config.use_cache and not (guesses_target or is_training or is_whole)
+            use_cache = self.config.use_cache and has_known_targets and takes_cache and not is_training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
@@ -668,9 +666,12 @@ class AOARMModel(AOARMPreTrainedModel):
         if query_input_ids is not None:
             ids = self.check_query_input_ids(query_input_ids, positions)
             is_known, ids = ids >= 0, ids.clamp(min=0).flatten(1)
-            # One call for both, because each call gathers a table that processes share.
-            embedded = self.embed_tokens(ids if tokens is not None else torch.cat([input_ids, ids], dim=1))
-            tokens, left = (embedded[:, :rows], embedded[:, rows:]) if tokens is None else (tokens, embedded)
+            if tokens is None:
+                # One call for both, because each call gathers a table that processes share.
+                both = self.embed_tokens(torch.cat([input_ids, ids], dim=1))
+                tokens, left = both[:, :rows], both[:, rows:]
+            else:
+                left = self.embed_tokens(ids)
         else:
             tokens = self.embed_tokens(input_ids) if tokens is None else tokens
             if not self.config.starts_from_neighbors:
