@@ -57,8 +57,7 @@ def read_blanks(text: str) -> tuple[list[str], list[range], list[str]]:
             pieces[-1] += form
             continue
         # Python refuses numbers of thousands of digits. No model has positions for 18 digits.
-        shortest = int((shortest or "1").lstrip("0")[:18] or 0)
-        longest = shortest if longest is None else int(longest.lstrip("0")[:18] or 0)
+        shortest, longest = (int(n.lstrip("0")[:18] or 0) for n in (shortest or "1", longest or shortest or "1"))
         if not 1 <= shortest <= longest:
             raise ValueError(
                 "A blank of `text` must be written <blank>, <blank:n> or <blank:m-n> with m <= n, and be at least one "

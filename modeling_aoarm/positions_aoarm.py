@@ -303,16 +303,18 @@ class RowPositions:
             if ((self.targets == own + 1) & (own >= 0)).all():
                 return
         padding = ~self.real
-        outside = ((self.content < 0) | (self.content >= table)) & self.real
-        outside_targets = ((self.targets < 0) | (self.targets > table)) & self.real[..., None]
+        limits = {"position_ids": (self.content[..., None], table - 1), "target_position_ids": (self.targets, table)}
+        outside = {
+            name: ((values < 0) | (values > largest)) & self.real[..., None]
+            for name, (values, largest) in limits.items()
+        }
         # Positions of left-to-right text may count padding or not.
         is_numbered = ((self.content == self.text) | padding).all() | ((self.content == self.numbers) | padding).all()
         predicts_next = ((self.targets[..., 0] == self.content + 1) | padding).all()
         has_any_length = is_numbered & (not has_table and (predicts_next | (not self.targets_given)))
 
         # The first broken rule is reported.
-        broken = {"position_ids": outside.any() & ~has_any_length}
-        broken["target_position_ids"] = outside_targets.any() & ~has_any_length
+        broken = {name: is_outside.any() & ~has_any_length for name, is_outside in outside.items()}
         if variant == "causal" or (has_cache and not self.targets_given):
             in_order = ((self.content.diff(dim=1) == 1) | ~self.continued).all()
             in_order &= is_numbered | (self.numbers[:, :1] == 0).all()
@@ -330,13 +332,11 @@ class RowPositions:
             return
         # All rules are read together, because each read waits for the device.
         rule = next((rule for rule, is_broken in zip(broken, are_broken.tolist(), strict=True) if is_broken), None)
-        if rule in ("position_ids", "target_position_ids"):
-            is_content = rule == "position_ids"
-            largest, values = (
-                (table - 1, self.content[outside]) if is_content else (table, self.targets[outside_targets])
-            )
+        if rule in limits:
+            values, largest = limits[rule]
+            value = values[outside[rule]][0]
             raise ValueError(
-                f"`{rule}` must lie in [0, {largest}], as `max_position_embeddings` is {table}; got {values[0]}."
+                f"`{rule}` must lie in [0, {largest}], as `max_position_embeddings` is {table}; got {value}."
             )
         if rule == "causal":
             raise ValueError(
