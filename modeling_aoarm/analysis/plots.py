@@ -11,7 +11,6 @@ from .interventions import HiddenRowLosses
 
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -61,7 +60,9 @@ def plot_attention_mass(mass: AttentionMass, path: str | os.PathLike, title: str
                 axes.axhline(layer * heads - 0.5, color="black", linewidth=0.8)
             middles = [layer * heads + (heads - 1) / 2 for layer in range(layers)]
             axes.set_yticks(middles, [f"layer {layer}" for layer in range(layers)], fontsize=8)
-            _label(axes, stream, distance, mass.bins)
+            axes.set_title(f"{stream} stream", fontsize=10)
+            axes.set_xticks(range(len(mass.bins)), mass.bins, rotation=90, fontsize=7)
+            axes.set_xlabel(AXIS[distance], fontsize=9)
     powers = range(-LARGEST_LOG_LIFT, LARGEST_LOG_LIFT + 1)
     bar = figure.colorbar(image, ax=all_axes, pad=0.01, aspect=40, extend="both")
     bar.set_ticks(powers, labels=[f"{2.0**power:g}×" for power in powers])
@@ -79,7 +80,7 @@ def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: st
         ValueError: for a suffix other than `.png`.
     """
     figure = _make_figure(3.6 * len(losses.streams) + 2.9, 3.9, path)
-    # Separate scales, as streams may differ by a factor of a hundred.
+    # Separate scales, because streams may differ by a factor of a hundred.
     all_axes = figure.subplots(1, len(losses.streams), squeeze=False)[0]
     for stream, axes in zip(losses.streams, all_axes, strict=True):
         for choice in losses.choices:
@@ -101,7 +102,7 @@ def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: st
 
 
 def _make_figure(width: float, height: float, path: str | os.PathLike) -> "Figure":
-    """A figure of a size in inches, for a PNG."""
+    """Makes a figure, sizes in inches, for a PNG."""
     from matplotlib.figure import Figure
 
     if Path(path).suffix != ".png":
@@ -109,15 +110,6 @@ def _make_figure(width: float, height: float, path: str | os.PathLike) -> "Figur
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _label(axes: "Axes", stream: str, distance: str, bins: tuple[str, ...]) -> None:
-    axes.set_title(f"{stream} stream", fontsize=10)
-    axes.set_xticks(range(len(bins)), bins, rotation=90, fontsize=7)
-    axes.set_xlabel(AXIS[distance], fontsize=9)
-
-
 def _write(figure: "Figure", path: str | os.PathLike, numbers: dict[str, Any]) -> None:
     save_figure(path, figure)
     write_json(Path(path).with_suffix(".json"), numbers)
-
-
-__all__ = ["plot_attention_mass", "plot_hidden_rows"]

@@ -130,6 +130,3 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def _copy_into(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     for name, weight in _trainable(model).items():
         weight.copy_(weights[name])
-
-
-__all__ = ["EMACallback", "OrderClockCallback"]

@@ -276,6 +276,3 @@ def finish_replacement(folder: str | os.PathLike) -> None:
         (folder / file).parent.mkdir(exist_ok=True, parents=True)
         os.replace(source / file, folder / file)
     shutil.rmtree(source)
-
-
-__all__ = ["check_checkpoint", "discard_checkpoints", "finish_replacement", "resolve_checkpoint", "starting_checkpoint"]

@@ -286,9 +286,9 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
         """As in `Trainer`, with the orders of evaluations, which do not follow the training."""
         from datasets import Dataset, IterableDataset
 
-        if isinstance(test_dataset, (Dataset, IterableDataset)):
-            if "example_index" not in (test_dataset.column_names or ()):
-                test_dataset = with_example_index(test_dataset)
+        has_columns = isinstance(test_dataset, (Dataset, IterableDataset))
+        if has_columns and "example_index" not in (test_dataset.column_names or ()):
+            test_dataset = with_example_index(test_dataset)
         config, collator = self.model.config, self.data_collator
         self.data_collator = collator_class_for(config)(
             collator.tokenizer,
@@ -356,12 +356,9 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
         model = self.accelerator.unwrap_model(self.model)
         variant = model.config.attention_variant
         rows = self._read_rows(dataset)
+        orders = {} if variant == "causal" else {"any_order": ("uniform", draws)}
         # Figures of a bidirectional model are estimates even in a fixed order.
-        orders = {"any_order": ("uniform", draws), "left_to_right": ("left_to_right", 1)}
-        if variant == "bidirectional":
-            orders["left_to_right"] = ("left_to_right", draws)
-        if variant == "causal":
-            del orders["any_order"]
+        orders["left_to_right"] = ("left_to_right", draws if variant == "bidirectional" else 1)
         with self._averaged_weights():
             self.measured = {
                 name: evaluate_likelihood(
@@ -409,6 +406,3 @@ def _count_characters(rows: Sized) -> int | None:
     if "num_characters" in (names or (rows[0] if len(rows) else ())):
         return sum(rows["num_characters"] if names else [row["num_characters"] for row in rows])
     return None
-
-
-__all__ = ["AnyOrderTrainer"]
