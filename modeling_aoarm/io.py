@@ -105,6 +105,18 @@ def save_figure(path: str | os.PathLike, figure: "Figure", dpi: int = 120) -> No
         figure.savefig(temporary, format="png", dpi=dpi)
 
 
+def save_figure_and_numbers(path: str | os.PathLike, figure: "Figure", numbers: Any) -> None:
+    """Writes a matplotlib figure as a PNG file, and its numbers beside it as a JSON file of the same name.
+
+    Raises:
+        ValueError: `path` does not end in `.png`.
+    """
+    if Path(path).suffix != ".png":
+        raise ValueError(f"`path` must end in .png, got {str(path)!r}.")
+    save_figure(path, figure)
+    write_json(Path(path).with_suffix(".json"), numbers)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes indented JSON."""
     with replacing(path) as temporary:

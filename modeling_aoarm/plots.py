@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Pictures: the order in which `generate` filled blanks, and the loss curve of a training."""
+"""Plots: the order in which `generate` filled blanks, and the loss curve of a training."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from transformers import PreTrainedTokenizerBase
 
 from .generation_aoarm import AOARMGenerateOutput
-from .io import save_figure, write_json
+from .io import save_figure, save_figure_and_numbers, write_json
 from .streaming import TokenTexts, visible
 
 
@@ -32,7 +32,7 @@ def plot_decoding_order(
 
     Args:
         output: of `generate(..., return_dict_in_generate=True)` with blanks.
-        path: of the PNG. A `.json` of the same name is written beside it.
+        path: the PNG file. A `.json` of the same name is written beside it.
         tokenizer: decodes the tokens. Default: their ids are shown.
         example: index into the batch.
         attention_mask: `[batch, columns]`, as given to `generate`. Columns of padding are left out. The tokenizer's
@@ -40,17 +40,14 @@ def plot_decoding_order(
         generation_mask: bool `[batch, columns]`, as given to `generate`. Shows blanks that an end of sentence closed.
 
     Raises:
-        ValueError: for a suffix other than `.png`, an output without decoding order, an `example` that is not in the
-            batch or had no blanks, and masks of another shape than `output.sequences`.
+        ValueError: `path` has another suffix than `.png`, `output` has no decoding order, `example` is not in the batch
+            or had no blanks, or a mask has another shape than `output.sequences`.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize, to_rgb
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    path = Path(path)
-    if path.suffix != ".png":
-        raise ValueError(f"`path` must end in .png, got {str(path)!r}.")
     _check(output, example, attention_mask=attention_mask, generation_mask=generation_mask)
     order = output.decoding_order[example]
     entries = (order, output.decoding_steps[example], output.logprobs[example])
@@ -70,13 +67,13 @@ def plot_decoding_order(
 
     passes = 1 + max(steps)
     colours = ScalarMappable(Normalize(min(*logprobs, -1e-3), 0), "viridis_r")
-    # Lines of about the same length.
+    # The lines have about the same length.
     length = math.ceil(len(columns) / math.ceil(len(columns) / MAX_COLUMNS_PER_LINE))
     lines = [columns[start : start + length] for start in range(0, len(columns), length)]
     labels = {column: "" if column in closed else _label(texts[column]) for column in columns}
     width = min(max(10 / length, 0.21), 0.7)
     height = min(max(3.2 / passes, 0.0085), 0.3)
-    # Characters are 0.08 inches wide. A text that is wider than its column is written upwards.
+    # Characters are 0.08 inches wide. Texts that are wider than their column are written upwards.
     inches = {column: 0.08 * cell_len(text) for column, text in labels.items()}
     label_height = 0.12 + max((each for each in inches.values() if each > width), default=0.08)
     figure = Figure(
@@ -86,13 +83,13 @@ def plot_decoding_order(
     all_axes = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
     for axes, line in zip(all_axes, lines, strict=True):
         grid = torch.ones(passes, len(line), 3)
-        for place, column in enumerate(line):
+        for cell, column in enumerate(line):
             if column in filled:
                 step, logprob = filled[column]
-                grid[step, place] = torch.tensor(colours.to_rgba(logprob)[:3])
-                grid[step + 1 :, place] = torch.tensor(to_rgb(FILLED))
+                grid[step, cell] = torch.tensor(colours.to_rgba(logprob)[:3])
+                grid[step + 1 :, cell] = torch.tensor(to_rgb(FILLED))
             elif column not in closed:
-                grid[:, place] = torch.tensor(to_rgb(GIVEN))
+                grid[:, cell] = torch.tensor(to_rgb(GIVEN))
         extent = (-0.5, len(line) - 0.5, passes - 0.5, -0.5)
         axes.imshow(grid.numpy(), aspect="auto", interpolation="nearest", extent=extent)
         # The cells of a short last line are as wide as the others.
@@ -110,7 +107,6 @@ def plot_decoding_order(
     kinds = {"given": GIVEN, "blank": "white", "filled before": FILLED}
     patches = [Patch(facecolor=colour, edgecolor=QUIET, label=name) for name, colour in kinds.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    save_figure(path, figure)
     numbers = {
         "example": example,
         "columns": columns,
@@ -121,7 +117,7 @@ def plot_decoding_order(
         "decoding_steps": steps,
         "logprobs": logprobs,
     }
-    write_json(path.with_suffix(".json"), numbers)
+    save_figure_and_numbers(path, figure, numbers)
 
 
 def _check(output: AOARMGenerateOutput, example: int, **masks: torch.Tensor | None) -> None:
@@ -140,7 +136,7 @@ def _check(output: AOARMGenerateOutput, example: int, **masks: torch.Tensor | No
 
 
 def _label(text: str) -> str:
-    """A token's text with signs for spaces, line breaks and tabs, or a dot for a part of a character."""
+    """Returns a token's text with signs for spaces, line breaks and tabs; a dot for part of a character."""
     return visible(text).translate(str.maketrans(" \n\t", "␣↵⇥")) or "·"
 
 
@@ -158,7 +154,7 @@ def save_loss_curve(
     Args:
         folder: where the files go.
         log_history: of a `Trainer`'s state.
-        title: stands above the axes.
+        title: title of the axes.
         unit: label of the vertical axis; "bits per character" if a token is a character.
         reference: label and height (bits) of a dashed horizontal line.
     """

@@ -2,16 +2,10 @@
 """Pictures of attention mass and of the cost of hiding rows, with the numbers beside each as JSON."""
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ..io import save_figure, write_json
+from ..io import save_figure_and_numbers
 from .attention import AttentionMass
 from .interventions import HiddenRowLosses
-
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 AXIS = {
@@ -39,9 +33,12 @@ def plot_attention_mass(mass: AttentionMass, path: str | os.PathLike, title: str
     Raises:
         ValueError: for a suffix other than `.png`.
     """
+    from matplotlib.figure import Figure
+
     heads = max(each["target"].shape[0] * each["target"].shape[1] for each in mass.mass.values())
     width, height = 0.27 * len(mass.bins) + 1.6, 0.15 * heads + 1.3
-    figure = _make_figure(width * len(mass.streams) + 0.8, height * len(mass.distances) + 0.5, path)
+    size = (width * len(mass.streams) + 0.8, height * len(mass.distances) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(len(mass.distances), len(mass.streams), squeeze=False)
     for distance, row in zip(mass.distances, all_axes, strict=True):
         for stream, axes in zip(mass.streams, row, strict=True):
@@ -68,7 +65,7 @@ def plot_attention_mass(mass: AttentionMass, path: str | os.PathLike, title: str
     bar.set_ticks(powers, labels=[f"{2.0**power:g}×" for power in powers])
     bar.set_label("attention over uniform attention")
     figure.suptitle(title or f"Attention of {mass.rows:,} rows, one line per head", fontsize=11)
-    _write(figure, path, mass.to_dict())
+    save_figure_and_numbers(path, figure, mass.to_dict())
 
 
 def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: str = "") -> None:
@@ -79,7 +76,9 @@ def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: st
     Raises:
         ValueError: for a suffix other than `.png`.
     """
-    figure = _make_figure(3.6 * len(losses.streams) + 2.9, 3.9, path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * len(losses.streams) + 2.9, 3.9), layout="constrained")
     # Separate scales, because streams may differ by a factor of a hundred.
     all_axes = figure.subplots(1, len(losses.streams), squeeze=False)[0]
     for stream, axes in zip(losses.streams, all_axes, strict=True):
@@ -98,18 +97,4 @@ def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: st
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="hidden", loc="outside right center", frameon=False)
     figure.suptitle(title or f"Attention edges cut; loss with none cut: {losses.nll:.3f} nats per token", fontsize=11)
-    _write(figure, path, losses.to_dict())
-
-
-def _make_figure(width: float, height: float, path: str | os.PathLike) -> "Figure":
-    """Makes a figure, sizes in inches, for a PNG."""
-    from matplotlib.figure import Figure
-
-    if Path(path).suffix != ".png":
-        raise ValueError(f"`path` must end in .png, got {str(path)!r}.")
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _write(figure: "Figure", path: str | os.PathLike, numbers: dict[str, Any]) -> None:
-    save_figure(path, figure)
-    write_json(Path(path).with_suffix(".json"), numbers)
+    save_figure_and_numbers(path, figure, losses.to_dict())
