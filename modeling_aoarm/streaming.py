@@ -271,8 +271,8 @@ class TokenTexts:
             stop = start
             while stop < len(ids) and (known is None or known[stop]):
                 stop += 1
-            # After a blank there is no token to decode behind, so the run's first token is decoded behind itself, unless
-            # it is part of a character, which has no leading space and would spoil the next token.
+            # After a blank there is no token to decode behind, so the run's first token is decoded behind itself. It is
+            # not if it is a part of a character, which has no leading space and would spoil the next token.
             anchor = tuple(ids[start : start + 1]) if start else ()
             if REPLACEMENT in self._decode(anchor):
                 anchor = ()

@@ -27,7 +27,9 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         TypeError: `texts` is a single string, or holds something that is not a string.
         ValueError: `texts` holds no character.
     """
-    characters = set().union(*checked_texts(texts))
+    characters = set()
+    for text in checked_texts(texts):
+        characters.update(text)
     if not characters:
         raise ValueError("texts must contain at least one character, got none.")
     special_tokens = {**SPECIAL_TOKENS, **UNKNOWN_TOKEN}
