@@ -65,41 +65,43 @@ def plot_decoding_order(
     closed = blank - filled.keys()
     texts = ["" if column in closed else text for column, text in enumerate(texts)]
 
+    # The colours of all cells, [passes, columns, RGB].
     passes = 1 + max(steps)
     colours = ScalarMappable(Normalize(min(*logprobs, -1e-3), 0), "viridis_r")
+    cells = torch.ones(passes, len(columns), 3)
+    for cell, column in enumerate(columns):
+        if column in filled:
+            step, logprob = filled[column]
+            cells[step, cell] = torch.tensor(colours.to_rgba(logprob)[:3])
+            cells[step + 1 :, cell] = torch.tensor(to_rgb(FILLED))
+        elif column not in closed:
+            cells[:, cell] = torch.tensor(to_rgb(GIVEN))
+
     # The lines have about the same length.
     length = math.ceil(len(columns) / math.ceil(len(columns) / MAX_COLUMNS_PER_LINE))
-    lines = [columns[start : start + length] for start in range(0, len(columns), length)]
-    labels = {column: "" if column in closed else _label(texts[column]) for column in columns}
+    starts = range(0, len(columns), length)
+    labels = ["" if column in closed else _label(texts[column]) for column in columns]
     width = min(max(10 / length, 0.21), 0.7)
     height = min(max(3.2 / passes, 0.0085), 0.3)
     # Characters are 0.08 inches wide. Texts that are wider than their column are written upwards.
-    inches = {column: 0.08 * cell_len(text) for column, text in labels.items()}
-    label_height = 0.12 + max((each for each in inches.values() if each > width), default=0.08)
-    figure = Figure(
-        figsize=(width * length + 1.6, len(lines) * (height * passes + label_height + 0.35) + 0.9),
-        layout="constrained",
-    )
-    all_axes = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
-    for axes, line in zip(all_axes, lines, strict=True):
-        grid = torch.ones(passes, len(line), 3)
-        for cell, column in enumerate(line):
-            if column in filled:
-                step, logprob = filled[column]
-                grid[step, cell] = torch.tensor(colours.to_rgba(logprob)[:3])
-                grid[step + 1 :, cell] = torch.tensor(to_rgb(FILLED))
-            elif column not in closed:
-                grid[:, cell] = torch.tensor(to_rgb(GIVEN))
+    inches = [0.08 * cell_len(text) for text in labels]
+    label_height = 0.12 + max((each for each in inches if each > width), default=0.08)
+    size = (width * length + 1.6, len(starts) * (height * passes + label_height + 0.35) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    all_axes = figure.subplots(len(starts), 1, squeeze=False)[:, 0]
+    for axes, start in zip(all_axes, starts, strict=True):
+        line = columns[start : start + length]
         extent = (-0.5, len(line) - 0.5, passes - 0.5, -0.5)
-        axes.imshow(grid.numpy(), aspect="auto", interpolation="nearest", extent=extent)
+        image = cells[:, start : start + length].numpy()
+        axes.imshow(image, aspect="auto", interpolation="nearest", extent=extent)
         # The cells of a short last line are as wide as the others.
         axes.set_xlim(-0.5, length - 0.5)
-        axes.set_xticks(range(len(line)), [labels[column] for column in line], family="monospace", fontsize=9)
-        for text, column in zip(axes.get_xticklabels(), line, strict=True):
+        axes.set_xticks(range(len(line)), labels[start : start + length], family="monospace", fontsize=9)
+        for number, text in enumerate(axes.get_xticklabels(), start):
             text.set_parse_math(False)
-            text.set_rotation(90 if inches[column] > width else 0)
-            text.set_color(INK if column in filled else QUIET)
-        axes.set_ylabel(f"columns {line[0]}–{line[-1]}\nforward pass" if len(lines) > 1 else "forward pass")
+            text.set_rotation(90 if inches[number] > width else 0)
+            text.set_color(INK if columns[number] in filled else QUIET)
+        axes.set_ylabel(f"columns {line[0]}–{line[-1]}\nforward pass" if len(starts) > 1 else "forward pass")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(axis="x", length=0)
     figure.colorbar(colours, ax=list(all_axes), pad=0.01, aspect=30).set_label("log-probability (nats)")
