@@ -7,8 +7,8 @@
 | [`AdaptiveOrder`] | the last committed one                | all that remain                     |
 | [`Speculation`]   | the last committed one and the drafts | the next, to verify; more, to draft |
 
-The loop that calls them is in [`~modeling_aoarm.filling_aoarm`]. A new way is a subclass of [`DecodingWay`] with an
-entry in `ADAPTIVE_ORDERS`, see `docs/extending.md`.
+The loop that calls them is in [`~modeling_aoarm.decoding_loop_aoarm`]. A new way is a subclass of [`DecodingWay`] with
+an entry in `ADAPTIVE_ORDERS`, see `docs/extending.md`.
 """
 
 import math
@@ -19,7 +19,7 @@ from transformers.generation import GenerationConfig
 
 from .canvas_aoarm import CONTEXT_ORDERS, check_count, is_named
 from .compat_aoarm import generation_config_values
-from .filling_aoarm import CanvasFilling, Progress, on_device
+from .decoding_loop_aoarm import CanvasFilling, Progress, on_device
 
 
 # How many logits are compared at once to find the most certain targets: what fits into a CPU's cache, and for

@@ -40,7 +40,7 @@ from .decoding_aoarm import (
     resolve_decoding_options,
     way_of_decoding,
 )
-from .filling_aoarm import CanvasFilling, TokenSampler, check_order_free
+from .decoding_loop_aoarm import CanvasFilling, TokenSampler, check_order_free
 from .infilling_aoarm import Infilling, infill
 from .runner_aoarm import ModelRunner, RowRunner
 

@@ -57,6 +57,7 @@ def finished(tmp_path_factory):
     return killed, json.loads(path.read_text(encoding="utf-8")), folder, again.stdout
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_behind_its_finished_cells(finished):
     killed, content, folder, printed = finished
     assert 1 <= len(killed["cells"]) < len(content["cells"])

@@ -232,6 +232,7 @@ def test_every_model_predicts_each_token_from_those_before_it(name):
 # Training
 
 
+@pytest.mark.full
 def test_training(tmp_path):
     models = ("Llama", "two_stream", "double_position", "XLNet")
     report, printed = run("training", tmp_path, "--models", *models)

@@ -18,7 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from variants import any_order_variants, tiny_model
 
 from modeling_aoarm.decoding_aoarm import certainty, step_sizes
-from modeling_aoarm.filling_aoarm import draw_from
+from modeling_aoarm.decoding_loop_aoarm import draw_from
 
 
 def how_sure(log_probs, rule):

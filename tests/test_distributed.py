@@ -190,6 +190,7 @@ def check_weights(folder, expected):
         torch.testing.assert_close(weight, weights[1][name], atol=2e-4, rtol=1e-4, msg=name)
 
 
+@pytest.mark.full
 def test_two_machines_train_as_one_process_which_resumes_them(sources, one_process, tmp_path):
     expected, whole = one_process
     results, output, port = tmp_path / "results", tmp_path / "output", free_port()

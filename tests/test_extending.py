@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from canvases import check_filling, ragged_canvases, replay
 from test_docs import blocks
 from transformers import AutoModelForCausalLM
 
@@ -26,7 +27,8 @@ def names(tmp_path_factory):
             exec(compile("\n" * line + code, PAGE, "exec"), names)
         names["folder"] = Path("outputs/target_rope").resolve()
     yield names
-    ADAPTIVE_ORDERS.pop("collision")
+    for name in ("collision", "threshold"):
+        ADAPTIVE_ORDERS.pop(name)
 
 
 @pytest.fixture
@@ -96,6 +98,28 @@ def test_the_way_chooses_the_largest_collision(names, model):
         logits = model(row[positions], position_ids=positions, target_position_ids=targets).logits[:, -1]
         collisions = logits.softmax(-1).square().sum(-1).round(decimals=3)
         assert output.decoding_order[example, 0] == columns[collisions.argmax()]
+
+
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}])
+def test_a_step_of_its_own_fills_the_blanks_that_are_certain_together(names, cache):
+    """Replay gives the same log-probabilities; tokens of a pass are all certain, or the pass fills one."""
+    torch.manual_seed(2)
+    model = names["TargetRopeForCausalLM"](names["config"]).eval()
+    sizes = []
+    for seed in range(8):
+        canvases = ragged_canvases("left", seed)
+        canvases["input_ids"] %= 6
+        how = {"decoding_order": "threshold", "return_dict_in_generate": True}
+        output = model.generate(**canvases, **how, **cache)
+        check_filling(canvases, output)
+        replayed = replay(model, canvases, output, in_groups=True)
+        torch.testing.assert_close(replayed, output.logprobs, atol=1e-5, rtol=0)
+        for steps, logprobs in zip(output.decoding_steps, output.logprobs, strict=True):
+            for step in steps[steps >= 0].unique():
+                together = logprobs[steps == step]
+                sizes.append(len(together))
+                assert len(together) == 1 or (together.exp() >= 0.4).all()
+    assert {1, 2} <= set(sizes)
 
 
 def test_the_diffs_apply_to_the_code():

@@ -267,6 +267,7 @@ def test_the_example_refuses_what_would_not_load_before_it_asks_the_hub(hub, sav
     assert not hub.repositories and not hub.log
 
 
+@pytest.mark.full
 def test_the_example_pushes_adapters_branches_and_requests_and_leaves_no_stale_weights(hub, saved, tmp_path):
     folder = tmp_path / "sharded"
     shutil.copytree(saved / "second", folder)

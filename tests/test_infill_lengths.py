@@ -223,6 +223,7 @@ def test_generators_make_samples_a_function_of_the_text(variant, tokenizer):
         infill(model, tokenizer, TEXTS[1::-1], generator=[torch.Generator()])
 
 
+@pytest.mark.grid(pairs=False)
 @pytest.mark.parametrize("text", ["a<blank:5-6>d", "a<blank:5>d", "a<blank:5-6>d<blank:1-2>"])
 @pytest.mark.parametrize("in_a_list", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 64])

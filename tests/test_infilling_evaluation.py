@@ -230,7 +230,7 @@ def test_bad_input_is_named(dataset):
         place_blanks(LENGTHS, [1], per_example=0)
     with pytest.raises(ValueError, match="`decoding_order` must be .*got 'backwards'"):
         evaluate_infilling(model, dataset, TOKENIZER, (1,), decoding_order="backwards", progress=False)
-    with pytest.raises(ValueError, match="attention_variant='causal' knows blanks from left to right only"):
+    with pytest.raises(ValueError, match="attention_variant='causal' fills blanks from left to right only"):
         evaluate_infilling(tiny_model("causal"), dataset, TOKENIZER, (1,), progress=False)
     for function, argument in ((evaluate_infilling, (1,)), (evaluate_context_orders, blanks)):
         with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1, got 0"):

@@ -61,7 +61,10 @@ def test_an_example_does_not_depend_on_its_neighbours_or_padding(implementation,
 
 @pytest.mark.parametrize(
     ("implementation", "side"),
-    [*itertools.product(["sdpa", "eager"], [None, "left", "right"]), ("flex_attention", "left")],
+    [
+        *itertools.product(["sdpa", "eager"], [None, "left", "right"]),
+        pytest.param("flex_attention", "left", marks=pytest.mark.full),
+    ],
 )
 def test_packed_sequences_equal_separate_ones(implementation, side):
     model = masked_model(attn_implementation=implementation)

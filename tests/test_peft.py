@@ -338,7 +338,7 @@ def test_saved_adapters_and_merged_models_need_nothing_but_peft(tmp_path, monkey
     assert len(results) == 3 * len(VARIANTS)
     for (variant, loader), result in results.items():
         assert report["modules"][variant].startswith("transformers_modules.")
-        assert_same(result, expected[variant], 5e-5 if loader == "merged" else 1e-6)
+        assert_same(result, expected[variant], 5e-5 if loader == "merged" else 2e-5)
         assert "cannot be combined with PROMPT_TUNING" in report["refused"][variant]
 
 

@@ -113,6 +113,7 @@ def test_what_a_cached_call_cannot_know_is_asked_for(cache):
     torch.testing.assert_close(torch.cat([first, second], dim=1), logits_of(model, **rows), atol=1e-5, rtol=0)
 
 
+@pytest.mark.full
 def test_a_compiled_cached_call_does_not_guess_either():
     model = tiny_model(NEIGHBOR)
     held = StaticCache(config=model.config, max_cache_len=8)

@@ -335,8 +335,11 @@ class Full(TrainerCallback):
 
 @pytest.mark.parametrize(
     ("size", "library"),
-    [(20_000, "File too large"), (100_000, "serializing"), (150_000, "inline_container")],
-    ids=["code", "safetensors", "torch"],
+    [
+        pytest.param(20_000, "File too large", marks=pytest.mark.full, id="code"),
+        pytest.param(100_000, "serializing", id="safetensors"),
+        pytest.param(150_000, "inline_container", marks=pytest.mark.full, id="torch"),
+    ],
 )
 def test_a_full_disk_while_saving_leaves_the_checkpoint_before(size, library, trained, tmp_path):
     full = Full(3, size)

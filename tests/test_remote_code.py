@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """A saved folder holds everything: it loads in a process that cannot import this package, and only when trusted."""
 
+import pytest
 import torch
 from clean_process import LOAD_AND_FILL, run_clean_process
 from transformers import Trainer, TrainingArguments
@@ -148,6 +149,7 @@ def test_everything_loads_without_the_package_and_computes_the_same(variant, tmp
     assert report["auto_map"] == [model.config.auto_map] * 4
 
 
+@pytest.mark.full
 def test_checkpoints_of_the_trainer_load_without_the_package(tmp_path):
     """A run for each variant, and one process that loads them all."""
     rows = random_rows("causal", 2, 6)

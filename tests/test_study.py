@@ -353,6 +353,7 @@ def test_learning_rates_are_compared_apart():
     assert recipes[0].markov == recipes[1].markov
 
 
+@pytest.mark.full
 def test_smoke_study_twice_and_killed_half_way(tmp_path):
     """The smoke recipe gives the same numbers in one process, and in two that were killed and started again."""
     whole = run_script("examples/run_tradeoff_study.py", SMOKE, "--output_dir", tmp_path / "whole")
