@@ -348,8 +348,8 @@ def test_components_of_a_curriculum_that_are_equal_at_both_ends_keep_their_param
     assert parts(leaving.at(0.5)) == {"local(2)": 0.25, "local(4)": 0.25, "uniform": 0.5}
 
 
-@pytest.mark.parametrize("start", itertools.permutations(("0.3*local(2)", "0.3*local(4)", "0.4*uniform")))
-@pytest.mark.parametrize("end", itertools.permutations(("0.2*local(4)", "0.5*local(10)", "0.3*block")))
+@pytest.mark.parametrize("start", list(itertools.permutations(("0.3*local(2)", "0.3*local(4)", "0.4*uniform"))))
+@pytest.mark.parametrize("end", list(itertools.permutations(("0.2*local(4)", "0.5*local(10)", "0.3*block"))))
 def test_the_order_of_components_does_not_change_a_curriculum(start, end):
     curriculum = OrderCurriculum("+".join(start), "+".join(end))
     expected = {"local(6)": 0.4, "local(4)": 0.25, "uniform": 0.2, "block": 0.15}
