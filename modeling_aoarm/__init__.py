@@ -34,9 +34,9 @@ __all__ = [
     "OrderCurriculum",
     "OrderMixture",
     "convert_causal_lm",
-    "model_class_for",
     "infill",
     "lora_config",
+    "model_class_for",
     "sample_orders",
     "with_example_index",
 ]

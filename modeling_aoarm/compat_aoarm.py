@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Private and unstable API of transformers and torch, for the code that travels with a saved model.
 
-That code uses such API only through this module. `tests/test_compat.py` tells what a new release has changed.
+That code uses such API only through this module. `tests/test_compat.py` says what a new release has changed.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ OTHER_CACHE_NAME = next(name for name in CACHE_NAMES if name != CACHE_NAME)
 
 
 class CacheUnderBothNames:
-    """Gives outputs of models the cache under the other name too, the one that this release of the library lacks."""
+    """For outputs of models: gives the cache also under the name that this release of the library lacks."""
 
 
 setattr(CacheUnderBothNames, OTHER_CACHE_NAME, property(lambda output: getattr(output, CACHE_NAME)))
@@ -36,12 +36,8 @@ setattr(CacheUnderBothNames, OTHER_CACHE_NAME, property(lambda output: getattr(o
 def the_cache(past_key_values: Any, cache: Any, kwargs: dict[str, Any]) -> Cache | None:
     """Returns the cache that a call was given, under either name.
 
-    Args:
-        past_key_values, cache: the two arguments.
-        kwargs: the call's other arguments. A cache among them would be lost silently.
-
     Raises:
-        ValueError: both arguments are given, one is not a cache, or there is a cache under a third name.
+        ValueError: both arguments are given, one is not a cache, or `kwargs`, the call's other arguments, hold a cache.
     """
     if past_key_values is not None and cache is not None:
         raise ValueError("`past_key_values` and `cache` name the same argument; give one of them.")
@@ -86,7 +82,7 @@ def special_tokens(
 def logits_processors(
     model: GenerationMixin, generation_config: GenerationConfig, custom: LogitsProcessorList, canvas: torch.Tensor
 ) -> LogitsProcessorList:
-    """Returns the library's processors and the caller's own for a generation config and canvases `[batch, columns]`."""
+    """Returns the logits processors of a generation config and the caller's own for canvases `[batch, columns]`."""
     return model._get_logits_processor(
         generation_config=generation_config,
         input_ids_seq_length=canvas.shape[1],
@@ -106,7 +102,7 @@ def compiled_call(model: GenerationMixin, generation_config: GenerationConfig, c
 
 
 def generation_config_values(generation_config: GenerationConfig) -> dict[str, Any]:
-    """Returns a generation config's entries, without the mark that makes a reload drop keys unknown to the library."""
+    """Returns a generation config's entries, without the mark that makes loading drop keys unknown to the library."""
     values = generation_config.to_dict()
     values.pop("_from_model_config", None)
     return values
@@ -139,27 +135,26 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def class_without_sharding(model: nn.Module) -> type[nn.Module]:
-    """Returns a model's own class. FSDP2 replaces it by a derived class of torch."""
+    """Returns a model's own class, for which FSDP2 puts a derived class of torch."""
     return next(each for each in type(model).__mro__ if not each.__module__.startswith("torch."))
 
 
 class SavedWithoutSharding:
-    """For models: a model that FSDP2 has sharded is saved with its own class's name and code."""
+    """For models: saves a model that FSDP2 has sharded under its own class's name and with its code."""
 
     def save_pretrained(self, *args, **kwargs):
-        """As in the library. A model that FSDP2 has sharded is saved with its code too."""
+        """As in the library."""
         own_class = class_without_sharding(self)
         if type(self) is own_class:
             super().save_pretrained(*args, **kwargs)
             return
-        # The library saves the code of an object's class, which is torch's here. This object has the model's own class
-        # and shares everything else.
+        # The library saves the code of an object's class, and FSDP2's class is torch's. This object has the own class.
         plain = own_class.__new__(own_class)
         plain.__dict__ = self.__dict__
         plain.save_pretrained(*args, **kwargs)
 
     def _get_name(self) -> str:
-        """The class's name without FSDP2's prefix. `Trainer` knows causal models by it."""
+        """Returns the class's name without FSDP2's prefix. `Trainer` knows causal models by it."""
         return class_without_sharding(self).__name__
 
 
@@ -167,7 +162,7 @@ class SavedWithoutSharding:
 
 
 def require(holds: torch.Tensor, message: str, waits: bool) -> None:
-    """Raises a ValueError unless a bool scalar is true. If it does not wait, the device reports the message later."""
+    """Raises a ValueError unless a bool scalar is true. Without waiting, the device reports the message later."""
     if not waits:
         torch._assert_async(holds, message)
     elif not holds:
@@ -193,33 +188,32 @@ def prompt_learning_of(model: GenerationMixin) -> Any | None:
     return config.peft_type if getattr(config, "is_prompt_learning", False) else None
 
 
-@functools.cache
-def watch_wrappers(watch: Callable[[nn.Module, str, nn.Module | None], None]) -> None:
-    """Calls `watch(wrapper, name, module)` at each `wrapper.name = module` from now on. Registers a function once."""
-    register_module_module_registration_hook(watch)
-
-
 ORDERS = ("position_ids", "target_position_ids", "segment_ids")
 
 
-def refuse_orders(wrapper: nn.Module, name: str, model: nn.Module | None) -> None:
-    """Makes PEFT models of prompt learning around an any-order model refuse calls that they would corrupt.
+@functools.cache
+def guard_prompt_learning() -> None:
+    """Makes PEFT models of prompt learning around any-order models refuse calls that they would corrupt.
 
     They raise a ValueError for calls with positions or segments, which trainers and evaluations make too, and for
     `score`, which would skip the virtual tokens. `generate` refuses canvases. Inside `disable_adapter()` all of this
     works.
 
-    PEFT has no hook for models of other packages. PyTorch calls this function at each `wrapper.name = model` after the
-    first any-order model is made. PEFT methods that are not prompt learning put a tuner in between.
+    PEFT has no hook for models of other packages, so PyTorch calls [`_guard_wrapper`] at each `wrapper.name = model`.
     """
+    register_module_module_registration_hook(_guard_wrapper)
+
+
+def _guard_wrapper(wrapper: nn.Module, name: str, model: nn.Module | None) -> None:
+    # PEFT methods that are not prompt learning put a tuner between wrapper and model.
     is_any_order = isinstance(model, PreTrainedModel) and model.config.model_type == "aoarm"
     if name == "base_model" and is_any_order and hasattr(wrapper, "peft_type"):
-        wrapper.register_forward_pre_hook(_check_call, with_kwargs=True)
+        wrapper.register_forward_pre_hook(_refuse_orders, with_kwargs=True)
         if hasattr(model, "score"):
-            wrapper.score = functools.partial(_score, wrapper)
+            wrapper.score = functools.partial(_score_without_prompt, wrapper)
 
 
-def _check_call(wrapper: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _refuse_orders(wrapper: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     given = [name for name in ORDERS if kwargs.get(name) is not None]
     if given and wrapper.has_active_enabled_adapter:
         raise ValueError(
@@ -229,7 +223,7 @@ def _check_call(wrapper: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None
         )
 
 
-def _score(wrapper: nn.Module, *args, **kwargs):
+def _score_without_prompt(wrapper: nn.Module, *args, **kwargs):
     if wrapper.has_active_enabled_adapter:
         raise ValueError(
             f"`score` cannot be combined with {wrapper.active_peft_config.peft_type.value}: it would not see the "
@@ -237,6 +231,3 @@ def _score(wrapper: nn.Module, *args, **kwargs):
             "model inside `disable_adapter()`."
         )
     return wrapper.get_base_model().score(*args, **kwargs)
-
-
-__all__ = ["refuse_orders"]

@@ -8,14 +8,14 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 
-# These entries go into a saved folder, so that each Auto class finds its code there. A variant has one head.
+# Saved configs have these entries, so that each Auto class finds its code. A variant has one head.
 AUTO_MAP = {"AutoConfig": "configuration_aoarm.AOARMConfig", "AutoModel": "modeling_aoarm.AOARMModel"}
 HEADS = {
     "AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM",
     "AutoModelForMaskedLM": "modeling_aoarm.AOARMForMaskedLM",
 }
 
-# Variants that have tables of positions, of limited length, instead of rotations.
+# Variants with tables of positions, whose length is limited, instead of rotations.
 TABLE_VARIANTS = ("double_position", "adaptive_norm")
 
 # Other types compute their frequencies from the largest position seen, which depends on the generation order.
@@ -23,7 +23,7 @@ STATIC_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def head_auto_class(attention_variant: str | None) -> str:
-    """Returns the name of the Auto class for a variant's head; for configs without a variant, that of causal models."""
+    """Returns the name of the Auto class for a variant's head. Configs without a variant have that of causal models."""
     return "AutoModelForMaskedLM" if attention_variant == "bidirectional" else "AutoModelForCausalLM"
 
 
@@ -43,22 +43,21 @@ class AOARMConfig(PreTrainedConfig):
               to the token embedding (σ-GPT, arXiv:2404.09562).
             - `"adaptive_norm"`: one stream without rotations; an embedding of the content position is added, and one of
               the target position makes shifts, scales and gates of all layers (AO-GPT, arXiv:2506.19935).
-            - `"causal"`: the left-to-right Llama, which is told no target: the autoregressive baseline.
-            - `"bidirectional"`: rows in sentence order, blanks hold the mask token, and all rows see each other: masked
+            - `"causal"`: the left-to-right Llama without targets, the autoregressive baseline.
+            - `"bidirectional"`: rows in sentence order that all see each other, and the mask token in blanks: masked
               diffusion (MDLM, arXiv:2406.07524; ARDM, arXiv:2110.02037), the baseline without a cache. Its head is
               [`AOARMForMaskedLM`].
         query_stream_init (`"learned"`, `"content"` or `"neighbor"`, defaults to `"learned"`):
-            The start of the query stream of `two_stream`: one learned vector (XLNet); the embedding of the row's own
-            token; or the embedding of the token left of the target if a row up to the own one holds it, and a learned
-            vector if not. With the last two the identity order equals Llama. With the last a converted decoder fills
-            blanks without training. The other variants ignore it.
+            How the query stream of `two_stream` starts: from one learned vector (XLNet); from the row's own token; or
+            from the token left of the target if a row up to the own one holds it, else from a learned vector. With the
+            last two the identity order equals Llama, and with the last a converted decoder fills blanks without
+            training. The other variants ignore it.
         double_position_mode (`"concatenated"` or `"summed"`, defaults to `"concatenated"`):
             One table of half the width for both positions, side by side (the released σ-GPT), or the sum of two tables
             of the full width. The other variants ignore it.
         target_embedding_size (`int`, defaults to 128):
-            Width of the target's embedding in `adaptive_norm`, as in AO-GPT. Each of its layers has 6 × this ×
-            `hidden_size` more weights than in the other variants, so narrow models need a smaller value. The other
-            variants ignore it.
+            Width of the target's embedding in `adaptive_norm`, as in AO-GPT. It adds 6 × this × `hidden_size` weights
+            to each layer, so narrow models need a smaller value. The other variants ignore it.
         qk_norm (`bool`, defaults to `False`):
             RMS normalisation of queries and keys over the head dimension, as in Qwen3.
         attention_bias (`bool`, defaults to `False`):
@@ -72,8 +71,8 @@ class AOARMConfig(PreTrainedConfig):
         rope_parameters (`dict`, *optional*):
             As in Llama; `rope_type` is one of `default`, `linear`, `llama3` and `yarn`.
         mask_token_id (`int`, *optional*):
-            The id that stands in the blanks of a canvas. `bidirectional` needs it, reads it in blanks and never
-            predicts it. The other variants do not read it, because a boolean mask tells their blanks.
+            The id that stands in blanks. `bidirectional` needs it, reads it and never predicts it. The other variants
+            do not read it.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for an unknown name or a value of the wrong type or range; the

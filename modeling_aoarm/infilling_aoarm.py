@@ -1,8 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Fills blanks in text: `"The <blank:3> sat on the <blank:1-4>."`.
-
-In the order of this file: how blanks are written, how text becomes canvases, `infill`, and how it fills and scores.
-"""
+"""Fills blanks in text: `"The <blank:3> sat on the <blank:1-4>."`."""
 
 import itertools
 import math
@@ -25,9 +22,9 @@ BLANK = re.compile(r"(?<!\\)(\\*)(<blank(?::([0-9]+)(?:-([0-9]+))?)?>)")
 ANCHOR = "a"
 # Text behind a blank is tokenized behind a character that merges with no other, or else behind a rare letter.
 STAND_INS = "☺qzxk"
-# How many words are tried to see whether the tokenizer joins words with the white space before them.
+# How many words show whether the tokenizer joins words with the white space before them.
 PROBES = 3
-# Arguments of `generate` that `infill` sets itself: the value that they may have, and what to do instead.
+# Arguments of `generate` that `infill` sets itself: the only value that a call may give, and the way out.
 RESERVED_ARGUMENTS = {
     "return_dict_in_generate": (False, "`return_candidates=True` returns more than text"),
     "num_return_sequences": (1, "repeat the text instead"),
@@ -41,12 +38,12 @@ def read_blanks(text: str) -> tuple[list[str], list[range], list[str]]:
     r"""Splits a text at its blanks.
 
     Args:
-        text: `<blank>`, `<blank:n>` and `<blank:m-n>` are blanks. Everything else is text. Directly before one of these
-            forms, `\\` stands for one backslash, and a single `\` makes the form text: `\<blank>`.
+        text: `<blank>`, `<blank:n>` and `<blank:m-n>` are blanks, and adjacent blanks are one. Everything else is text.
+            Directly before one of these forms, `\\` stands for one backslash, and a single `\` makes the form text.
 
     Returns:
         The pieces of text around the blanks, one more than there are blanks; the lengths, in tokens, that each blank
-        may have; and the blanks as they are written. Adjacent blanks are read as one.
+        may have; and the blanks as they are written.
 
     Raises:
         ValueError: a blank has no tokens, or its shortest length is above its longest.
@@ -59,9 +56,8 @@ def read_blanks(text: str) -> tuple[list[str], list[range], list[str]]:
         if len(backslashes) % 2:
             pieces[-1] += form
             continue
-        # Python refuses numbers of thousands of digits. 18 digits are more than any model has positions for.
-        shortest = int((shortest or "1").lstrip("0")[:18] or 0)
-        longest = shortest if longest is None else int(longest.lstrip("0")[:18] or 0)
+        # Python refuses numbers of thousands of digits. No model has positions for 18 digits.
+        shortest, longest = (int(n.lstrip("0")[:18] or 0) for n in (shortest or "1", longest or shortest or "1"))
         if not 1 <= shortest <= longest:
             raise ValueError(
                 "A blank of `text` must be written <blank>, <blank:n> or <blank:m-n> with m <= n, and be at least one "
@@ -80,10 +76,9 @@ def read_blanks(text: str) -> tuple[list[str], list[range], list[str]]:
 
 
 def write_blanks(pieces: Sequence[str], blanks: Sequence[str]) -> str:
-    r"""Joins any pieces of text with blanks between them, so that [`read_blanks`] reads the same pieces.
+    r"""Joins pieces of text with `blanks` between them, and escapes them so that [`read_blanks`] reads the same pieces.
 
-    There is one piece more than there are `blanks` (`<blank>`, `<blank:n>` or `<blank:m-n>`). A `\` is put before text
-    that has the form of a blank, and backslashes directly before a blank are doubled.
+    There is one piece more than there are blanks (`<blank>`, `<blank:n>` or `<blank:m-n>`).
     """
     escaped = [BLANK.sub(r"\1\1\\\2", piece) for piece in pieces]
     before = [re.sub(r"(\\*)\Z", r"\1\1", piece) + blank for piece, blank in zip(escaped[:-1], blanks, strict=True)]
@@ -91,7 +86,7 @@ def write_blanks(pieces: Sequence[str], blanks: Sequence[str]) -> str:
 
 
 def _cut(text: str) -> str:
-    """Cuts a text to a length for messages."""
+    """Shortens a text for messages."""
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
@@ -113,7 +108,7 @@ def _decode_behind(tokenizer: PreTrainedTokenizerBase, before: list[int], ids: l
 
 
 def encode_behind_blank(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenizes text that follows a blank, without the space that some tokenizers put before every text."""
+    """Tokenizes text behind a blank, without the space that some tokenizers put before every text."""
     ids = _encode(tokenizer, text)
     decoded = _decode_behind(tokenizer, _encode(tokenizer, ANCHOR), ids)
     continued = text[: len(text) - len(text.lstrip())] + decoded.lstrip()
@@ -128,10 +123,11 @@ def encode_behind_blank(tokenizer: PreTrainedTokenizerBase, text: str) -> list[i
 
 
 class Vocabulary:
-    """A tokenizer's `size`, its ids, and its tokens that begin with white space.
+    """A tokenizer's ids, and its tokens that begin with white space.
 
     Attributes:
-        ids: all ids, rising. A tokenizer may skip numbers.
+        size: how many tokens there are.
+        ids: all ids, sorted. A tokenizer may skip numbers.
         spaced: the text of each token that begins with white space, by its id.
         words: the words that tokens join with a white-space character, by that character, shortest first.
     """
@@ -149,16 +145,15 @@ class Vocabulary:
                 self.words.setdefault(text[0], []).append(text[1:])
 
     def find_spaced(self, space: str, has_more: bool) -> set[int]:
-        """Finds the tokens that begin with `space`; if `has_more`, without those that are nothing else."""
+        """Finds the tokens that begin with `space`. With `has_more`, they must have more characters."""
         return {i for i, text in self.spaced.items() if text.startswith(space) and not (has_more and text == space)}
 
 
-# Entries go when their tokenizer does.
 _vocabularies: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Vocabulary]" = weakref.WeakKeyDictionary()
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """Reads a tokenizer's vocabulary, once for as long as no tokens are added."""
+    """Reads a tokenizer's vocabulary, again only when tokens were added."""
     known = _vocabularies.get(tokenizer)
     if known is None or known.size != len(tokenizer):
         known = _vocabularies[tokenizer] = Vocabulary(tokenizer)
@@ -173,7 +168,7 @@ class Piece:
         text: as it is written.
         ids: its tokens, without `moved`. The first piece begins with the beginning-of-sentence token, if there is one.
         unmoved_ids: its tokens, with `moved`.
-        moved: the white space at its end that is moved into the blank behind it, whose first token begins with it.
+        moved: white space at its end with which the first token of the next blank begins.
     """
 
     text: str
@@ -183,7 +178,7 @@ class Piece:
 
 
 def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool, is_last: bool) -> Piece:
-    """Tokenizes a piece. White space is moved if the tokenizer would join it with a word behind it."""
+    """Tokenizes a piece. White space is moved if the tokenizer would join it with the next word."""
     encode = _encode if is_first else encode_behind_blank
     ids = unmoved_ids = encode(tokenizer, text)
     moved = ""
@@ -202,7 +197,7 @@ def _encode_piece(tokenizer: PreTrainedTokenizerBase, text: str, is_first: bool,
     if is_first:
         ids, unmoved_ids = with_bos(tokenizer, ids), with_bos(tokenizer, unmoved_ids)
         if not ids:
-            # Without a beginning-of-sentence token, the white space stays: it is the token that all others are given.
+            # The text needs a first token, on which all others depend.
             ids, moved = unmoved_ids, ""
     return Piece(text, ids, unmoved_ids, moved)
 
@@ -214,8 +209,8 @@ class TextCanvas:
     Args:
         pieces: the text around the blanks, one piece more than there are blanks.
         blank_lengths: how many tokens each blank has.
-        fillings: the tokens in each blank: as many fillers as its length, or those that are shown once it is filled.
-        log_probability: in nats, once the filled text is scored.
+        fillings: the tokens in each blank: fillers at first, later the tokens that are shown.
+        log_probability: the scored text's, in nats.
     """
 
     pieces: list[Piece]
@@ -227,14 +222,14 @@ class TextCanvas:
         """Returns the token ids of the text, and the columns of each blank."""
         ids, blanks = [], []
         for piece, filling in zip(self.pieces[:-1], self.fillings, strict=True):
-            # If an end of sentence closed the blank, no token in it holds the white space.
+            # In a blank that an end of sentence closed, no token holds the white space.
             ids += piece.ids if filling else piece.unmoved_ids
             blanks.append(range(len(ids), len(ids) + len(filling)))
             ids += filling
         return ids + self.pieces[-1].ids, blanks
 
     def write_text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Returns the text: the pieces as they are written, and the fillings decoded."""
+        """Returns the pieces as they are written, with the decoded fillings between them."""
         text, before = self.pieces[0].text, self.pieces[0].ids
         if before[:1] == [tokenizer.bos_token_id]:
             before = before[1:]
@@ -301,7 +296,7 @@ class Infilling:
 
     Args:
         text, log_probability: the best candidate's.
-        candidates: all candidates, the best first. Where they are equal, shorter blanks come first.
+        candidates: all candidates, the best first. Of equal ones, shorter blanks come first.
     """
 
     text: str
@@ -334,10 +329,10 @@ def infill(
     **Unknown lengths.** Every combination of a text's lengths is a candidate. `generate` fills each one, and the
     candidate with the highest log p(filled text | its first token) is returned. The log-probability is a sum, not an
     average per token, so longer candidates pay for more tokens. It is the probability that a text *begins* with these
-    tokens, so a blank at the very end nearly always gets its shortest length. `score_end=True` compares whole texts
-    instead: it also scores an end-of-sentence token behind the text. Use it with models that saw ends in training
-    (`pad_with_eos` of `DataCollatorForAnyOrderLM`); for others it adds noise. Special tokens in blanks, and all tokens
-    behind an end of sentence in a blank, are neither shown nor scored.
+    tokens, so a blank at the very end nearly always gets its shortest length. `score_end=True` compares whole texts: it
+    also scores an end-of-sentence token behind the text. Use it with models that saw ends in training (`pad_with_eos`
+    of `DataCollatorForAnyOrderLM`); for others it adds noise. Special tokens in blanks, and all tokens behind an end of
+    sentence in a blank, are neither shown nor scored.
 
     Args:
         model: a model with `generate(..., generation_mask=...)` and `score`.
@@ -362,8 +357,8 @@ def infill(
             tokenizer does not fit the model; an argument of `generate` is one that `infill` sets itself; and as in
             `generate` and `score`.
     """
-    texts = [text] if isinstance(text, str) else text
-    for each in texts if isinstance(texts, Sequence) else [texts]:
+    texts = text if isinstance(text, Sequence) and not isinstance(text, str) else [text]
+    for each in texts:
         if not isinstance(each, str):
             raise TypeError(f"`text` must be a string or a sequence of strings, got {type(each).__name__}.")
     for name, (only, way_out) in RESERVED_ARGUMENTS.items():
@@ -378,7 +373,7 @@ def infill(
 
     end = [tokenizer.eos_token_id] if score_end else []
     max_length, vocab_size = model.config.max_position_embeddings, model.config.vocab_size
-    # A list of candidates for each text.
+    # The candidates of each text.
     canvases = [make_canvases(tokenizer, each, max_length, max_candidates, len(end)) for each in texts]
     largest = max([-1, *end, *(index for own in canvases for piece in own[0].pieces for index in piece.ids)])
     if largest >= vocab_size:
@@ -389,7 +384,7 @@ def infill(
         )
     with_blanks = [own for own in canvases if own[0].blank_lengths]
     with_choice = [own for own in canvases if len(own) > 1]
-    # Arguments that have one entry for each canvas.
+    # Arguments with one entry for each text with blanks.
     per_canvas = {
         name: generate_kwargs.pop(name)
         for name in ("decoding_order", "context_order", "generator")
@@ -411,7 +406,7 @@ def infill(
             for generator, own in zip(per_canvas["generator"], with_blanks, strict=True)
             for canvas in own
         ]
-    # Drawn before anything is filled, so that it does not depend on sampling and `batch_size`.
+    # Drawn before anything is filled, so that sampling and `batch_size` change nothing.
     ranks = torch.rand(max_length, dtype=torch.float32).tolist() if candidate_order == "random" else None
 
     to_fill = [canvas for own in with_blanks for canvas in own]

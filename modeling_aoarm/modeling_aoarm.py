@@ -2,8 +2,8 @@
 """Any-order autoregressive models: Llama's decoder over rows in generation order, told where the next token goes.
 
 Hidden states come in *streams*, `[batch, rows, hidden]` each. The content stream makes the keys and values, and the
-predicting stream makes the logits. They are the same stream in all variants except `two_stream`. The variants differ in
-their streams and in the way that positions enter:
+predicting stream makes the logits. Only in `two_stream` are they different streams. Keys are rotated by content
+positions. The variants differ in their streams and in the rotation of queries:
 
 | variant           | streams                                  | queries are rotated by                            |
 | ----------------- | ---------------------------------------- | ------------------------------------------------- |
@@ -12,22 +12,19 @@ their streams and in the way that positions enter:
 | `causal`          | one                                      | content position                                  |
 | `double_position` | one                                      | no rotations; see [`DoublePositionEmbedding`]     |
 | `adaptive_norm`   | one                                      | no rotations; see [`AdaptiveNormDecoderLayer`]    |
-| `bidirectional`   | one                                      | content position                                  |
+| `bidirectional`   | one                                      | content position; see [`AOARMForMaskedLM`]        |
 
-Keys are rotated by content positions. `double_position` and `adaptive_norm` have tables of positions instead, whose
-entries are added to the tokens; in `adaptive_norm` the target also modulates the layers. In code a variant is what
-[`AOARMModel.start_streams`], [`AOARMModel.query_positions`] and [`AOARMModel.embed_condition`] do for it.
+[`AOARMModel.start_streams`], [`AOARMModel.query_positions`] and [`AOARMModel.embed_condition`] hold these differences.
 
 Every stream of row r sees rows 0 to r, so all streams share one causal attention call, as more query heads over the
-same keys and values. A left-to-right decoder predicts a token from the position before it, target - 1. In the identity
-order `decoupled_rope` therefore equals Llama, and so does `two_stream` if its query stream starts from the content or
-from the token at target - 1.
+same keys and values. In `bidirectional` rows are in sentence order and all see each other.
 
-In `bidirectional` rows are in sentence order, blanks hold the mask token, all rows see each other, and each row
-predicts its own token; see [`AOARMForMaskedLM`].
+A left-to-right decoder predicts a token from the position before it, target - 1. In the identity order `decoupled_rope`
+therefore equals Llama, and so does `two_stream` if its query stream starts from the content or from the token at
+target - 1.
 
-[`PreTrainedModel`] initialises the weights of linear layers and embeddings, the learned query vector included, from a
-normal distribution with standard deviation `initializer_range`. Biases start at zero and norms at one.
+[`PreTrainedModel`] initialises linear layers and embeddings, the learned query vector included, from a normal
+distribution with standard deviation `initializer_range`. Biases start at zero and norms at one.
 """
 
 import functools
@@ -61,12 +58,11 @@ from .compat_aoarm import (
     CACHE_NAMES,
     CacheUnderBothNames,
     SavedWithoutSharding,
+    guard_prompt_learning,
     prompt_learning_of,
-    refuse_orders,
     register_for_label_smoothing,
     require,
     the_cache,
-    watch_wrappers,
 )
 from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig, head_auto_class
 from .decoding_aoarm import AOARMGenerationConfig
@@ -89,7 +85,7 @@ class AOARMModelOutputWithPast(CacheUnderBothNames, BaseModelOutputWithPast):
     Args:
         last_hidden_state: the predicting stream after the final norm, `[batch, rows, hidden]`, or
             `[batch, rows, targets, hidden]` if several targets were given.
-        past_key_values (or `cache`): the cache, one entry per row, in generation order.
+        past_key_values (or `cache`): the cache, one entry per row.
         hidden_states: the predicting stream before each layer and after the last, in the shape of `last_hidden_state`.
         attentions: the predicting stream's weights per layer, `[batch, heads, rows, keys]`, or
             `[batch, targets, heads, rows, keys]`.
@@ -144,9 +140,9 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class GroupedHeads:
-    """Stands for a module in one call of an attention function, with another number of query heads per key/value head.
+    """A module with another number of query heads per key/value head, for one call of an attention function.
 
-    The call writes nothing to the module, because other threads may be using it.
+    The module itself does not change, because other threads may be using it.
     """
 
     def __init__(self, module: nn.Module, num_key_value_groups: int):
@@ -174,9 +170,8 @@ class AOARMAttention(LlamaAttention):
 
     def __init__(self, config: AOARMConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.o_proj = nn.Linear(
-            config.num_attention_heads * self.head_dim, config.hidden_size, bias=config.attention_output_bias
-        )
+        width = config.num_attention_heads * self.head_dim
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_output_bias)
         self.q_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = LlamaRMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
@@ -190,7 +185,8 @@ class AOARMAttention(LlamaAttention):
         key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """
+        """Attends from all streams to the content stream.
+
         Args:
             queries: `[streams, batch, rows, hidden]`, the streams that query.
             content: `[batch, rows, hidden]`, the stream that makes keys and values.
@@ -201,9 +197,9 @@ class AOARMAttention(LlamaAttention):
             key_values: the cache.
 
         Returns:
-            The output `[streams, batch, rows, hidden]`. From eager attention also the weights of the predicting stream,
-            `[batch, heads, rows, keys]`, or `[batch, targets, heads, rows, keys]` if there are several targets; and
-            those of the content stream if it queries, `[batch, heads, rows, keys]`. Otherwise `None`.
+            The output `[streams, batch, rows, hidden]`, and the weights of the predicting and of the content stream
+            (see [`AOARMModelOutputWithPast`]). Weights are `None` unless attention is eager, and for a content stream
+            that does not query.
         """
         streams, batch, rows, _ = queries.shape
         heads = (batch, rows, -1, self.head_dim)
@@ -256,17 +252,17 @@ class AOARMAttention(LlamaAttention):
     def attend_stream_by_stream(
         self, attend: Callable, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Calls eager attention for each stream; the weights lead to the output, so that they have gradients."""
+        """Calls eager attention for each stream. The output depends on the weights, so they have gradients."""
         rows = query.shape[2]
         has_masks = mask is not None and mask.shape[2] > rows
         masks = mask.split(rows, dim=2) if has_masks else [mask] * len(query)
-        streams = query.transpose(2, 3)
-        results = [attend(self, each, key, value, mask) for each, mask in zip(streams, masks, strict=True)]
-        output, weights = torch.stack([output.flatten(2) for output, _ in results]), [each for _, each in results]
+        results = [attend(self, each.transpose(1, 2), key, value, own) for each, own in zip(query, masks, strict=True)]
+        outputs, weights = zip(*results, strict=True)
         is_last = self.layer_idx == self.config.num_hidden_layers - 1
         has_content = self.config.attention_variant == "two_stream" and not is_last
         content, predicting = (weights[0], weights[1:]) if has_content else (None, weights)
-        return output, predicting[0] if len(predicting) == 1 else torch.stack(predicting, dim=1), content
+        predicting = predicting[0] if len(predicting) == 1 else torch.stack(predicting, dim=1)
+        return torch.stack(outputs).flatten(3), predicting, content
 
 
 # Layers
@@ -302,7 +298,7 @@ class AOARMDecoderLayer(GradientCheckpointingLayer):
             predicting: `[batch, rows, hidden]`, or `[batch, rows, targets, hidden]` for several streams.
             content: `[batch, rows, hidden]`, or `None` if the predicting stream is the content stream.
             query_rotation, key_rotation: see [`AOARMAttention.forward`].
-            condition: see [`AOARMModel.embed_condition`].
+            condition: for `adaptive_norm`, see [`AOARMModel.embed_condition`].
         """
         has_several_targets, has_content = predicting.ndim == 4, content is not None
         streams = predicting.movedim(2, 0) if has_several_targets else predicting[None]
@@ -320,7 +316,7 @@ class AOARMDecoderLayer(GradientCheckpointingLayer):
         return streams.movedim(0, 2) if has_several_targets else streams[0], content
 
 
-# What the variants with tables of positions add
+# The variants with tables of positions
 
 
 class DoublePositionEmbedding(nn.Module):
@@ -379,16 +375,8 @@ class AdaptiveNormDecoderLayer(AOARMDecoderLayer):
         super().__init__(config, layer_idx)
         self.modulation = nn.Linear(config.target_embedding_size, 6 * config.hidden_size)
 
-    def forward(
-        self,
-        predicting: Tensor,
-        content: None,
-        query_rotation: None,
-        key_rotation: None,
-        condition: Tensor,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[Tensor, None]:
-        """As in the other variants, with the target as `condition`, `[batch, rows, target_embedding_size]`."""
+    def forward(self, predicting, content, query_rotation, key_rotation, condition, **kwargs):
+        """As in the other variants; the target is `condition`, `[batch, rows, target_embedding_size]`."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition).chunk(6, dim=-1)
         normed = modulate(self.input_layernorm(predicting), shift, scale)
         attended = self.self_attn(normed[None], normed, query_rotation, key_rotation, **kwargs)[0][0]
@@ -401,7 +389,7 @@ class AdaptiveNormDecoderLayer(AOARMDecoderLayer):
 
 
 class AOARMPreTrainedModel(SavedWithoutSharding, PreTrainedModel):
-    """How the models are loaded and saved, and the features of the library that they support."""
+    """Loads and saves the models, and names the features of the library that they support."""
 
     config_class = AOARMConfig
     base_model_prefix = "model"
@@ -421,7 +409,7 @@ class AOARMPreTrainedModel(SavedWithoutSharding, PreTrainedModel):
 
     def __init__(self, config: AOARMConfig):
         super().__init__(config)
-        watch_wrappers(refuse_orders)
+        guard_prompt_learning()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool | None = None, **kwargs):
@@ -451,8 +439,7 @@ class AOARMModel(AOARMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.attention_variant == "two_stream" and config.query_stream_init != "content":
             self.query_embedding = nn.Embedding(1, config.hidden_size)
-        positions = config.max_position_embeddings + 1
-        layer_class = AOARMDecoderLayer
+        positions, layer_class = config.max_position_embeddings + 1, AOARMDecoderLayer
         if config.attention_variant == "double_position":
             self.position_embedding = DoublePositionEmbedding(config)
         elif config.attention_variant == "adaptive_norm":
@@ -462,7 +449,7 @@ class AOARMModel(AOARMPreTrainedModel):
             self.norm_modulation = nn.Linear(config.target_embedding_size, 2 * config.hidden_size)
         else:
             self.rotary_emb = LlamaRotaryEmbedding(config)
-        # Only the variant's own class: FSDP looks for every class that is named here.
+        # FSDP looks for every class that is named here.
         self._no_split_modules = [layer_class.__name__]
         self.layers = nn.ModuleList([layer_class(config, index) for index in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -474,30 +461,28 @@ class AOARMModel(AOARMPreTrainedModel):
     def start_streams(
         self, tokens: Tensor, position_ids: Tensor, targets: Tensor, left_tokens: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Makes the streams before the first layer.
-
-        Args:
-            tokens, left_tokens: see [`embed_rows`].
+        """Makes the streams before the first layer from the embeddings of [`embed_rows`].
 
         Returns:
-            The predicting streams, `[batch, rows, targets, hidden]`, and the content stream, `[batch, rows, hidden]`;
-            `None` if it is the predicting stream, whose one target is then the first.
+            The predicting streams, `[batch, rows, targets, hidden]`, and the content stream, `[batch, rows, hidden]`,
+            or `None` if there is only one stream.
         """
-        variant, start = self.config.attention_variant, self.config.query_stream_init
+        variant = self.config.attention_variant
         if variant == "double_position":
             tokens = tokens + self.position_embedding(position_ids, targets[..., 0])
         elif variant == "adaptive_norm":
             tokens = tokens + self.position_embedding(position_ids)
         if variant != "two_stream":
             return tokens[:, :, None], None
-        if start == "neighbor":
+        if left_tokens is not None:
             return left_tokens, tokens
-        start = tokens if start == "content" else self.learned_query(tokens.device).expand_as(tokens)
+        is_content = self.config.query_stream_init == "content"
+        start = tokens if is_content else self.learned_query(tokens.device).expand_as(tokens)
         return start[:, :, None].expand(-1, -1, targets.shape[-1], -1), tokens
 
     def learned_query(self, device: torch.device) -> Tensor:
         """Returns the learned vector from which query streams start, `[hidden]`."""
-        # The embedding is called, and its weight not read, because hooks of offloading and adapters act on calls.
+        # Offloading and adapters act on calls of the embedding, not on its weight.
         return self.query_embedding(torch.zeros((), dtype=torch.int64, device=device))
 
     def query_positions(self, position_ids: Tensor, targets: Tensor) -> Tensor:
@@ -510,10 +495,9 @@ class AOARMModel(AOARMPreTrainedModel):
     def rotations(
         self, hidden_states: Tensor, position_ids: Tensor, targets: Tensor
     ) -> tuple[Rotation | None, Rotation | None]:
-        """Makes the rotations of queries and of keys, as [`AOARMAttention`] takes them, in the states' dtype."""
+        """Makes the rotations of queries and of keys for [`AOARMAttention.forward`], in the dtype of the states."""
         if self.config.attention_variant in TABLE_VARIANTS:
             return None, None
-        # Each angle is shared by all heads.
         positions = torch.cat([position_ids[None], self.query_positions(position_ids, targets)])
         angles = self.rotary_emb(hidden_states, positions.flatten(0, 1))
         cos, sin = (part.view(*positions.shape, 1, -1) for part in angles)
@@ -550,17 +534,16 @@ class AOARMModel(AOARMPreTrainedModel):
             position_ids: int64 `[batch, rows]`, content positions in `[0, max_position_embeddings)`. Default: 0, 1, 2,
                 ..., continuing after the cache and starting again in each segment.
             target_position_ids: int64 `[batch, rows]`, target positions in `[0, max_position_embeddings]`; `two_stream`
-                also takes `[batch, rows, targets]`, several targets of each row. Default: the next row's content
+                also takes several targets of each row, `[batch, rows, targets]`. Default: the next row's content
                 position, and the own position + 1 on the last row.
             segment_ids: int64 `[batch, rows]`, equal within each run of rows that is an example of its own (packing).
                 As in the library, `position_ids` that begin with 0 and come back to it are packed too, in a call
                 without mask, targets and cache.
             past_key_values (or `cache`): the rows before, as keys and values. In single-stream variants they belong to
-                the targets that they were computed with; in `two_stream` they do not depend on targets.
+                the targets that they were computed with.
             inputs_embeds: `[batch, rows, hidden]`.
-            use_cache: whether to return a cache. Default: `config.use_cache`, but not in training, and not in a call
-                that gives positions without targets, because its last row's target is a guess that the cache would
-                keep.
+            use_cache: whether to return a cache. Default: `config.use_cache`, except in training and for positions
+                without targets, because the cache would keep a guessed target of the last row.
             query_input_ids: int64, in the shape of the targets: the tokens at target - 1, from which query streams with
                 `query_stream_init="neighbor"` start; -1 if no row of the same example, up to the own one, holds that
                 position. Default: found among the rows of the call.
@@ -583,8 +566,9 @@ class AOARMModel(AOARMPreTrainedModel):
         segment_ids = resolve_segments(segment_ids, *given, past_key_values, use_cache, inputs.shape[:2])
         if use_cache is None:
             has_known_targets = target_position_ids is not None or position_ids is None
-            use_cache = self.config.use_cache and has_known_targets and not (self.training and torch.is_grad_enabled())
-            use_cache = use_cache and segment_ids is None and self.config.attention_variant != "bidirectional"
+            takes_cache = segment_ids is None and self.config.attention_variant != "bidirectional"
+            is_training = self.training and torch.is_grad_enabled()
+            use_cache = self.config.use_cache and has_known_targets and takes_cache and not is_training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
@@ -612,9 +596,8 @@ class AOARMModel(AOARMPreTrainedModel):
         """Raises a ValueError for arguments that the variant or activation checkpointing does not take."""
         if self.config.attention_variant == "bidirectional":
             given = {"target_position_ids": targets, "past_key_values": past_key_values}
-            given |= {"use_cache": use_cache or None, "is_causal": is_causal or None}
-            for name, value in given.items():
-                if value is not None:
+            for name, value in (given | {"use_cache": use_cache, "is_causal": is_causal}).items():
+                if value is not None and value is not False:
                     raise ValueError(
                         f"`{name}` must not be given for attention_variant='bidirectional', where all rows see each "
                         f"other and predict their own tokens; got {type(value).__name__}."
@@ -645,8 +628,8 @@ class AOARMModel(AOARMPreTrainedModel):
             targets = target_position_ids if several else target_position_ids[..., None]
             return RowPositions(position_ids, targets, targets_given=True, has_several_targets=several)
         variant, given = self.config.attention_variant, (position_ids, target_position_ids)
-        rest = attention_mask, segment_ids, past_key_values
-        positions = RowPositions.resolve(*given, *rest, inputs.shape[:2], inputs.device)
+        rest = attention_mask, segment_ids, past_key_values, inputs.shape[:2], inputs.device
+        positions = RowPositions.resolve(*given, *rest)
         if positions.has_several_targets and variant != "two_stream":
             raise ValueError(
                 "`target_position_ids` of shape [batch, rows, targets] needs attention_variant='two_stream': a single "
@@ -662,7 +645,7 @@ class AOARMModel(AOARMPreTrainedModel):
         return positions
 
     def waits_for(self, inputs: Tensor) -> bool:
-        """Returns whether checks look at values at once, for which a program waits for its accelerator."""
+        """Returns whether checks read values at once. A program waits for its accelerator then."""
         return (inputs.device.type == "cpu" or not self.training) and not torch.compiler.is_compiling()
 
     def embed_rows(
@@ -679,14 +662,14 @@ class AOARMModel(AOARMPreTrainedModel):
             `[batch, rows, hidden]`; and `[batch, rows, targets, hidden]` with the learned vector for unknown tokens, or
             `None` for models with another start.
         """
-        tokens = inputs_embeds
+        rows, tokens = positions.content.shape[1], inputs_embeds
         if query_input_ids is not None:
             ids = self.check_query_input_ids(query_input_ids, positions)
             is_known, ids = ids >= 0, ids.clamp(min=0).flatten(1)
             if tokens is None:
-                # One call for both: each call gathers a table that is shared out among processes.
+                # One call for both, because each call gathers a table that processes share.
                 both = self.embed_tokens(torch.cat([input_ids, ids], dim=1))
-                tokens, left = both.tensor_split([input_ids.shape[1]], dim=1)
+                tokens, left = both[:, :rows], both[:, rows:]
             else:
                 left = self.embed_tokens(ids)
         else:
@@ -694,8 +677,8 @@ class AOARMModel(AOARMPreTrainedModel):
             if not self.config.starts_from_neighbors:
                 return tokens, None
             neighbors = positions.find_left_neighbors(past_key_values is not None, self.waits_for(tokens))
-            is_known, (batch, rows) = neighbors >= 0, tokens.shape[:2]
-            first_rows = rows * torch.arange(batch, device=tokens.device)[:, None, None]
+            is_known = neighbors >= 0
+            first_rows = rows * torch.arange(len(tokens), device=tokens.device)[:, None, None]
             left = tokens.flatten(0, 1).index_select(0, (neighbors.clamp(min=0) + first_rows).flatten())
         left = left.reshape(*is_known.shape, -1)
         return tokens, torch.where(is_known[..., None], left, self.learned_query(tokens.device))
@@ -711,14 +694,14 @@ class AOARMModel(AOARMPreTrainedModel):
         # `generate` has checked the rows of its own cache, whose positions tell nothing of padding.
         if positions.real is not None:
             ids = read_indices("query_input_ids", ids, (2, 3), positions.content.shape)
-        if positions.real is not None and not torch.compiler.is_compiling():
-            require(
-                ((ids >= -1) & (ids < vocab_size)).all(),
-                f"`query_input_ids` must hold ids in [0, vocab_size={vocab_size}), or -1 for a token that is not "
-                "known; got others.",
-                # As for `input_ids`, no accelerator is waited for.
-                waits=ids.device.type == "cpu",
-            )
+            if not torch.compiler.is_compiling():
+                require(
+                    ((ids >= -1) & (ids < vocab_size)).all(),
+                    f"`query_input_ids` must hold ids in [0, vocab_size={vocab_size}), or -1 for a token that is not "
+                    "known; got others.",
+                    # No wait for an accelerator, as for `input_ids`.
+                    waits=ids.device.type == "cpu",
+                )
         shape = positions.targets.shape if positions.has_several_targets else positions.content.shape
         if ids.shape != shape:
             raise ValueError(
@@ -760,9 +743,7 @@ LOGITS_AT_ONCE = 2**25
 def fused_causal_lm_loss(
     hidden_states: Tensor, head: nn.Module, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """Computes the cross-entropy of the next rows' labels from pieces of the rows, without `[batch, rows, vocab]`.
-
-    It is `torch.nn.functional.linear_cross_entropy`, and equals the library's `ForCausalLMLoss`.
+    """Computes the library's `ForCausalLMLoss` in pieces of the rows, without a tensor `[batch, rows, vocab]`.
 
     Args:
         hidden_states: `[batch, rows, hidden]`, after the final norm.
@@ -794,7 +775,7 @@ def fused_causal_lm_loss(
 
 
 class AOARMLanguageModel(AOARMPreTrainedModel):
-    """The decoder and a linear layer from its states to the vocabulary: the part that the two heads share.
+    """The part that the two heads share: the decoder, and a linear layer from its states to the vocabulary.
 
     Raises:
         ValueError: the variant has the other head.
@@ -907,10 +888,10 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
                 causal language model of the library: row r's logits are scored against row r + 1's label.
             logits_to_keep: how many of the last rows get logits, 0 for all; or which rows, int64 `[kept]` or
                 `[batch, kept]`.
-            fused_loss: whether only the loss is wanted. It is then computed in pieces, which saves the memory of the
-                logits and their gradients. With a large vocabulary a step needs most of its memory for them.
+            fused_loss: whether to return only the loss. It is computed in pieces then, which saves the memory of the
+                logits and their gradients, most of a step's memory with a large vocabulary.
             scored_ids: int64 `[batch, rows]`, or `[batch, kept]` with `logits_to_keep`: tokens whose log-probabilities
-                are wanted instead of logits. They are computed in pieces.
+                are returned instead of logits. They are computed in pieces.
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
@@ -919,7 +900,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
                 one.
         """
         if fused_loss and labels is None:
-            raise ValueError("`fused_loss` leaves the loss only, so it needs `labels`, got None.")
+            raise ValueError("`fused_loss` returns only the loss, so it needs `labels`, got None.")
         past_key_values = the_cache(past_key_values, cache, kwargs)
         outputs: AOARMModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -933,31 +914,23 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
             query_input_ids=query_input_ids,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
+        hidden_states, loss, predictions = outputs.last_hidden_state, None, {}
         if labels is not None:
             given = position_ids, target_position_ids, attention_mask, past_key_values
-            self.check_labels(labels, hidden_states, segment_ids, *given)
-        loss, predictions = None, {}
+            self.check_labels(labels, hidden_states.shape[:-1], segment_ids, *given)
         if fused_loss:
             loss = fused_causal_lm_loss(hidden_states, self.lm_head, labels, kwargs.get("num_items_in_batch"))
         else:
             predictions = self.predict_rows(hidden_states, logits_to_keep, scored_ids, labels)
             if labels is not None:
                 loss = self.loss_function(**predictions, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return AOARMCausalLMOutputWithPast(
-            loss=loss,
-            **predictions,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            content_hidden_states=outputs.content_hidden_states,
-            content_attentions=outputs.content_attentions,
-            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
-        )
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return AOARMCausalLMOutputWithPast(loss=loss, **predictions, **rest)
 
     def check_labels(
         self,
         labels: Tensor,
-        hidden_states: Tensor,
+        rows: torch.Size,
         segment_ids: Tensor | None,
         position_ids: Tensor | None,
         target_position_ids: Tensor | None,
@@ -965,27 +938,27 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         past_key_values: Cache | None,
     ) -> None:
         """Raises a ValueError for a label that is not the token that the row before it predicts."""
-        if hidden_states.ndim == 4:
+        if len(rows) == 3:
             raise ValueError("`labels` need one target per row, got `target_position_ids` [batch, rows, targets].")
-        rows = hidden_states.shape[:2]
         self.check_shapes(rows, labels=labels)
         if torch.compiler.is_compiling():
             return
         is_ignored, waits = labels[:, 1:] == -100, self.model.waits_for(labels)
+        # Positions that come back to 0 are packed too.
         given = position_ids, target_position_ids, attention_mask, past_key_values
         segment_ids = resolve_segments(segment_ids, *given, None, rows)
         if segment_ids is not None:
             require(
                 ((segment_ids[:, 1:] == segment_ids[:, :-1]) | is_ignored).all(),
                 "`labels` must be -100 on the first row of each segment of `segment_ids`: the row before it belongs to "
-                "another example. Got another label there.",
+                "another example. Got another label.",
                 waits,
             )
         if target_position_ids is not None:
             if position_ids is None:
                 # The cache has this call's rows by now.
                 past = 0 if past_key_values is None else past_key_values.get_seq_length() - rows[1]
-                position_ids = (past + torch.arange(rows[1], device=labels.device))[None]
+                position_ids = past + torch.arange(rows[1], device=labels.device)[None]
             require(
                 ((target_position_ids[:, :-1] == position_ids[:, 1:]) | is_ignored).all(),
                 "`labels` are shifted by one row, so `target_position_ids` must hold the next row's position wherever "
@@ -1046,8 +1019,8 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
                 nothing is to be learned.
             loss_weights: float `[batch, rows]`, the weight of each row's cross-entropy. Labels are then the tokens of
                 all rows that are modelled, and rows that are not masked weigh 0. The loss is divided by the number of
-                labels, which does not depend on the masks drawn and is the same in any number of processes and
-                accumulated batches. Default: 1, for labels of masked rows only.
+                labels, which depends neither on the masks drawn nor on the number of processes and accumulated
+                batches. Default: 1, for labels of masked rows only.
             logits_to_keep, scored_ids: as in [`AOARMForCausalLM.forward`].
 
         Raises:
@@ -1073,7 +1046,7 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
         )
 
     def check_labels(self, labels: Tensor, loss_weights: Tensor | None, rows: torch.Size) -> None:
-        """Raises a ValueError for labels or weights that do not fit the `rows`, and for the mask token as a label."""
+        """Raises a ValueError for labels or weights of another shape than `rows`, and for the mask token as a label."""
         self.check_shapes(rows, labels=labels, loss_weights=loss_weights)
         if not torch.compiler.is_compiling():
             require(
@@ -1092,12 +1065,9 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
         # Rows of weight 0 may hold any label, even one of infinite loss.
         scored = labels.where(weights != 0, -100)
         losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), scored, reduction="none")
-        count = kwargs.get("num_items_in_batch")
-        if count is None:
+        if (count := kwargs.get("num_items_in_batch")) is None:
             count = labels.ne(-100).sum().clamp(min=1)
-        elif isinstance(count, Tensor):
-            count = count.to(logits.device)
-        return (weights * losses).sum() / count
+        return (weights * losses).sum() / (count.to(logits.device) if isinstance(count, Tensor) else count)
 
 
 def model_class_for(config: AOARMConfig) -> type[AOARMLanguageModel]:
@@ -1110,12 +1080,9 @@ __all__ = [
     "AOARMDecoderLayer",
     "AOARMForCausalLM",
     "AOARMForMaskedLM",
-    "AOARMLanguageModel",
     "AOARMModel",
     "AOARMPreTrainedModel",
     "AdaptiveNormDecoderLayer",
     "DoublePositionEmbedding",
-    "fused_causal_lm_loss",
     "model_class_for",
-    "modulate",
 ]

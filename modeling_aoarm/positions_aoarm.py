@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Positions of rows: their defaults and checks, packed segments, and the attention mask.
+"""Positions of rows in generation order: their defaults and checks, packed segments, and the attention mask.
 
-Rows come in generation order. Row r holds the token at its *content position* in the sentence. It predicts the token at
-its *target position*, which is the content position of row r + 1.
+Row r holds the token at its *content position* in the sentence. It predicts the token at its *target position*, which
+is the content position of row r + 1.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ HIDDEN_BELOW = -1e3
 
 
 def read_indices(name: str, value: Any, dimensions: tuple[int, ...], shape: tuple[int, int]) -> Tensor:
-    """Returns the argument `name` as int64 `[batch, rows, ...]`; the values of one example serve the whole batch.
+    """Returns the argument `name` as int64 `[batch, rows, ...]`. The values of one example serve the whole batch.
 
     Raises:
-        ValueError: `value` is not a tensor of integers of `shape` `(batch, rows)` with 2 or 3 `dimensions`.
+        ValueError: `value` is not a tensor of integers of `shape` `(batch, rows)` with one of these `dimensions`.
     """
     if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -63,16 +63,15 @@ def resolve_segments(
     """
     subject = "`segment_ids` (packed sequences)"
     if segment_ids is None:
-        if any(each is not None for each in (target_position_ids, attention_mask, past_key_values)):
-            return None
-        # Positions of another form are refused later. A compiled call cannot look at values, so it is not packed if it
-        # makes a cache.
-        is_readable = isinstance(position_ids, Tensor) and tuple(position_ids.shape) in (shape, (1, shape[1]))
-        if not is_readable or (use_cache and torch.compiler.is_compiling()):
+        # Positions of another form are refused later.
+        has_shape = isinstance(position_ids, Tensor) and tuple(position_ids.shape) in (shape, (1, shape[1]))
+        if not has_shape or any(each is not None for each in (target_position_ids, attention_mask, past_key_values)):
             return None
         is_zero = position_ids == 0
         is_packed = is_zero[:, 0] & (is_zero.sum(1) > 1)
-        if not torch.compiler.is_compiling() and not is_packed.any():
+        # A compiled call cannot read values. It counts as packed unless it makes a cache.
+        is_unpacked = use_cache if torch.compiler.is_compiling() else not is_packed.any()
+        if is_unpacked:
             return None
         segment_ids = torch.where(is_packed[:, None], is_zero.long().cumsum(1), 0)
         subject = "`position_ids` that come back to 0 are packed sequences, which"
@@ -93,8 +92,8 @@ def make_attention_mask(
 ) -> tuple[Any, dict[str, Any]]:
     """Makes the mask of a call in the form that the attention backend takes.
 
-    All variants except `bidirectional` use a causal mask over rows. The library's own packing is not used: it goes by
-    positions, and would take each jump of an order for a new segment.
+    All variants except `bidirectional` use a causal mask over rows. The library's packing is not used, because it would
+    take each jump of an order for a new segment.
 
     Args:
         config: the model's config, which names the variant and the backend.
@@ -108,10 +107,10 @@ def make_attention_mask(
     """
     in_segment, options = None, {}
     if mask is None and embeds.shape[1] == 1 and getattr(past_key_values, "holds_canvases", False):
-        # One row sees all rows of its canvas. The library comes to the same result, but needs longer.
+        # One row sees all rows of its canvas. The library returns the same, but slowly.
         return None, options
     if segment is not None:
-        # Runs of padding are segments of their own, so the caller's mask says nothing more.
+        # Runs of padding are segments of their own, which makes the caller's mask redundant.
         mask = None
 
         def in_segment(example: Any, head: Any, query: Any, key: Any) -> Tensor:
@@ -141,7 +140,7 @@ def make_attention_mask(
 
 @dataclass
 class RowPositions:
-    """The positions of the rows of one call. Positions that have been checked need only the first four fields.
+    """The positions of the rows of one call. The rows of a canvas, which `generate` checks, have only four fields.
 
     Args:
         content: int64 `[batch, rows]`.
@@ -152,11 +151,11 @@ class RowPositions:
         text: int64 `[batch, rows]`, the content positions that left-to-right text would have: how many rows of the
             example come before each row, padding not counted.
         real: bool `[batch, rows]`, which rows are not padding.
-        continued: bool `[batch, rows - 1]`, which rows are followed in their example by the row behind them.
-        segment: int64 `[batch, rows]`, the number of each row's packed segment. A run of padding is a segment of its
-            own. `None` if nothing is packed.
-        sees: bool `[batch, rows, rows]`, which of this call's rows each row sees; `None` without a prepared mask, under
-            which rows may be alternatives for one position.
+        continued: bool `[batch, rows - 1]`, whether the next row continues a row's example.
+        segment: int64 `[batch, rows]`, the number of each row's packed segment, or `None` if nothing is packed. A run
+            of padding is a segment of its own.
+        sees: bool `[batch, rows, rows]`, which of this call's rows each row sees under a prepared mask, where rows may
+            be alternatives for one position; else `None`.
     """
 
     content: Tensor
@@ -189,11 +188,12 @@ class RowPositions:
         one row more, wherever it is.
 
         Args:
-            position_ids: integer `[batch or 1, rows]` or `None`.
-            target_position_ids: integer `[batch or 1, rows]`, `[batch or 1, rows, targets]` or `None`.
+            position_ids: integer `[batch or 1, rows]`.
+            target_position_ids: integer `[batch or 1, rows]` or `[batch or 1, rows, targets]`.
             attention_mask: `[batch, past rows + rows]`, 0 for padding; a prepared mask `[batch, 1, rows, keys]`, bool
                 or additive, in which padding does not see itself; or a mask of another form, which is not read.
-            segment_ids, past_key_values: int64 `[batch, rows]`, and the cache with the rows before; or `None`.
+            segment_ids: int64 `[batch, rows]`.
+            past_key_values: the cache with the rows before.
             shape, device: `(batch, rows)`, and where new tensors are made.
 
         Raises:
@@ -230,9 +230,10 @@ class RowPositions:
                     "to one and their `position_ids` differ. Got `target_position_ids=None`."
                 )
                 require(is_clear, message, waits=device.type == "cpu")
-        if target_position_ids is not None:
+        is_given = target_position_ids is not None
+        if is_given:
             targets = read_indices("target_position_ids", target_position_ids, (2, 3), shape)
-        several, is_given = targets.ndim == 3, target_position_ids is not None
+        several = targets.ndim == 3
         targets = targets if several else targets[..., None]
         return cls(content, targets, is_given, several, numbers, text, real, continued, segment, sees)
 
@@ -241,8 +242,8 @@ class RowPositions:
         return positions if self.segment is None else (self.segment << 32)[..., None] + positions
 
     def sort_positions(self) -> tuple[Tensor, Tensor]:
-        """Sorts the content positions, kept apart by segment. Returns them and their rows, `[batch, rows]`."""
-        # Each row of padding has a negative position of its own. Positions that are looked for are at least -1.
+        """Sorts the content positions, kept apart by segment. Returns them and their rows, int64 `[batch, rows]`."""
+        # Each row of padding gets a negative position of its own. Other positions are at least -1.
         padding = -2 - torch.arange(self.content.shape[1], device=self.content.device)
         return torch.where(self.real, self.tell_segments_apart(self.content[..., None])[..., 0], padding).sort(dim=1)
 
@@ -252,16 +253,13 @@ class RowPositions:
         Row r with target t looks for content position t - 1 among the rows that it sees, the real rows of its example
         up to r. In left-to-right text it finds itself.
 
-        Args:
-            has_cache, waits: as in [`check`]. A cache does not tell the positions of its rows.
-
         Raises:
-            ValueError: the token left of a target may be in the cache.
+            ValueError: the token left of a target may be in the cache, which does not tell the positions of its rows.
         """
         rows = self.content.shape[1]
         own = torch.arange(rows, device=self.content.device)[:, None]
         wanted = self.targets - 1
-        # Text that goes on behind padding may have a position twice; then the own row is meant.
+        # Text that continues after padding may have a position twice. The own row comes first.
         is_own = wanted == self.content[..., None]
         if self.sees is not None:
             is_there = (self.content[:, None, None] == wanted[..., None]) & self.sees[:, :, None]
@@ -287,8 +285,8 @@ class RowPositions:
         """Refuses positions that the model cannot take, and default targets that may not be meant.
 
         Args:
-            config: names the variant and the number of positions, `max_position_embeddings`. Variants with rotations
-                have no table, so left-to-right text may be longer, as in Llama.
+            config: names the variant and the number of positions, `max_position_embeddings`. Variants without tables
+                take longer left-to-right text, like Llama.
             has_cache: whether the call uses a cache.
             waits: whether to wait for the device. If not, the device reports broken rules later, without values.
 
@@ -297,26 +295,26 @@ class RowPositions:
                 not the identity in `causal`, and a cached call whose targets cannot be known.
         """
         table, variant = config.max_position_embeddings, config.attention_variant
-        if waits and self.targets_given and self.content.shape[1] == 1 and variant not in TABLE_VARIANTS:
-            # In a step of the library's `generate` each row predicts the next position. Behind a right-padded prompt it
-            # goes on from the position of the padding, so the rules below do not hold.
+        has_table = variant in TABLE_VARIANTS
+        if waits and self.targets_given and self.content.shape[1] == 1 and not has_table:
+            # In a step of the library's `generate` each row predicts the next position. After a right-padded prompt it
+            # continues from the position of the padding, so the rules below do not hold.
             own = self.content[..., None]
             if ((self.targets == own + 1) & (own >= 0)).all():
                 return
         padding = ~self.real
-        outside = ((self.content < 0) | (self.content >= table)) & self.real
-        outside_targets = ((self.targets < 0) | (self.targets > table)) & self.real[..., None]
-        # Positions of left-to-right text may count padding or not; both are used.
+        limits = {"position_ids": (self.content[..., None], table - 1), "target_position_ids": (self.targets, table)}
+        outside = {
+            name: ((values < 0) | (values > largest)) & self.real[..., None]
+            for name, (values, largest) in limits.items()
+        }
+        # Positions of left-to-right text may count padding or not.
         is_numbered = ((self.content == self.text) | padding).all() | ((self.content == self.numbers) | padding).all()
         predicts_next = ((self.targets[..., 0] == self.content + 1) | padding).all()
-        is_text = predicts_next & self.targets_given
-        is_text_of_any_length = is_numbered & (variant not in TABLE_VARIANTS and (is_text | (not self.targets_given)))
+        has_any_length = is_numbered & (not has_table and (predicts_next | (not self.targets_given)))
 
         # The first broken rule is reported.
-        broken = {
-            "content": outside.any() & ~is_text_of_any_length,
-            "targets": outside_targets.any() & ~is_text_of_any_length,
-        }
+        broken = {name: is_outside.any() & ~has_any_length for name, is_outside in outside.items()}
         if variant == "causal" or (has_cache and not self.targets_given):
             in_order = ((self.content.diff(dim=1) == 1) | ~self.continued).all()
             in_order &= is_numbered | (self.numbers[:, :1] == 0).all()
@@ -324,21 +322,21 @@ class RowPositions:
             broken[rule] = ~in_order | (~predicts_next & (variant == "causal"))
         if self.sees is None:
             repeats = (self.sort_positions()[0].diff(dim=1) == 0).any()
-            # The library's `generate` goes on behind padded prompts from the position of the padding.
+            # The library's `generate` continues padded prompts from the position of the padding.
             runs = self.real[:, 0] + (self.real[:, 1:] & padding[:, :-1]).sum(1)
-            broken["repeated"] = repeats & ~(is_text & (runs > 1).any())
+            broken["repeated"] = repeats & ~(predicts_next & self.targets_given & (runs > 1).any())
         are_broken = torch.stack(list(broken.values()))
         if not waits:
             message = "`position_ids` or `target_position_ids` break a rule; run the batch on a CPU to learn which."
             require(~are_broken.any(), message, waits)
             return
-        # All rules are looked at together, because each look waits for the device.
+        # All rules are read together, because each read waits for the device.
         rule = next((rule for rule, is_broken in zip(broken, are_broken.tolist(), strict=True) if is_broken), None)
-        if rule in ("content", "targets"):
-            name, largest = ("position_ids", table - 1) if rule == "content" else ("target_position_ids", table)
-            value = self.content[outside][0] if rule == "content" else self.targets[outside_targets][0]
+        if rule in limits:
+            values, largest = limits[rule]
+            value = values[outside[rule]][0]
             raise ValueError(
-                f"`{name}` must lie in [0, {largest}], as `max_position_embeddings` is {table}; got {value}."
+                f"`{rule}` must lie in [0, {largest}], as `max_position_embeddings` is {table}; got {value}."
             )
         if rule == "causal":
             raise ValueError(
@@ -358,10 +356,9 @@ class RowPositions:
 
 
 def _read_mask(attention_mask: Any, numbers: Tensor, past: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Reads from a mask which rows are real, their positions as text, and which keys each row sees.
+    """Returns the fields `real` and `text` of [`RowPositions`], and under a prepared mask which keys each row sees.
 
-    Returns:
-        The fields `real` and `text` of [`RowPositions`], and for a prepared mask bool `[batch, rows, keys]`.
+    The keys are bool `[batch, rows, keys]`, or `None`.
     """
     batch, rows = numbers.shape
     dimensions = attention_mask.ndim if isinstance(attention_mask, Tensor) else 0
@@ -385,21 +382,16 @@ def _read_mask(attention_mask: Any, numbers: Tensor, past: int | Tensor) -> tupl
     return torch.ones_like(numbers, dtype=torch.bool), numbers, None
 
 
-def _find_next_rows(sees: Tensor, depth: Tensor, content: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _find_next_rows(sees: Tensor, text: Tensor, content: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Finds the rows that come next under a prepared mask: those that see a row and one row more, as in a tree.
 
-    Args:
-        sees, depth, content: the fields `sees`, `text` and `content` of [`RowPositions`].
-
-    Returns:
-        The field `continued`; each row's default target, int64 `[batch, rows]`; and whether the rows that come next to
-        one row all have the same position, a bool scalar.
+    The arguments are fields of [`RowPositions`]. Returns the field `continued`; each row's default target, int64
+    `[batch, rows]`; and whether all rows that come next to one row have the same position, a bool scalar.
     """
-    is_next = sees.transpose(1, 2) & (depth[:, None] == depth[..., None] + 1)
-    positions = content[:, None].expand_as(is_next)
+    is_next = sees.transpose(1, 2) & (text[:, None] == text[..., None] + 1)
+    has_next, positions = is_next.any(-1), content[:, None].expand_as(is_next)
     first = positions.masked_fill(~is_next, torch.iinfo(torch.int64).max).amin(-1)
     last = positions.masked_fill(~is_next, -1).amax(-1)
-    has_next = is_next.any(-1)
     return is_next.diagonal(1, 1, 2), first.where(has_next, content + 1), (~has_next | (first == last)).all()
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Log-probabilities of filled canvases, exact in given or drawn orders; for masked models also estimates."""
+"""Log-probabilities of filled canvases: exact for given or drawn orders, and for masked models also estimates."""
 
 import math
 from collections.abc import Sequence
@@ -24,17 +24,16 @@ from .runner_aoarm import COLUMNS_PER_CALL
 
 @dataclass
 class AOARMScoreOutput(ModelOutput):
-    """What `score` returns.
+    """The output of `score`.
 
     Args:
         token_log_probs: float32 `[orders, batch, columns]`, nats: each blank's log-probability given the context and
             the blanks before it in its order; 0 in other columns.
         log_likelihood: float32 `[orders, batch]`, nats per example: their sum, log p(blanks | context) in that order.
-        mean_log_likelihood: float32 `[batch]`, nats: the mean over orders, an estimate from the orders drawn of the
-            expected log-probability over orders, which is the training objective.
-        log_mean_likelihood: float32 `[batch]`, nats: the log of the mean probability over orders, an estimate of the
-            likelihood under the mixture of all orders. It is never below the mean of the logarithms, and a few orders
-            estimate it from below.
+        mean_log_likelihood: float32 `[batch]`, nats: the mean over the orders drawn. It estimates the expected
+            log-probability over all orders, which is the training objective.
+        log_mean_likelihood: float32 `[batch]`, nats: the log of the mean probability over the orders drawn. It
+            estimates the likelihood under the mixture of all orders, from below if there are few.
         decoding_order: int64 `[orders, batch, blanks]`, the orders, -1 on the right.
         token_is_likeliest: bool `[orders, batch, columns]`, whether greedy decoding in that order, with the same tokens
             before it, would fill in each blank's token; False in other columns.
@@ -84,54 +83,41 @@ class AOARMScoringMixin:
             ValueError: for malformed canvases, masks and orders, a `num_orders` below 1 or above 1 for an order that is
                 not drawn, and orders that `causal` does not know.
         """
-        canvas, generation_mask, real, given = self._scored_canvas(
-            input_ids, generation_mask, observed_mask, attention_mask
-        )
-        check_generators(generator, len(canvas))
-        context = self._context_to_score(context_order, given, generation_mask, real)
-        orders = self._orders(decoding_order, generation_mask, num_orders, generator)
+        masks = generation_mask, observed_mask, attention_mask
+        canvas, blanks, real, context = self._check_canvas(input_ids, *masks, context_order)
+        orders = self._list_orders(decoding_order, blanks, num_orders, generator)
         scored = [self._score_order(canvas, real, context, order) for order in orders]
-        token_log_probs, token_is_likeliest = map(torch.stack, zip(*scored, strict=True))
-        log_likelihood = token_log_probs.sum(-1)
-        return AOARMScoreOutput(
-            token_log_probs=token_log_probs,
-            log_likelihood=log_likelihood,
-            mean_log_likelihood=log_likelihood.mean(0),
-            log_mean_likelihood=log_likelihood.logsumexp(0) - math.log(len(orders)),
-            decoding_order=orders,
-            token_is_likeliest=token_is_likeliest,
-        )
+        return _make_output(*map(torch.stack, zip(*scored, strict=True)), orders)
 
-    def _scored_canvas(
+    def _check_canvas(
         self,
         input_ids: torch.LongTensor,
         generation_mask: torch.Tensor | None,
         observed_mask: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
+        context_order: str | torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The arguments of `score`, checked: int64 tokens, and bool blanks, unpadded and given columns."""
+        """Checks arguments of `score`.
+
+        Returns:
+            The tokens, int64 `[batch, columns]`; which columns are blank and which are not padding, bool of the same
+            shape; and the context's columns in their order, int64 `[batch, given]`.
+        """
         if generation_mask is None and isinstance(input_ids, torch.Tensor) and input_ids.ndim == 2:
             is_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.shape == input_ids.shape
             columns = attention_mask.bool() if is_mask else torch.ones_like(input_ids, dtype=torch.bool)
             generation_mask = columns & (columns.long().cumsum(1) > 1)
-        real = check_canvas(
-            input_ids,
-            generation_mask,
-            attention_mask,
-            self.config.vocab_size,
-            self.config.max_position_embeddings,
-            reads_blanks=True,
-        )
+        limits = self.config.vocab_size, self.config.max_position_embeddings
+        real = check_canvas(input_ids, generation_mask, attention_mask, *limits, reads_blanks=True)
         given = real & ~generation_mask
         if observed_mask is not None:
+            shape = list(input_ids.shape)
             if not isinstance(observed_mask, torch.Tensor) or observed_mask.dtype != torch.bool:
                 got = getattr(observed_mask, "dtype", type(observed_mask).__name__)
                 raise ValueError(f"`observed_mask` must be a bool tensor, got {got}.")
-            if observed_mask.shape != input_ids.shape:
-                raise ValueError(
-                    f"`observed_mask` must have the shape of `input_ids`, {list(input_ids.shape)}; got "
-                    f"{list(observed_mask.shape)}."
-                )
+            if list(observed_mask.shape) != shape:
+                got = list(observed_mask.shape)
+                raise ValueError(f"`observed_mask` must have the shape of `input_ids`, {shape}; got {got}.")
             if (generation_mask & ~observed_mask).any():
                 raise ValueError("`observed_mask` must be True in the blanks of `generation_mask`, got False in some.")
             given &= observed_mask
@@ -139,24 +125,20 @@ class AOARMScoringMixin:
                 raise ValueError(
                     "`observed_mask` must leave at least one given token in each example, got none in some."
                 )
-        return input_ids.long(), generation_mask, real, given
-
-    def _context_to_score(
-        self, context_order: str | torch.Tensor | None, given: torch.Tensor, blanks: torch.Tensor, real: torch.Tensor
-    ) -> torch.Tensor:
-        """The given columns in the order of their rows, int64 `[batch, given]`."""
         if context_order is None:
             context_order = default_context_order(self.generation_config)
-        return resolve_context_order(context_order, given, blanks, real)
+        context = resolve_context_order(context_order, given, generation_mask, real)
+        return input_ids.long(), generation_mask, real, context
 
     @staticmethod
-    def _orders(
+    def _list_orders(
         decoding_order: str | torch.Tensor,
-        generation_mask: torch.Tensor,
+        blanks: torch.Tensor,
         num_orders: int,
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> torch.Tensor:
-        """The orders, int64 `[orders, batch, blanks]`."""
+        """Checks or draws the orders of blanks, bool `[batch, columns]`. Returns int64 `[orders, batch, blanks]`."""
+        check_generators(generator, len(blanks))
         is_drawn = is_named(decoding_order, "random")
         if check_count("num_orders", num_orders) > 1 and not is_drawn:
             order = decoding_order if isinstance(decoding_order, str) else "a tensor"
@@ -166,15 +148,15 @@ class AOARMScoringMixin:
         if isinstance(decoding_order, torch.Tensor) and decoding_order.ndim == 3:
             if len(decoding_order) == 0:
                 raise ValueError("`decoding_order` must have at least one order, got shape [0, batch, blanks].")
-            return torch.stack([resolve_order("decoding_order", order, generation_mask) for order in decoding_order])
-        drawn = (resolve_order("decoding_order", decoding_order, generation_mask, generator) for _ in range(num_orders))
-        return torch.stack(list(drawn))
+            return torch.stack([resolve_order("decoding_order", order, blanks) for order in decoding_order])
+        orders = [resolve_order("decoding_order", decoding_order, blanks, generator) for _ in range(num_orders)]
+        return torch.stack(orders)
 
     def _score_order(
         self, canvas: torch.Tensor, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each blank's log-probability in one order, float32 `[batch, columns]`, and whether it is largest, bool."""
-        blanks, columns = order.shape[1], order.clamp(min=0)
+        """Scores each blank in one order. Returns `token_log_probs` and `token_is_likeliest`, `[batch, columns]`."""
+        blanks = order.shape[1]
         if blanks == 0:
             return torch.zeros_like(canvas, dtype=torch.float32), torch.zeros_like(canvas, dtype=torch.bool)
         rows = CanvasRows.lay_out(canvas, real, context, order)
@@ -183,13 +165,9 @@ class AOARMScoringMixin:
         width = context.shape[1] + blanks - 1
         num_context = (context >= 0).sum(1)
         span = RowSpan(torch.zeros_like(num_context), rows.totals, num_context + blanks - 1, width, longest=width)
-        scored = self.runner_class(self).ask(rows, span, asking=blanks, scored_ids=canvas.gather(1, columns))
-        # Padding of the order adds nothing to column 0.
-        log_probs, is_likeliest = (
-            torch.zeros_like(canvas, dtype=each.dtype).scatter_add(1, columns, each.masked_fill(order < 0, 0))
-            for each in (scored[0], scored[1].long())
-        )
-        return log_probs, is_likeliest.bool()
+        tokens = canvas.gather(1, order.clamp(min=0))
+        scored = self.runner_class(self).ask(rows, span, asking=blanks, scored_ids=tokens)
+        return tuple(_scatter_to_columns(each, order, canvas.shape[1]) for each in scored)
 
 
 class MaskedScoringMixin(AOARMScoringMixin):
@@ -209,39 +187,31 @@ class MaskedScoringMixin(AOARMScoringMixin):
         method: str = "exact",
         num_samples: int | None = None,
     ) -> AOARMScoreOutput:
-        """log p(blanks | rest) of filled canvases: exact in each order, or an estimate of its average over all orders.
+        """Computes log p(blanks | rest) of filled canvases in each order, or estimates its average over all orders.
 
-        The arguments that are not named here are those of [`AOARMScoringMixin.score`]. The order of the context changes
-        nothing. A blank that holds the mask token scores minus infinity.
+        The other arguments are those of [`AOARMScoringMixin.score`]. The order of the context changes nothing. A blank
+        that holds the mask token scores minus infinity.
 
         Args:
-            method: `"exact"`, one forward pass for each blank and order (several in one call of the model), or
-                `"elbo"`. A sample of the latter masks k of an example's N blanks in one pass, k uniform on 1 ... N and
-                the blanks at random; N / k times the sum of their log-probabilities is an unbiased estimate of the
-                log-likelihood averaged over all orders (ARDM, 2110.02037).
+            method: `"exact"` makes one forward pass for each blank and order (several in one call of the model). Each
+                sample of `"elbo"` masks k of an example's N blanks in one pass, k uniform on 1 ... N and the blanks at
+                random. N / k times the sum of their log-probabilities is an unbiased estimate of the log-likelihood
+                averaged over all orders (ARDM, arXiv:2110.02037).
             num_samples: for `"elbo"`: how many samples of each example (1 when `None`). Their k are spread evenly.
 
         Returns:
-            [`AOARMScoreOutput`]. Of `"elbo"`, `log_likelihood` is `[samples, batch]`, one estimate for each sample, and
-            `mean_log_likelihood` `[batch]` their mean; `token_log_probs` sum to them, so they are weighted by N / k;
+            [`AOARMScoreOutput`]. With `"elbo"`, `log_likelihood` is `[samples, batch]`, one estimate for each sample;
+            `mean_log_likelihood` is their mean; `token_log_probs` sum to them, so they are weighted by N / k;
             `log_mean_likelihood` and `decoding_order` are `None`.
 
         Raises:
             ValueError: as in [`AOARMScoringMixin.score`]; for another `method`, and for arguments of the other one.
         """
+        arguments = input_ids, generation_mask, observed_mask, attention_mask
         if method == "exact":
             if num_samples is not None:
                 raise ValueError(f"`num_samples` belongs to method='elbo', got {num_samples} with method='exact'.")
-            return super().score(
-                input_ids,
-                generation_mask,
-                observed_mask,
-                attention_mask,
-                decoding_order,
-                num_orders,
-                generator,
-                context_order,
-            )
+            return super().score(*arguments, decoding_order, num_orders, generator, context_order)
         if method != "elbo":
             raise ValueError(f"`method` must be 'exact' or 'elbo', got {method!r}.")
         if num_orders != 1 or not is_named(decoding_order, "random"):
@@ -251,73 +221,75 @@ class MaskedScoringMixin(AOARMScoringMixin):
                 f"decoding_order={order!r} and num_orders={num_orders}."
             )
         samples = check_count("num_samples", 1 if num_samples is None else num_samples)
-        canvas, generation_mask, real, given = self._scored_canvas(
-            input_ids, generation_mask, observed_mask, attention_mask
-        )
-        check_generators(generator, len(canvas))
-        context = self._context_to_score(context_order, given, generation_mask, real)
-        orders = self._orders("random", generation_mask, samples, generator)
-        masked = stratified_counts(generation_mask.sum(1), samples, generator)
+        canvas, blanks, real, context = self._check_canvas(*arguments, context_order)
+        orders = self._list_orders("random", blanks, samples, generator)
+        counts = _draw_counts(blanks.sum(1), samples, generator)
         per_call = max(1, COLUMNS_PER_CALL // canvas.numel())
         scored = [
-            self._score_masked(canvas, real, context, *part)
-            for part in zip(orders.split(per_call), masked.split(per_call), strict=True)
+            self._score_samples(canvas, real, context, *part)
+            for part in zip(orders.split(per_call), counts.split(per_call), strict=True)
         ]
-        token_log_probs, token_is_likeliest = map(torch.cat, zip(*scored, strict=True))
-        log_likelihood = token_log_probs.sum(-1)
-        return AOARMScoreOutput(
-            token_log_probs=token_log_probs,
-            log_likelihood=log_likelihood,
-            mean_log_likelihood=log_likelihood.mean(0),
-            token_is_likeliest=token_is_likeliest,
-        )
+        return _make_output(*map(torch.cat, zip(*scored, strict=True)))
 
-    def _score_masked(
+    def _score_samples(
         self,
         canvas: torch.Tensor,
         real: torch.Tensor,
         context: torch.Tensor,
         orders: torch.Tensor,
-        masked: torch.Tensor,
+        counts: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted log-probabilities of the last `masked` `[samples, batch]` blanks of each order, all in one pass.
+        """Masks and scores the last `counts`, int64 `[samples, batch]`, blanks of each order, all in one pass.
 
-        Returns:
-            float32 `[samples, batch, columns]`, and whether each masked token is the likeliest, bool of the same shape.
+        Returns weighted `token_log_probs` and `token_is_likeliest`, `[samples, batch, columns]` each.
         """
-        samples, batch = orders.shape[:2]
-        canvas, real, context = (each.repeat(samples, 1) for each in (canvas, real, context))
-        rows = CanvasRows.lay_out(canvas, real, context, orders.flatten(0, 1))
-        known, blanks, masked = rows.totals - masked.flatten(), rows.totals - (context >= 0).sum(1), masked.flatten()
-        targets = torch.arange(int(masked.max()), device=canvas.device)
-        if len(targets) == 0:
-            empty = torch.zeros_like(canvas).view(samples, batch, -1)
+        shape, most = counts.shape, int(counts.max())
+        canvas, real, context = (each.repeat(shape[0], 1) for each in (canvas, real, context))
+        if most == 0:
+            empty = torch.zeros_like(canvas).unflatten(0, shape)
             return empty.float(), empty.bool()
-        numbers = (known[:, None] + targets).clamp(max=rows.columns.shape[1] - 1)
-        columns, tokens = rows.columns.gather(1, numbers).clamp(min=0), rows.tokens.gather(1, numbers)
-        is_masked = targets < masked[:, None]
-        scored = self.runner_class(self).predict(rows, known[:, None], len(targets), tokens[:, None])
-        log_probs, is_likeliest = (each[:, 0] for each in scored)
-        weights = blanks.float() / masked.clamp(min=1)
-        log_probs, is_likeliest = (
-            torch.zeros_like(canvas, dtype=each.dtype).scatter_add(1, columns, each.masked_fill(~is_masked, 0))
-            for each in (log_probs * weights[:, None], is_likeliest.long())
-        )
-        return log_probs.view(samples, batch, -1), is_likeliest.bool().view(samples, batch, -1)
+        rows, counts = CanvasRows.lay_out(canvas, real, context, orders.flatten(0, 1)), counts.flatten()
+        known, targets = rows.totals - counts, torch.arange(most, device=canvas.device)
+        # Rows behind an example's last blank are padding, without a column.
+        masked = (known[:, None] + targets).clamp(max=rows.columns.shape[1] - 1)
+        tokens, columns = rows.tokens.gather(1, masked), rows.columns.gather(1, masked)
+        log_probs, is_likeliest = self.runner_class(self).predict(rows, known[:, None], most, tokens[:, None])
+        weights = (rows.totals - (context >= 0).sum(1)).float() / counts.clamp(min=1)
+        scored = log_probs[:, 0] * weights[:, None], is_likeliest[:, 0]
+        return tuple(_scatter_to_columns(each, columns, canvas.shape[1]).unflatten(0, shape) for each in scored)
 
 
-def stratified_counts(
+def _scatter_to_columns(values: torch.Tensor, columns: torch.Tensor, num_columns: int) -> torch.Tensor:
+    """Moves values from blanks, `[batch, blanks]`, to canvas columns, `[batch, num_columns]`. Others hold 0 or False.
+
+    `columns` are those of the blanks, int64 `[batch, blanks]`, -1 for none.
+    """
+    # One more column absorbs the values of padding.
+    scattered = values.new_zeros(len(values), num_columns + 1)
+    return scattered.scatter_(1, columns.remainder(num_columns + 1), values)[:, :-1]
+
+
+def _make_output(
+    token_log_probs: torch.Tensor, token_is_likeliest: torch.Tensor, orders: torch.Tensor | None = None
+) -> AOARMScoreOutput:
+    """Sums up the scores of blanks, `[orders or samples, batch, columns]` each."""
+    log_likelihood = token_log_probs.sum(-1)
+    return AOARMScoreOutput(
+        token_log_probs=token_log_probs,
+        log_likelihood=log_likelihood,
+        mean_log_likelihood=log_likelihood.mean(0),
+        log_mean_likelihood=None if orders is None else log_likelihood.logsumexp(0) - math.log(len(orders)),
+        decoding_order=orders,
+        token_is_likeliest=token_is_likeliest,
+    )
+
+
+def _draw_counts(
     blanks: torch.Tensor, samples: int, generator: torch.Generator | Sequence[torch.Generator] | None
 ) -> torch.Tensor:
-    """How many blanks each sample masks: uniform on 1 ... blanks, and spread evenly over the samples.
+    """Draws how many blanks each sample masks: uniform on 1 ... blanks, and spread evenly over an example's samples.
 
-    Args:
-        blanks: int64 `[batch]`.
-        samples: how many samples.
-        generator: random numbers: the global ones, one generator, or one for each example.
-
-    Returns:
-        int64 `[samples, batch]`; 0 where there are no blanks.
+    Maps numbers of blanks, int64 `[batch]`, to int64 `[samples, batch]`; 0 where there are no blanks.
     """
     if generator is None or isinstance(generator, torch.Generator):
         device = blanks.device if generator is None else generator.device
@@ -330,4 +302,4 @@ def stratified_counts(
     return torch.minimum((shares * blanks).long() + 1, blanks)
 
 
-__all__ = ["AOARMScoreOutput", "AOARMScoringMixin", "MaskedScoringMixin", "stratified_counts"]
+__all__ = ["AOARMScoreOutput", "AOARMScoringMixin", "MaskedScoringMixin"]

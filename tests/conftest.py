@@ -21,11 +21,11 @@ sys.modules["tradeoff_study"] = importlib.util.module_from_spec(study)
 study.loader.exec_module(sys.modules["tradeoff_study"])
 
 
-# Modules whose fixtures take seconds: with several processes (`--dist loadgroup`) each is made in one of them.
-SHARED_FIXTURES = [
-    *("test_accelerator_benchmark", "test_benchmarks", "test_convert_and_adapt", "test_distributed", "test_docs"),
-    *("test_evaluate_example", "test_finetune_peft", "test_lm_eval", "test_packaging", "test_pretrain"),
-    *("test_reliability", "test_text_metrics"),
+# The modules that take longest: begun first, so that several processes (`--dist loadfile`) end together.
+SLOW_MODULES = [
+    *("test_reliability", "test_speculation", "test_distributed", "test_accelerator_benchmark", "test_laws"),
+    *("test_hub", "test_lm_eval", "test_training", "test_peft", "test_pretrain", "test_packaging", "test_canvas_cache"),
+    *("test_benchmarks", "test_study", "test_library_calls", "test_finetune_peft", "test_masked_diffusion"),
 ]
 
 
@@ -54,8 +54,5 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--all"):
         deselect_cases(config, items)
-    # One process has the tests of such a module, and they are begun first.
-    for item in items:
-        if item.path.stem in SHARED_FIXTURES:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.path.stem not in SHARED_FIXTURES)
+    rank = {module: index for index, module in enumerate(SLOW_MODULES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

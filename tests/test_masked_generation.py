@@ -152,7 +152,7 @@ def test_over_all_masks_the_elbo_is_the_average_over_all_orders(left_out, monkey
     observed = torch.tensor([[True, True, True, not left_out, True, True]]).expand(2, -1)
     orders = torch.tensor(list(itertools.permutations([1, 2, 4, 5])))[:, None].expand(-1, 2, -1)
     exact = model.score(canvas, blanks, observed, decoding_order=orders)
-    monkeypatch.setattr(AOARMForMaskedLM, "_orders", staticmethod(lambda *_: orders.repeat(4, 1, 1)))
+    monkeypatch.setattr(AOARMForMaskedLM, "_list_orders", staticmethod(lambda *_: orders.repeat(4, 1, 1)))
     elbo = model.score(canvas, blanks, observed, method="elbo", num_samples=96)
     torch.testing.assert_close(elbo.mean_log_likelihood, exact.mean_log_likelihood, atol=1e-4, rtol=0)
     torch.testing.assert_close(elbo.token_log_probs.mean(0), exact.token_log_probs.mean(0), atol=1e-4, rtol=0)
