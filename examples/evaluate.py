@@ -59,7 +59,7 @@ from modeling_aoarm.evaluation import (
 )
 from modeling_aoarm.evaluation.likelihood import make_generator
 from modeling_aoarm.evaluation.plots import plot_estimates, plot_samples
-from modeling_aoarm.io import finite, replacing, versions, write_json
+from modeling_aoarm.io import convert_for_json, replacing, versions, write_json
 
 
 MEASURES = ("any_order", "left_to_right", "elbo", "bound", "infilling", "context_orders", "samples")
@@ -393,7 +393,7 @@ def main(argv: list[str]) -> None:
         "command": shlex.join(["examples/evaluate.py", *argv]),
         "versions": versions(),
     }
-    write_json(folder / "evaluation.json", finite(report))
+    write_json(folder / "evaluation.json", convert_for_json(report))
     print(f"evaluation.json, plots and the examples behind them are in {folder}.")
 
 

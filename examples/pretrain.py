@@ -49,7 +49,6 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     HfArgumentParser,
-    PreTrainedConfig,
     PreTrainedTokenizerBase,
     TrainerState,
     TrainingArguments,
@@ -60,6 +59,7 @@ from transformers.modelcard import extract_hyperparameters_from_trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_aoarm import AOARMConfig, DataCollatorWithOrders, OrderCurriculum, infill, model_class_for
+from modeling_aoarm.cli import load_config
 from modeling_aoarm.data.masked_diffusion import WEIGHTINGS, collator_class_for
 from modeling_aoarm.data.text import TextArguments, count_characters, sample_texts, tokenize_and_chunk, unigram_bits
 from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
@@ -101,7 +101,7 @@ class ModelArguments:
 
     model_config: str | None = field(
         default=None,
-        metadata={"help": "Folder, JSON file or Hub name for AutoConfig. Default: configuration/two_stream."},
+        metadata={"help": "Folder, JSON file or Hub name. Default: configuration/two_stream."},
     )
     config_overrides: str | None = field(
         default=None,
@@ -206,21 +206,9 @@ def build_tokenizer(data_args: DataArguments, texts: list[str]) -> PreTrainedTok
 
 def build_config(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, rows: int) -> AOARMConfig:
     """Builds the model's configuration, with the tokenizer's vocabulary and special tokens."""
-    overrides = {}
-    for item in filter(None, (model_args.config_overrides or "").split(",")):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"--config_overrides must be a list of name=value, got {item!r} in it.")
-        overrides[name.strip()] = yaml.safe_load(value)
-    fields, _ = PreTrainedConfig.get_config_dict(model_args.model_config or REPOSITORY / "configuration" / "two_stream")
-    fields |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
-    fields["vocab_size"] = len(tokenizer)
-    model_type = fields.pop("model_type")
-    known = AutoConfig.for_model(model_type)
-    if unknown := [name for name in overrides if not hasattr(known, name)]:
-        raise ValueError(f"--config_overrides must name fields of {type(known).__name__}, got {', '.join(unknown)}.")
-    # Built from the fields, so that derived fields (head_dim) follow.
-    config = AutoConfig.for_model(model_type, **{**fields, **overrides})
+    name = model_args.model_config or str(REPOSITORY / "configuration" / "two_stream")
+    fields = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad", "mask")}
+    config = load_config(name, model_args.config_overrides, vocab_size=len(tokenizer), **fields)
     if rows > config.max_position_embeddings:
         raise ValueError(
             f"--block_size and BOS need {rows} positions, got max_position_embeddings={config.max_position_embeddings}."

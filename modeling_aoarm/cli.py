@@ -6,6 +6,7 @@ Wrong input raises ValueError or OSError, and a missing library ImportError. `ma
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ Fill the blanks of texts with an any-order model.
   <blank:3>    three tokens        The <blank:3> sat on the mat.
   <blank:2-6>  from 2 to 6 tokens  The <blank:2-6> sat on the mat.
 
-A blank of unknown length is filled at every length, and the text with the highest log-probability is printed: all
-its tokens after the first one, from left to right (see --score-end). Write \\<blank> for these characters themselves.
+A blank of unknown length is filled at every length, and the text with the highest log-probability is printed. All its
+tokens after the first one count, from left to right (see --score-end). Write \\<blank> for these characters themselves.
 
 examples:
   python -m modeling_aoarm infill outputs/pretrain "a <blank:2-8> of the object" --candidates
@@ -61,7 +62,7 @@ example:
   python -m modeling_aoarm parameters configuration/two_stream configuration/causal --overrides hidden_size=256
 """
 
-# The part that a parameter belongs to is the first one with a word in the parameter's name.
+# A parameter belongs to the first part that has a word in the parameter's name.
 PARTS = {
     "vocabulary": ("embed_tokens", "lm_head"),
     "positions": ("position_embedding", "target_embedding"),
@@ -106,10 +107,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--candidates", action="store_true", help="print all lengths with log-probabilities (nats)")
     add("--candidate-order", choices=orders[:2], default=orders[0], help="the order in which lengths are compared")
     add("--score-end", action="store_true", help="compare texts with their end of sentence, if the model learned ends")
-    add("--max-candidates", type=int, default=64, metavar="N", help="most lengths that a text may have (%(default)s)")
+    most = infill.__kwdefaults__["max_candidates"]
+    add("--max-candidates", type=int, default=most, metavar="N", help="most lengths that a text may have (%(default)s)")
     add("--json", action="store_true", help="print one JSON object per text, each on one line")
     add("--stream", action="store_true", help="show the texts on stderr while they are filled")
-    add("--batch-size", type=int, default=64, metavar="N", help="texts filled at once (%(default)s)")
+    size = infill.__kwdefaults__["batch_size"]
+    add("--batch-size", type=int, default=size, metavar="N", help="texts filled at once (%(default)s)")
     add("--device", help="cpu, cuda, cuda:1, ... (cuda if there is one, else cpu)")
     add("--dtype", choices=DTYPES, default="auto", help="dtype of the weights (%(default)s)")
     add("--trust-remote-code", action="store_true", help="run the code that comes with MODEL")
@@ -122,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--query-stream-init", **starts, help="where the query stream of two_stream starts (%(default)s)")
     add("--dtype", choices=DTYPES, default="auto", help="dtype of the weights; auto: as in SRC, float32 for GGUF")
     add("--gguf-file", metavar="NAME", help="read weights, config and tokenizer from this GGUF file of SRC")
-    ignored = "an unknown config field that changes nothing that the model computes; may be repeated"
+    ignored = "an unknown config field that does not change the model's computation; may be repeated"
     add("--ignore-field", action="append", default=[], metavar="NAME", help=ignored)
     add("--trust-remote-code", action="store_true", help="run the code that comes with SRC's tokenizer")
 
@@ -130,8 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("config", nargs="+", metavar="CONFIG", help="a folder with a config, or a name on the Hub")
     add("--overrides", help="fields to change in all configs, as hidden_size=256,num_hidden_layers=8")
 
-    summary = "run lm_eval, which then knows --model aoarm; all arguments are those of lm_eval"
-    # Without options of its own, so that all arguments remain.
+    summary = "run lm_eval with --model aoarm available; all arguments are those of lm_eval"
+    # It has no options of its own, so all arguments remain.
     commands.add_parser("lm-eval", help=summary, add_help=False).set_defaults(run=run_lm_eval)
     return parser
 
@@ -164,7 +167,7 @@ def run_infill(arguments: argparse.Namespace) -> None:
 
         from .streaming import CanvasStreamer
 
-        # Standard output holds only the results.
+        # Standard output has only the results.
         options["streamer"] = CanvasStreamer(tokenizer, console=Console(stderr=True))
     set_seed(arguments.seed)
     infillings = infill(
@@ -187,7 +190,7 @@ def run_infill(arguments: argparse.Namespace) -> None:
 
 
 def run_convert(arguments: argparse.Namespace) -> None:
-    """Writes the converted model and its tokenizer, when both are complete, and prints one line about them."""
+    """Writes the converted model and its tokenizer, and prints one line about them."""
     check_source("SRC", arguments.source)
     silence_library()
     gguf = {}
@@ -221,6 +224,7 @@ def run_parameters(arguments: argparse.Namespace) -> None:
     print("config", "attention_variant", "parameters", "to the first", *PARTS, sep="\t")
     first = None
     for name in arguments.config:
+        check_source("CONFIG", name)
         config = load_config(name, arguments.overrides)
         counts = count_parameters(config).values()
         first = first or sum(counts)
@@ -263,27 +267,36 @@ def load_model(
     except (OSError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"MODEL {name} cannot be loaded: {error}") from error
     if not hasattr(model, "score"):
-        raise ValueError(f"MODEL must be an any-order model with `generate` for canvases and `score`, got {name}.")
+        raise ValueError(f"MODEL must be an any-order model with `score`, got {name}.")
     return model.to(device).eval(), tokenizer
 
 
-def load_config(name: str, overrides: str | None = None) -> AOARMConfig:
-    """Loads a config of this package and changes fields, as in `"hidden_size=256,num_hidden_layers=8"`."""
-    check_source("CONFIG", name)
-    config = AutoConfig.from_pretrained(name)
-    if config.model_type != "aoarm":
-        raise ValueError(f"CONFIG must be of model type 'aoarm', got {config.model_type!r} in {name}.")
-    if overrides is None:
-        return config
-    # This converts each value to the type of its field.
-    config.update_from_string(overrides)
-    changed = {item.partition("=")[0]: getattr(config, item.partition("=")[0]) for item in overrides.split(",")}
-    # Fields that the file leaves out follow from the changed ones.
-    fields, _ = config.get_config_dict(name)
+def load_config(name: str, overrides: str | None = None, **fields) -> AOARMConfig:
+    """Loads a config of this package and changes fields. Fields that the file leaves out follow from the changed ones.
+
+    Args:
+        name: a folder, a JSON file or a name on the Hub.
+        overrides: fields to change, as in `"hidden_size=256,num_hidden_layers=8"`. They win over `fields`.
+        **fields: more fields to change.
+
+    Raises:
+        OSError: there is no such config.
+        ValueError: the config is of another model type, a changed field does not exist, or a value does not fit.
+    """
+    values, _ = AOARMConfig.get_config_dict(name)
+    if values.get("model_type") != "aoarm":
+        raise ValueError(f"A config must be of model type 'aoarm', got {values.get('model_type')!r} in {name}.")
+    values |= fields
     try:
-        return AOARMConfig(**fields | changed)
-    except StrictDataclassError as error:
-        raise ValueError(f"--overrides must fit the config {name}, got {overrides}: {error}") from error
+        if overrides:
+            overrides = overrides.replace(" ", "")
+            # Converts each value to the type of its field.
+            changed = AOARMConfig(**values)
+            changed.update_from_string(overrides)
+            values |= {field: getattr(changed, field) for field in re.findall(r"(\w+)=", overrides)}
+        return AOARMConfig(**values)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(f"The config {name} with overrides={overrides!r} cannot be built: {error}") from error
 
 
 def count_parameters(config: AOARMConfig) -> dict[str, int]:
@@ -297,13 +310,13 @@ def count_parameters(config: AOARMConfig) -> dict[str, int]:
 
 
 def check_source(argument: str, name: str) -> None:
-    """Raises a FileNotFoundError, without asking the Hub, for a name that can only be a folder and is none."""
+    """Raises a FileNotFoundError for a missing folder whose name cannot be one on the Hub."""
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"{argument} must be a folder or a name on the Hub; there is no folder {name}.")
 
 
 def find_device(name: str | None) -> torch.device:
-    """Finds a device, or raises a ValueError; for `None`, CUDA if it is available, else the CPU."""
+    """Finds a device, for `None` CUDA if it is available and else the CPU. Raises a ValueError if there is none."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -314,7 +327,7 @@ def find_device(name: str | None) -> torch.device:
 
 
 def silence_library() -> None:
-    """Turns off the progress bars and advice of transformers, which would stand between results."""
+    """Turns off the progress bars and warnings of transformers, which would mix with the results."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

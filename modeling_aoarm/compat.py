@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Private API of transformers, torch, PEFT and lm-eval for the code that does not travel with a saved model.
+"""Private API of transformers, torch, PEFT and lm-eval, for the code that does not travel with a saved model.
 
-That code uses private API only through this module. `tests/test_compat.py` says what a new release has changed.
+That code uses private API only through this module. `tests/test_compat.py` tells what a new release has changed.
 [`~modeling_aoarm.compat_aoarm`] serves the code that travels.
 """
 
@@ -17,20 +17,6 @@ from transformers import GenerationConfig
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
-
-# The methods that the trainer and the functions below need, and their arguments.
-TRAINER_METHODS = {
-    "_run_epoch": [],
-    "_get_output_dir": ["trial"],
-    "_save_checkpoint": ["model", "trial"],
-    "_push_from_checkpoint": ["checkpoint_folder"],
-    "save_model": ["output_dir", "_internal_call"],
-}
-HFLM_METHODS = {
-    "_loglikelihood_tokens": ["requests", "disable_tqdm"],
-    "_encode_pair": ["context", "continuation"],
-    "_detect_batch_size": [],
-}
 
 
 class TrainerHooks:
@@ -77,7 +63,7 @@ class TrainerHooks:
 
 
 def keep_published_mark(theirs: GenerationConfig, ours: GenerationConfig) -> None:
-    """Lets a changed copy of a generation config be saved that the library accepts only as it was published."""
+    """Lets a changed copy of a published generation config be saved, if the library would refuse a new one like it."""
     if getattr(theirs, "_original_object_hash", None) == hash(theirs):
         ours._original_object_hash = hash(ours)
 
@@ -103,7 +89,7 @@ def peft_target_tables() -> dict[str, dict[str, list[str]]]:
 
 
 def run_harness_command(arguments: Sequence[str]) -> None:
-    """Runs the command line of lm-eval, which reads its arguments from `sys.argv`."""
+    """Runs the command line of lm-eval, which reads `sys.argv`."""
     from lm_eval.__main__ import cli_evaluate
 
     with mock.patch.object(sys, "argv", ["lm-eval", *arguments]):

@@ -1,10 +1,10 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Any-order models from the library's causal checkpoints: Llama, Mistral, Qwen2, Qwen3, SmolLM (Llama) and SmolLM3.
+"""Converts the library's causal models to any-order models: Llama, Mistral, Qwen2, Qwen3, SmolLM (Llama) and SmolLM3.
 
-Parameter names are the same, so weights are used as they are. A model's computation also depends on its config. The
-tables below sort the config's fields for each model type: a field is copied, or must have a value that changes nothing,
-or affects no left-to-right logit. Fields in no table are refused by name. The tables come from the modeling files of
-transformers 5.23.
+Parameter names are the same, so weights are used unchanged. The computation also depends on the config. The tables
+below say for each field that it is copied, that it must have a value that changes nothing, or that it affects no
+left-to-right logit. Fields in no table are refused by name. The tables come from the modeling files of transformers
+5.23.
 """
 
 import copy
@@ -39,7 +39,7 @@ from .gguf import check_gguf, read_gguf, require_gguf
 from .modeling_aoarm import AOARMForCausalLM
 
 
-# The variants with rotations, and the query starts with which `two_stream` is exact in the identity order.
+# The variants with RoPE, and the query starts with which `two_stream` is exact in the identity order.
 VARIANTS = ("two_stream", "decoupled_rope", "causal")
 QUERY_STREAM_INITS = ("neighbor", "content")
 
@@ -51,8 +51,8 @@ COPIED = (
 ).split()
 
 # Fields that affect no left-to-right logit: names, versions and notes; options of calls and of other heads; storage and
-# sharding of weights; training; layers with a window (`sliding_window` or `layer_types` says if there is one); lengths
-# that no layer reads; and fields that the library has moved into `rope_parameters`.
+# sharding of weights; training; layers with a window (`sliding_window` or `layer_types` say if there are any); lengths
+# that no layer reads; fields that the library has moved into `rope_parameters`.
 UNREAD = (
     "architectures base_model created_at datasets date is_llama_config language languages library_name license "
     "model_name model_type name tags tokenizer_class transformers.js_config transformers_version unsloth_fixed "
@@ -67,33 +67,34 @@ UNREAD = (
     "max_seq_len max_sequence_length model_max_length seq_length "
     "ignore_keys_at_rope_validation original_max_position_embeddings"
 ).split()
-# Token ids, and dropout that the library's class does not have (in training either).
+# Token ids, and dropout that the library's class lacks, also in training.
 UNREAD_ENDINGS = ("_token_id", "_token_ids", "_dropout", "_dropout_prob", "_pdrop")
 
-# Ids that are copied if they are tokens of the vocabulary. Published configs write -1 for "none".
+# Ids that are copied if they are in the vocabulary. Some published configs write -1 for "none".
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The values of a field for which the conversion is exact: in words that follow "must", and as a check."""
+    """A condition on a config field without which the conversion is not exact: the words after "must", and a check."""
 
     text: str
     holds: Callable[[Any, PreTrainedConfig], bool]
 
 
 def equal_to(value: Any) -> Rule:
+    """Makes the rule that a field has this value."""
     return Rule(f"be {value!r}", lambda given, _: given == value)
 
 
 def _is_gguf(quantization: Any, config: PreTrainedConfig) -> bool:
-    # A dictionary, or an object once the model is loaded.
+    # An object if the model is loaded, else a dictionary.
     values = quantization if isinstance(quantization, dict) else quantization.to_dict()
     return values.get("quant_method") == "gguf"
 
 
-# A field that is None or absent breaks no rule. The library's Llama reads no softcapping and no multipliers, so a
-# checkpoint with them would load as another model.
+# A field that is None or absent breaks no rule. The library's Llama ignores softcapping and multipliers, so without
+# these rules a checkpoint with them would load as another model.
 RULES = {
     **dict.fromkeys(("attention_bias", "is_encoder_decoder", "mlp_bias", "qkv_bias"), equal_to(False)),
     **dict.fromkeys(("qk_layernorm", "qk_norm", "use_qk_norm"), equal_to(False)),
@@ -127,14 +128,14 @@ RULES = {
 
 @dataclass(frozen=True)
 class Family:
-    """How the config of one model type becomes ours, in addition to `COPIED`, `UNREAD` and `RULES`.
+    """The conversion of one model type's config, in addition to `COPIED`, `UNREAD` and `RULES`.
 
     Args:
         model_class: the library's class, whose computation is converted.
-        renamed: our fields for a field of the source.
-        constant: our fields for a built-in property of the library's class.
-        rules: further rules, which replace those of `RULES`.
-        unread: further fields that change nothing if the rules hold (`layer_types` says which layers have a window).
+        renamed: by field of the source, our fields that take its value.
+        constant: our fields that describe built-in properties of the library's class.
+        rules: more rules. They replace those of `RULES` for the same field.
+        unread: more fields that change nothing if the rules hold (`layer_types` says which layers have a window).
     """
 
     model_class: type[PreTrainedModel]
@@ -193,8 +194,8 @@ def convert_causal_lm(
     The result is exact in the identity order: called without positions, or left to right, it gives the source's logits
     (up to rounding) and generates the source's text. The default, `two_stream` with the neighbor start, fills blanks
     from both sides without training: it continues the token to the left of a blank, as the source would, and also sees
-    the text to the right (`docs/conversion.md` has measurements). Targets without a known left neighbor (other orders),
-    and the other variants, need training first.
+    the text to the right (measured in `docs/conversion.md`). The other variants need training first, and so do orders
+    in which the token to the left of a target is unknown.
 
     Args:
         model_or_path: a model of the library, or a folder or Hub name of its checkpoint. A model is not changed, and
@@ -204,8 +205,8 @@ def convert_causal_lm(
             mean of the token embeddings, or `"content"`. The other variants ignore it.
         dtype: dtype of the weights. `"auto"` keeps that of the model or the checkpoint.
         mask_token_id: goes into the config, for tokenizers that have a mask token. The vocabulary stays as it is.
-        ignored_fields: unknown config fields (of a GGUF file: also metadata entries and tensors) that, as the caller
-            knows, change nothing.
+        ignored_fields: unknown config fields (also metadata entries and tensors of a GGUF file) that do not change the
+            model's computation.
         **kwargs: passed to `from_pretrained` for a checkpoint: `revision`, `token`, `attn_implementation`, ...
             `gguf_file` names a GGUF file in the folder; it needs the extra `gguf`. Its weights become plain numbers,
             float32 unless `dtype` says otherwise.
@@ -217,9 +218,9 @@ def convert_causal_lm(
 
     Raises:
         OSError: there is no such checkpoint.
-        ValueError: for a model that none of the variants equals exactly (the message names the field, the rule and the
-            value), a checkpoint with missing, surplus or differently shaped weights, and weights that cannot be copied
-            (offloaded) or are no floating-point numbers (quantised).
+        ValueError: no variant computes exactly what the model does (the message names the field, the rule and the
+            value), weights of a checkpoint are missing, surplus or of another shape, or weights cannot be copied
+            (offloaded) or are not floating-point numbers (quantised).
     """
     if dtype != "auto":
         dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -238,7 +239,7 @@ def convert_causal_lm(
     if type(source) is not expected:
         raise ValueError(f"`model_or_path` must be a {expected.__name__} itself, got {type(source).__name__}.")
     config.converted_from = _describe_source(source.config, name)
-    # Checkpoints with two different tables load untied, whatever their config says.
+    # A checkpoint with two different tables is loaded untied even if its config says otherwise.
     config.tie_word_embeddings = source.lm_head.weight is source.model.embed_tokens.weight
 
     weights = {}
@@ -262,12 +263,16 @@ def convert_causal_lm(
     except RuntimeError as error:
         raise ValueError(f"The weights of the model are not those of its config: {error}") from error
     model.tie_weights()
-    # The rotations are the only tensors outside of the weights.
+    # The rotary embedding has the only tensors that are not weights.
     model.model.rotary_emb = _make_rotary_embedding(config, source)
-    model.generation_config = _convert_generation_config(source, config)
+    values = generation_config_values(source.generation_config)
+    values |= {name: _keep_valid_tokens(values.get(name), config.vocab_size) for name in TOKEN_IDS}
+    model.generation_config = AOARMGenerationConfig.from_dict(values)
+    # A published config can be saved again, even if the library would refuse a new one like it.
+    keep_published_mark(source.generation_config, model.generation_config)
     if config.attention_variant != "causal" and not config.starts_from_neighbors:
-        # A state that starts from the row's own token continues that token, so the last context row should stand left
-        # of the first blank (`docs/conversion.md` has measurements).
+        # A state that starts from the row's own token continues that token, so the last context row should be left of
+        # the first blank (measured in `docs/conversion.md`).
         model.generation_config.context_order = "suffix_first"
     return model.eval()
 
@@ -283,16 +288,16 @@ def convert_config(
     """Converts a config of the library. The arguments are those of [`convert_causal_lm`].
 
     Raises:
-        ValueError: for an unknown model type or field, and for values that cannot be converted exactly.
+        ValueError: the model type or a field is unknown, or a value cannot be converted exactly.
     """
     if attention_variant not in VARIANTS:
         raise ValueError(
-            f"`attention_variant` must be one that a left-to-right model can become, {', '.join(VARIANTS)}, got "
-            f"{attention_variant!r}."
+            "`attention_variant` must be one to which a left-to-right model can be converted, "
+            f"{', '.join(VARIANTS)}, got {attention_variant!r}."
         )
     if query_stream_init not in QUERY_STREAM_INITS:
         raise ValueError(
-            "`query_stream_init` must be one with which the identity order is the source's, "
+            "`query_stream_init` must be one that is exact in the identity order, "
             f"{', '.join(QUERY_STREAM_INITS)}, got {query_stream_init!r}."
         )
     family = FAMILIES.get(source.model_type)
@@ -302,20 +307,20 @@ def convert_config(
             f"{source.model_type!r} ({type(source).__name__})."
         )
     if source.is_heterogeneous:
-        raise ValueError("`per_layer_config` must not be given: all layers must be alike, got one.")
+        raise ValueError("`per_layer_config` must be absent, because all layers must be alike; got one.")
     without_rule = {*family.renamed, *family.unread}
     rules = {name: rule for name, rule in RULES.items() if name not in without_rule} | family.rules
     known = {*COPIED, *rules, *without_rule, *UNREAD, *ignored_fields}
     for name, value in vars(source).items():
-        # Fields without a value change nothing, and private fields belong to the library.
+        # Private fields belong to the library.
         if value is None or name.startswith("_"):
             continue
         if name in rules and not rules[name].holds(value, source):
             raise ValueError(f"`{name}` must {rules[name].text} to convert a {source.model_type} model, got {value!r}.")
         if name not in known and not name.endswith(UNREAD_ENDINGS):
             raise ValueError(
-                f"`{name}` must be a config field whose meaning in {source.model_type} models is known here, got "
-                f"{value!r}. If it does not change the model's computation, name it in `ignored_fields`."
+                f"`{name}` must be a config field that is known for {source.model_type} models, got {value!r}. If it "
+                "does not change the model's computation, name it in `ignored_fields`."
             )
     fields = {name: copy.deepcopy(getattr(source, name, None)) for name in COPIED}
     fields |= {name: _keep_valid_tokens(getattr(source, name, None), source.vocab_size) for name in TOKEN_IDS}
@@ -337,7 +342,7 @@ def convert_config(
 def _load(
     name: str, variant: dict[str, str], dtype: torch.dtype | str, ignored_fields: Sequence[str], kwargs: dict
 ) -> PreTrainedModel:
-    """Loads a checkpoint as a model of the library, with all of its weights used and none missing."""
+    """Loads a checkpoint as a model of the library. Refuses missing and surplus weights."""
     if Path(name).is_file():
         raise ValueError(
             f"`model_or_path` must be a folder or a Hub name, got the file {name}. Pass its folder, and a GGUF file's "
@@ -354,12 +359,12 @@ def _load(
         dtype = torch.float32 if dtype == "auto" else dtype
     try:
         source_config = AutoConfig.from_pretrained(name, **kwargs)
-        # Refuses a config before its weights are read, or downloaded.
+        # Refuses a config before its weights are downloaded and read.
         convert_config(source_config, **variant, ignored_fields=ignored_fields)
         model_class = FAMILIES[source_config.model_type].model_class
         if gguf_file is not None:
             check_gguf(reader, model_class, source_config, ignored_fields)
-        # The error below then names the tensors of another shape.
+        # Tensors of another shape are reported, and the error below names them.
         kwargs = {**kwargs, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         source, report = model_class.from_pretrained(name, config=source_config, dtype=dtype, **kwargs)
     except (KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
@@ -375,7 +380,7 @@ def _load(
 
 
 def _describe_source(config: PreTrainedConfig, name: str) -> dict[str, str]:
-    """The source's model type and name, and its GGUF file. Of local paths only the last part is kept."""
+    """Returns the source's model type, name and GGUF file. Local paths are cut to their last part."""
     is_path = name != "" and (Path(name).is_absolute() or Path(name).is_dir())
     described = {"model_type": config.model_type, "name": Path(name).resolve().name if is_path else name}
     gguf_file = getattr(getattr(config, "quantization_config", None), "gguf_file", None)
@@ -383,7 +388,7 @@ def _describe_source(config: PreTrainedConfig, name: str) -> dict[str, str]:
 
 
 def _make_rotary_embedding(config: AOARMConfig, source: PreTrainedModel) -> LlamaRotaryEmbedding:
-    """Makes our rotations, and checks that they are the source's: both read `rope_parameters` on their own."""
+    """Makes the rotary embedding from the config, and checks that it equals the source's."""
     rotary, theirs = LlamaRotaryEmbedding(config).to(source.device), source.model.rotary_emb
     frequencies = rotary.inv_freq.to(theirs.inv_freq.dtype)
     tolerance = 4 * torch.finfo(frequencies.dtype).eps
@@ -404,15 +409,6 @@ def _keep_valid_tokens(token_ids: int | list[int] | None, vocab_size: int) -> in
     if isinstance(token_ids, list):
         return [token_id for token_id in token_ids if 0 <= token_id < vocab_size] or None
     return None if token_ids is None or not 0 <= token_ids < vocab_size else token_ids
-
-
-def _convert_generation_config(source: PreTrainedModel, config: AOARMConfig) -> AOARMGenerationConfig:
-    values = generation_config_values(source.generation_config)
-    values |= {name: _keep_valid_tokens(values.get(name), config.vocab_size) for name in TOKEN_IDS}
-    ours = AOARMGenerationConfig.from_dict(values)
-    # A published config can be saved again, even if the library would refuse a new one like it.
-    keep_published_mark(source.generation_config, ours)
-    return ours
 
 
 __all__ = ["convert_causal_lm", "convert_config"]

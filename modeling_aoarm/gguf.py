@@ -1,9 +1,9 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Checks of GGUF files for content that the library's loader drops.
+"""Checks GGUF files for content that the library's loader drops.
 
-The loader reads sizes, the base of RoPE and the weights of a Llama, Mistral, Qwen2 or Qwen3. It silently drops every
-other entry and tensor, such as RoPE scaling, windows and multipliers. A model with those would load as another model,
-so the file is checked first.
+The loader reads sizes, the base of RoPE and the weights of a Llama, Mistral, Qwen2 or Qwen3. It silently drops all
+other entries and tensors, such as RoPE scaling, windows and multipliers. A model that needs them would load as another
+model, so the file is checked first.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,6 @@ READ = (
     "attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon block_count context_length "
     "embedding_length feed_forward_length rope.freq_base vocab_size"
 ).split()
-# Entries that must be the head's width, over which the library's classes rotate.
-HEAD_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 
 
 def require_gguf() -> None:
@@ -52,43 +50,43 @@ def read_gguf(path: str) -> "GGUFReader":
 def check_gguf(
     reader: "GGUFReader", model_class: type[PreTrainedModel], config: PreTrainedConfig, ignored: Sequence[str] = ()
 ) -> None:
-    """Refuses a file with entries or tensors that the library's loader drops and that might change the result.
+    """Refuses a file with entries or tensors that the library's loader drops.
 
     Args:
         reader: the file, from [`read_gguf`].
-        model_class: the library's class that the loader makes from the file.
-        config: the config that the loader makes from the file.
-        ignored: entries and tensors that, as the caller knows, change nothing.
+        model_class, config: the class and config of the model that the loader makes from the file.
+        ignored: entries and tensors that do not change the model's computation.
 
     Raises:
         ValueError: names the entry or the tensor.
     """
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Entries that the loader drops, and their values in the models that it makes.
+    dropped = dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), head_width)
+    dropped["rope.scaling.type"] = "none"
     architecture = reader.fields["general.architecture"].contents()
     for name, entry in reader.fields.items():
         prefix, _, key = name.partition(".")
-        # Notes on the file and its tokenizer have other prefixes.
+        # Entries about the file and its tokenizer have other prefixes.
         if prefix != architecture or key in READ or name in ignored:
             continue
         value = entry.contents()
-        if key in HEAD_WIDTHS and value != head_width:
-            raise ValueError(f"`{name}` of a GGUF file must be the head's width {head_width}, got {value!r}.")
-        if key == "rope.scaling.type" and value != "none":
-            raise ValueError(
-                f"`{name}` of a GGUF file must be 'none', as the library's loader drops scaling, got {value!r}. "
-                "Convert the checkpoint in safetensors instead."
-            )
-        if key not in (*HEAD_WIDTHS, "rope.scaling.type"):
+        if key not in dropped:
             raise ValueError(
                 f"`{name}` must be an entry that the library's GGUF loader reads, got {value!r}. If it does not change "
                 "the model's computation, name it in `ignored_fields`."
+            )
+        if value != dropped[key]:
+            raise ValueError(
+                f"`{name}` of a GGUF file must be {dropped[key]!r}, because the library's loader drops the entry; got "
+                f"{value!r}. Convert the checkpoint in safetensors instead."
             )
     names = tensor_names(architecture, model_class, config).values()
     for tensor in reader.tensors:
         if tensor.name not in names and tensor.name not in ignored:
             raise ValueError(
-                f"`{tensor.name}` must be a tensor of a {model_class.__name__}, which the library makes from this GGUF "
-                "file: its loader would drop the tensor. Convert the checkpoint in safetensors instead."
+                f"`{tensor.name}` of a GGUF file must be a tensor of a {model_class.__name__}, because the library's "
+                "loader drops all others. Convert the checkpoint in safetensors instead."
             )
 
 

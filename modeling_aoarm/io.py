@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Writing files and folders so that they are complete or not there."""
+"""Writes files and folders that are complete or absent, figures and JSON."""
 
 import contextlib
 import errno
@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 
 
@@ -25,17 +26,17 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 @contextlib.contextmanager
 def reaching_disk(temporary: Path, path: str | os.PathLike) -> Iterator[None]:
-    """Flushes to the disk what the block writes to `temporary`, which is going to become `path`.
+    """Flushes to the disk what the block writes to `temporary`, which will become `path`.
 
     Raises:
-        OSError: the disk is full, a limit is reached, or the disk fails, whatever the writing library raises. The
-            message names `path` and the free space.
+        OSError: the disk is full, a limit is reached, or the disk fails. The message names `path` and the free space.
+            It replaces the errors of the writing libraries.
     """
     try:
         yield
         for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
             if file.is_file():
-                # Some systems report a full disk only now. Windows flushes only files that are open for writing.
+                # Some systems report a full disk only here. Windows flushes only files that are open for writing.
                 with file.open("r+b" if os.name == "nt" else "rb") as opened:
                     os.fsync(opened.fileno())
     except Exception as error:
@@ -84,7 +85,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"The destination must be a new or an empty folder, got {path}.")
     temporary = _temporary_path(path)
-    # A killed process can have left one. In containers process numbers repeat.
+    # A killed process may have left one, because process numbers repeat in containers.
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -104,18 +105,32 @@ def save_figure(path: str | os.PathLike, figure: "Figure", dpi: int = 120) -> No
         figure.savefig(temporary, format="png", dpi=dpi)
 
 
+def save_figure_and_numbers(path: str | os.PathLike, figure: "Figure", numbers: Any) -> None:
+    """Writes a matplotlib figure as a PNG file, and its numbers beside it as a JSON file of the same name.
+
+    Raises:
+        ValueError: `path` does not end in `.png`.
+    """
+    if Path(path).suffix != ".png":
+        raise ValueError(f"`path` must end in .png, got {str(path)!r}.")
+    save_figure(path, figure)
+    write_json(Path(path).with_suffix(".json"), numbers)
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes indented JSON."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def finite(value: Any) -> Any:
-    """Returns the value with `None` in place of NaN and infinities, which JSON does not have, at any depth."""
+def convert_for_json(value: Any) -> Any:
+    """Converts tensors to lists and NaN and infinities, which JSON lacks, to `None`, at any depth."""
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
     if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
+        return {key: convert_for_json(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [finite(part) for part in value]
+        return [convert_for_json(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

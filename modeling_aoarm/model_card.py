@@ -26,7 +26,7 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 @dataclass
 class CardArguments:
-    """The statements of a model card that no run can know, for `HfArgumentParser`."""
+    """The entries of a model card that a run does not know, for `HfArgumentParser`."""
 
     license: str | None = field(
         default=None,
@@ -55,11 +55,10 @@ def make_model_card(
     Args:
         config: the model's [`AOARMConfig`].
         report: facts about the model, all optional. `parameters`: their number. `data`, `training`: tables of names and
-            values (`training["hyperparameters"]` is a further table). `evaluation`: from the name of a measure to the
-            figures of `OrderNLL.to_dict`. `unigram`: the result of `unigram_bits`. `samples`: dictionaries of `canvas`,
-            `filled` and `original`. `command`, `versions`. Other entries are ignored, so a run's `results.json` will
-            do.
-        model_id: name of the repository on the Hub or path of the folder, which the usage snippets load.
+            values (`training["hyperparameters"]` is another table). `evaluation`: by the name of a measure, the figures
+            of `OrderNLL.to_dict`. `unigram`: the result of `unigram_bits`. `samples`: dictionaries of `canvas`,
+            `filled` and `original`. `command`, `versions`. Other entries are ignored, so a run's `results.json` works.
+        model_id: name on the Hub or path of the folder, which the usage snippets load.
         license: licence of the weights, an identifier of the Hub.
         language: language of the text, as on the Hub.
         base_model: the model from which this one was converted or fine-tuned.
@@ -67,7 +66,7 @@ def make_model_card(
         curve: file name of a picture of the loss curve, next to the card.
 
     Raises:
-        ValueError: `adapter` without a `base_model`; a `license` that is no identifier.
+        ValueError: `adapter` has no `base_model`, or `license` is not an identifier.
     """
     CardArguments(license, language)
     if adapter and base_model is None:
@@ -80,7 +79,7 @@ def make_model_card(
         library_name="peft" if adapter else "transformers",
         pipeline_tag="fill-mask" if auto_class == "AutoModelForMaskedLM" else "text-generation",
         tags=["any-order", "infilling", config.attention_variant, "custom_code"],
-        # A path on a disk is no name on the Hub.
+        # The Hub does not know paths.
         base_model=base_model if base_model is not None and not Path(base_model).exists() else None,
         model_name=model_id,
         eval_results=_make_eval_results(report["evaluation"], report["data"].get("source")) or None,
@@ -105,7 +104,7 @@ def make_model_card(
 
 
 def rename_model_card(card: ModelCard, model_id: str) -> ModelCard:
-    """Copies a card under another name, for example when its folder becomes a repository on the Hub.
+    """Copies a card with another name of the model, for example that of its repository on the Hub.
 
     Raises:
         ValueError: the card's metadata does not have its name.

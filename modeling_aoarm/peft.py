@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Defaults for PEFT adapters, and the learned query vector. PEFT is optional.
+"""Defaults for PEFT adapters. PEFT is optional.
 
-In `two_stream` one adapter serves a whole batch. PEFT's `adapter_names` (one adapter for each example) and its aLoRA do
-not work with layers that run on streams of examples, and fail.
+In `two_stream` one adapter serves a whole batch: PEFT's `adapter_names` (one adapter for each example) and aLoRA fail,
+because layers run on several streams of each example.
 """
 
 from typing import TYPE_CHECKING
@@ -40,9 +40,8 @@ def register_default_targets() -> None:
 def lora_config(model: PreTrainedModel, modules_to_save: list[str] | None = None, **kwargs) -> "LoraConfig":
     """Makes a `LoraConfig` that also trains the learned query vector, the start of the query stream in `two_stream`.
 
-    The vector (`query_embedding`) is the only part of a model that serves predictions alone. It is tiny, so it is
-    trained as a whole and saved with the adapter. Variants without it get a plain `LoraConfig`. For other methods of
-    PEFT, write `modules_to_save=["query_embedding"]` yourself.
+    The vector (`query_embedding`) is tiny, so it is trained as a whole and saved with the adapter. Variants without it
+    get a plain `LoraConfig`. For other methods of PEFT, give them `modules_to_save=["query_embedding"]`.
 
     Args:
         model: the model to adapt.

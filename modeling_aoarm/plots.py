@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Pictures: the order in which `generate` filled blanks, and the loss curve of a training."""
+"""Plots: the order in which `generate` filled blanks, and the loss curve of a training."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from transformers import PreTrainedTokenizerBase
 
 from .generation_aoarm import AOARMGenerateOutput
-from .io import save_figure, write_json
+from .io import save_figure, save_figure_and_numbers, write_json
 from .streaming import TokenTexts, visible
 
 
@@ -32,7 +32,7 @@ def plot_decoding_order(
 
     Args:
         output: of `generate(..., return_dict_in_generate=True)` with blanks.
-        path: of the PNG. A `.json` of the same name is written beside it.
+        path: the PNG file. A `.json` of the same name is written beside it.
         tokenizer: decodes the tokens. Default: their ids are shown.
         example: index into the batch.
         attention_mask: `[batch, columns]`, as given to `generate`. Columns of padding are left out. The tokenizer's
@@ -40,17 +40,14 @@ def plot_decoding_order(
         generation_mask: bool `[batch, columns]`, as given to `generate`. Shows blanks that an end of sentence closed.
 
     Raises:
-        ValueError: for a suffix other than `.png`, an output without decoding order, an `example` that is not in the
-            batch or had no blanks, and masks of another shape than `output.sequences`.
+        ValueError: `path` has another suffix than `.png`, `output` has no decoding order, `example` is not in the batch
+            or had no blanks, or a mask has another shape than `output.sequences`.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize, to_rgb
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    path = Path(path)
-    if path.suffix != ".png":
-        raise ValueError(f"`path` must end in .png, got {str(path)!r}.")
     _check(output, example, attention_mask=attention_mask, generation_mask=generation_mask)
     order = output.decoding_order[example]
     entries = (order, output.decoding_steps[example], output.logprobs[example])
@@ -68,41 +65,43 @@ def plot_decoding_order(
     closed = blank - filled.keys()
     texts = ["" if column in closed else text for column, text in enumerate(texts)]
 
+    # The colours of all cells, [passes, columns, RGB].
     passes = 1 + max(steps)
     colours = ScalarMappable(Normalize(min(*logprobs, -1e-3), 0), "viridis_r")
-    # Lines of about the same length.
+    cells = torch.ones(passes, len(columns), 3)
+    for cell, column in enumerate(columns):
+        if column in filled:
+            step, logprob = filled[column]
+            cells[step, cell] = torch.tensor(colours.to_rgba(logprob)[:3])
+            cells[step + 1 :, cell] = torch.tensor(to_rgb(FILLED))
+        elif column not in closed:
+            cells[:, cell] = torch.tensor(to_rgb(GIVEN))
+
+    # The lines have about the same length.
     length = math.ceil(len(columns) / math.ceil(len(columns) / MAX_COLUMNS_PER_LINE))
-    lines = [columns[start : start + length] for start in range(0, len(columns), length)]
-    labels = {column: "" if column in closed else _label(texts[column]) for column in columns}
+    starts = range(0, len(columns), length)
+    labels = ["" if column in closed else _label(texts[column]) for column in columns]
     width = min(max(10 / length, 0.21), 0.7)
     height = min(max(3.2 / passes, 0.0085), 0.3)
-    # Characters are 0.08 inches wide. A text that is wider than its column is written upwards.
-    inches = {column: 0.08 * cell_len(text) for column, text in labels.items()}
-    label_height = 0.12 + max((each for each in inches.values() if each > width), default=0.08)
-    figure = Figure(
-        figsize=(width * length + 1.6, len(lines) * (height * passes + label_height + 0.35) + 0.9),
-        layout="constrained",
-    )
-    all_axes = figure.subplots(len(lines), 1, squeeze=False)[:, 0]
-    for axes, line in zip(all_axes, lines, strict=True):
-        grid = torch.ones(passes, len(line), 3)
-        for place, column in enumerate(line):
-            if column in filled:
-                step, logprob = filled[column]
-                grid[step, place] = torch.tensor(colours.to_rgba(logprob)[:3])
-                grid[step + 1 :, place] = torch.tensor(to_rgb(FILLED))
-            elif column not in closed:
-                grid[:, place] = torch.tensor(to_rgb(GIVEN))
+    # Characters are 0.08 inches wide. Texts that are wider than their column are written upwards.
+    inches = [0.08 * cell_len(text) for text in labels]
+    label_height = 0.12 + max((each for each in inches if each > width), default=0.08)
+    size = (width * length + 1.6, len(starts) * (height * passes + label_height + 0.35) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    all_axes = figure.subplots(len(starts), 1, squeeze=False)[:, 0]
+    for axes, start in zip(all_axes, starts, strict=True):
+        line = columns[start : start + length]
         extent = (-0.5, len(line) - 0.5, passes - 0.5, -0.5)
-        axes.imshow(grid.numpy(), aspect="auto", interpolation="nearest", extent=extent)
+        image = cells[:, start : start + length].numpy()
+        axes.imshow(image, aspect="auto", interpolation="nearest", extent=extent)
         # The cells of a short last line are as wide as the others.
         axes.set_xlim(-0.5, length - 0.5)
-        axes.set_xticks(range(len(line)), [labels[column] for column in line], family="monospace", fontsize=9)
-        for text, column in zip(axes.get_xticklabels(), line, strict=True):
+        axes.set_xticks(range(len(line)), labels[start : start + length], family="monospace", fontsize=9)
+        for number, text in enumerate(axes.get_xticklabels(), start):
             text.set_parse_math(False)
-            text.set_rotation(90 if inches[column] > width else 0)
-            text.set_color(INK if column in filled else QUIET)
-        axes.set_ylabel(f"columns {line[0]}–{line[-1]}\nforward pass" if len(lines) > 1 else "forward pass")
+            text.set_rotation(90 if inches[number] > width else 0)
+            text.set_color(INK if columns[number] in filled else QUIET)
+        axes.set_ylabel(f"columns {line[0]}–{line[-1]}\nforward pass" if len(starts) > 1 else "forward pass")
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(axis="x", length=0)
     figure.colorbar(colours, ax=list(all_axes), pad=0.01, aspect=30).set_label("log-probability (nats)")
@@ -110,7 +109,6 @@ def plot_decoding_order(
     kinds = {"given": GIVEN, "blank": "white", "filled before": FILLED}
     patches = [Patch(facecolor=colour, edgecolor=QUIET, label=name) for name, colour in kinds.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    save_figure(path, figure)
     numbers = {
         "example": example,
         "columns": columns,
@@ -121,7 +119,7 @@ def plot_decoding_order(
         "decoding_steps": steps,
         "logprobs": logprobs,
     }
-    write_json(path.with_suffix(".json"), numbers)
+    save_figure_and_numbers(path, figure, numbers)
 
 
 def _check(output: AOARMGenerateOutput, example: int, **masks: torch.Tensor | None) -> None:
@@ -140,7 +138,7 @@ def _check(output: AOARMGenerateOutput, example: int, **masks: torch.Tensor | No
 
 
 def _label(text: str) -> str:
-    """A token's text with signs for spaces, line breaks and tabs, or a dot for a part of a character."""
+    """Returns a token's text with signs for spaces, line breaks and tabs; a dot for part of a character."""
     return visible(text).translate(str.maketrans(" \n\t", "␣↵⇥")) or "·"
 
 
@@ -158,7 +156,7 @@ def save_loss_curve(
     Args:
         folder: where the files go.
         log_history: of a `Trainer`'s state.
-        title: stands above the axes.
+        title: title of the axes.
         unit: label of the vertical axis; "bits per character" if a token is a character.
         reference: label and height (bits) of a dashed horizontal line.
     """

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import TextDiffusionStreamer
 
 
-# Decoders write this for bytes that are not (yet) a whole character.
+# Decoders write this for bytes that do not form a character.
 REPLACEMENT = "\ufffd"
 # From this age on, in forward passes, all filled tokens have the same colour.
 OLD = 16
@@ -30,8 +30,8 @@ DRAFTED, QUIET, NUMBER = Style(dim=True, italic=True), Style(dim=True), Style(di
 class CanvasStreamer(TextDiffusionStreamer):
     """Shows canvases in the terminal while `generate` fills them, with tokens coloured by age or probability.
 
-    If the output is not a terminal (a file, a pipe, a notebook), it prints plain lines without colours: each canvas
-    with its blanks after the first forward pass, and each filled canvas at the end. Padding at the ends is left out.
+    If the output is not a terminal (a file, a pipe, a notebook), it prints each canvas as a plain line, with its blanks
+    after the first forward pass and filled at the end. Padding at the ends is left out.
 
         model.generate(canvas, generation_mask=blanks, streamer=CanvasStreamer(tokenizer))
 
@@ -45,7 +45,7 @@ class CanvasStreamer(TextDiffusionStreamer):
         **decode_kwargs: passed to `tokenizer.decode`, for example `skip_special_tokens=True`.
 
     Raises:
-        ValueError: for an unknown `colour_by`, a `blank` that is empty or not printable, a negative `sleep_time`.
+        ValueError: `colour_by` is unknown, `blank` is empty or not printable, or `sleep_time` is negative.
     """
 
     # `generate` passes the state of the canvas to `put_draft` of streamers that have this attribute.
@@ -76,11 +76,11 @@ class CanvasStreamer(TextDiffusionStreamer):
         """Takes the given canvases at the start, and the filled ones at the end.
 
         Args:
-            value: int64 `[batch, columns]`; or `[batch]`, one more token at the end of each canvas, as the library's
-                left-to-right `generate` sends them.
+            value: int64 `[batch, columns]`; or `[batch]`, one more token at the end of each canvas, which the library's
+                left-to-right `generate` sends.
 
         Raises:
-            ValueError: for another number of dimensions, and for a single token before any canvas.
+            ValueError: `value` has another shape, or is one more token before there is a canvas.
         """
         value = value.cpu()
         if value.ndim == 1 and self._value is not None and len(value) == len(self._value):
@@ -89,8 +89,8 @@ class CanvasStreamer(TextDiffusionStreamer):
             self.put_draft(torch.cat([self._value[:, :-1], value[:, None]], dim=1))
         elif value.ndim != 2:
             raise ValueError(
-                "`value` must have the shape [batch, columns], or [batch] for one more token of each canvas that is "
-                f"there; got {list(value.shape)}."
+                "`value` must have the shape [batch, columns], or [batch] for one more token of each canvas; got "
+                f"{list(value.shape)}."
             )
         elif self._completes(value):
             self._value = value
@@ -114,10 +114,10 @@ class CanvasStreamer(TextDiffusionStreamer):
         Args:
             value: int64 `[batch, columns]`.
             filled: bool `[batch, columns]`, False for remaining blanks. Default: no blanks remain.
-            steps: int64 `[batch, columns]`, the number of the forward pass that filled each column, -1 for columns
-                that are given or blank. Default: the pass in which a column last changed.
+            steps: int64 `[batch, columns]`, the number of the forward pass that filled each column, -1 for given and
+                blank columns. Default: the pass in which a column last changed.
             confidence: float `[batch, columns]`, the probability (0 to 1) of each filled token, NaN elsewhere.
-            drafted: bool `[batch, columns]`, blanks that hold a guess which may change.
+            drafted: bool `[batch, columns]`, blanks that hold a draft, which may change.
         """
         value = value.cpu()
         if self._value is None or self._finished or value.shape != self._value.shape:
@@ -162,7 +162,7 @@ class CanvasStreamer(TextDiffusionStreamer):
         self._display = LiveRender("")
 
     def _completes(self, value: torch.Tensor) -> bool:
-        """Whether `value` completes the canvases on the screen. A call after one that failed starts new ones."""
+        """Returns whether `value` completes the canvases on the screen. If not, it starts new ones."""
         if self._value is None or self._passes == 0 or self._finished or value.shape != self._value.shape:
             return False
         return not self._has_mask or bool((value == self._value)[self._filled].all())
@@ -173,8 +173,8 @@ class CanvasStreamer(TextDiffusionStreamer):
     def _draw(self, whole: bool = False) -> None:
         if not self._is_live():
             return
-        # The cursor is never hidden and always rests on an empty line. No thread runs and no stream is redirected,
-        # so an error in `generate` leaves the terminal in order.
+        # An error in `generate` must leave the terminal in order. So the cursor is never hidden and always rests on an
+        # empty line, no thread runs, and no stream is redirected.
         self._display.set_renderable(Group(self._canvases(), self._legend(), Text("")))
         self._display.vertical_overflow = "visible" if whole else "ellipsis"
         self.console.print(self._display.position_cursor(), self._display, end="")
@@ -189,7 +189,7 @@ class CanvasStreamer(TextDiffusionStreamer):
         return grid
 
     def _pieces(self, example: int, filled: torch.Tensor, drafted: torch.Tensor) -> list[tuple[str, Style | None]]:
-        """Text and style of each column of one canvas, without the padding at its ends."""
+        """Returns the text and style of each column of one canvas, without the padding at its ends."""
         ids, filled, drafted = (t[example].tolist() for t in (self._value, filled, drafted))
         steps, confidence = self._steps[example].tolist(), self._confidence[example].tolist()
         pad_id = self.tokenizer.pad_token_id
@@ -234,7 +234,7 @@ class CanvasStreamer(TextDiffusionStreamer):
         return line
 
     def _print_lines(self, title: str, filled: torch.Tensor) -> None:
-        """Prints one plain line for each canvas. Line breaks and tabs of the text are written \\n and \\t."""
+        """Prints one plain line for each canvas, with \\n and \\t for line breaks and tabs."""
         for example in range(len(self._value)):
             pieces = self._pieces(example, filled, torch.zeros_like(self._filled))
             name = f"canvas {example}, {title}" if len(self._value) > 1 else title
@@ -243,10 +243,10 @@ class CanvasStreamer(TextDiffusionStreamer):
 
 
 class TokenTexts:
-    """Finds the text of each token of a canvas, also if blanks interrupt it.
+    """Decodes each token of a canvas on its own, even if there are blanks.
 
     Each token is decoded behind the token before it, so leading spaces stay. If several tokens are the bytes of one
-    character, the last of them gets the character and the others get no text.
+    character, the last one gets the character and the others get no text.
 
     Args:
         tokenizer: decodes the tokens.
@@ -264,15 +264,15 @@ class TokenTexts:
         self._decode = decode
 
     def __call__(self, ids: Sequence[int], known: Sequence[bool] | None = None) -> list[str | None]:
-        """Texts of `ids`, with None where `known` is False. The texts of a run of known tokens join to its own text."""
+        """Returns the text of each token, `None` where `known` is False. The texts of a run join to the run's text."""
         texts: list[str | None] = [None] * len(ids)
         start = 0
         while start < len(ids):
             stop = start
             while stop < len(ids) and (known is None or known[stop]):
                 stop += 1
-            # After a blank there is no token to decode behind. The run's first token stands in for it, unless it is
-            # part of a character: that would spoil the next token, and has no leading space.
+            # After a blank there is no token to decode behind, so the run's first token is decoded behind itself. It is
+            # not if it is a part of a character, which has no leading space and would spoil the next token.
             anchor = tuple(ids[start : start + 1]) if start else ()
             if REPLACEMENT in self._decode(anchor):
                 anchor = ()
@@ -283,14 +283,14 @@ class TokenTexts:
     def _decode_run(self, ids: tuple[int, ...], anchor: tuple[int, ...]) -> list[str]:
         texts, start = [], 0
         while start < len(ids):
-            # One token, or as many as it takes to end with a whole character.
+            # Takes one token, or more until the text ends with a whole character.
             decoded = []
             for stop in range(start + 1, len(ids) + 1):
                 decoded.append(self._decode(anchor + ids[start:stop]))
                 if not decoded[-1].endswith(REPLACEMENT):
                     break
             if not decoded[-1].startswith(self._decode(anchor)):
-                # With byte-fallback tokenizers, bytes that are no character spoil a character of bytes before them.
+                # With byte-fallback tokenizers, bytes that form no character spoil the bytes before them.
                 anchor = ()
                 decoded = [self._decode(ids[start:end]) for end in range(start + 1, stop + 1)]
             whole, done = decoded[-1], len(self._decode(anchor))
@@ -305,22 +305,19 @@ class TokenTexts:
 
 
 def visible(text: str, encoding: str = "utf-8") -> str:
-    """Replaces control characters by their Unicode pictures, and characters that `encoding` lacks by `?`.
-
-    Line breaks and tabs stay.
-    """
+    """Replaces control characters except line breaks and tabs by pictures, and those that `encoding` lacks by `?`."""
     pictures = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
     pictures |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), REPLACEMENT)
     return text.translate(pictures).encode(encoding, "replace").decode(encoding)
 
 
 def age_colour(age: int) -> str:
-    """`#rrggbb` for a token filled `age` forward passes ago: bright orange for the newest, fading to slate."""
+    """Returns `#rrggbb` for a token filled `age` forward passes ago: orange for the newest, fading to slate."""
     return _mix(OLDEST, NEWEST, 1 / (1 + min(age, OLD) / 3))
 
 
 def confidence_colour(probability: float) -> str:
-    """`#rrggbb` for the probability (0 to 1) of a filled token: red, amber, green."""
+    """Returns `#rrggbb` for the probability (0 to 1) of a filled token: red, amber, green."""
     if probability < 0.5:
         return _mix(UNSURE, HALF_SURE, max(2 * probability, 0.0))
     return _mix(HALF_SURE, SURE, min(2 * probability - 1, 1.0))

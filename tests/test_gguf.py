@@ -81,7 +81,7 @@ def test_gguf_weights_are_float32_unless_another_dtype_is_asked_for(tmp_path):
         ("llama", {"llama.attention.sliding_window": 8}, {}, "`llama.attention.sliding_window`.*got 8"),
         ("llama", {"llama.logit_scale": 0.5}, {}, "`llama.logit_scale`.*got 0.5"),
         ("llama", {"llama.expert_count": 4}, {}, "`llama.expert_count`.*got 4"),
-        ("qwen3", {"qwen3.rope.dimension_count": 4}, {}, "`qwen3.rope.dimension_count`.*width 128, got 4"),
+        ("qwen3", {"qwen3.rope.dimension_count": 4}, {}, "`qwen3.rope.dimension_count`.*must be 128.*got 4"),
         # Llama 3.1's scaling of RoPE lies in this tensor.
         ("llama", {}, {"rope_freqs.weight": torch.ones(4)}, "`rope_freqs.weight`.*LlamaForCausalLM.*safetensors"),
         ("llama", {}, {"blk.1.attn_q.bias": torch.ones(32)}, "`blk.1.attn_q.bias`.*LlamaForCausalLM"),

@@ -441,10 +441,10 @@ def test_wrong_prompts(prompt, arguments, message, models, tokenizer):
 
 
 def test_what_a_causal_model_cannot_do(models, tokenizer):
-    with pytest.raises(ValueError, match="'causal' knows decoding_order='left_to_right' only, got 'random'"):
+    with pytest.raises(ValueError, match="`decoding_order` must be 'left_to_right' for .*'causal', got 'random'"):
         AnyOrderLM(models["causal"], tokenizer=tokenizer, decoding_order="random")
     lm = AnyOrderLM(models["causal"], tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="'causal' knows no text behind a blank; got ' is'"):
+    with pytest.raises(ValueError, match="'causal' cannot read text behind a blank; got ' is'"):
         lm.loglikelihood([request_for("A<blank> is", " x")], disable_tqdm=True)
 
 

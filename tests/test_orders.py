@@ -348,6 +348,14 @@ def test_components_of_a_curriculum_that_are_equal_at_both_ends_keep_their_param
     assert parts(leaving.at(0.5)) == {"local(2)": 0.25, "local(4)": 0.25, "uniform": 0.5}
 
 
+@pytest.mark.parametrize("start", list(itertools.permutations(("0.3*local(2)", "0.3*local(4)", "0.4*uniform"))))
+@pytest.mark.parametrize("end", list(itertools.permutations(("0.2*local(4)", "0.5*local(10)", "0.3*block"))))
+def test_the_order_of_components_does_not_change_a_curriculum(start, end):
+    curriculum = OrderCurriculum("+".join(start), "+".join(end))
+    expected = {"local(6)": 0.4, "local(4)": 0.25, "uniform": 0.2, "block": 0.15}
+    assert parts(curriculum.at(0.5)) == pytest.approx(expected)
+
+
 def test_progress_moves_thresholds_and_widths_but_does_not_draw_anew():
     curriculum = OrderCurriculum("uniform", "left_to_right")
     stages = [draw(curriculum, 10, 200, progress=progress)[0] for progress in (0, 0.3, 0.6, 1)]

@@ -17,7 +17,7 @@ from modeling_aoarm.analysis import (
     plot_hidden_rows,
 )
 from modeling_aoarm.evaluation.text_metrics import measure_coherence, measure_diversity, split_words
-from modeling_aoarm.io import finite
+from modeling_aoarm.io import convert_for_json
 
 from .measures import HeldOut
 from .predictions import draw_orders, model_inputs
@@ -90,7 +90,7 @@ def analyse_attention(
             attention_mass(model, batches, near=near, **options),
             hidden_row_losses(model, batches, counts, choices=("nearest", "recent"), **options),
         )
-    return finite(found)
+    return convert_for_json(found)
 
 
 def _attention_results(mass: AttentionMass, losses: HiddenRowLosses) -> dict:

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The attention mass of each head by semantic and by structural distance, and how heads divide the two."""
+"""The attention mass of each head by semantic and by structural distance, and how heads specialise."""
 
 import itertools
 import math
@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.orders import as_integer
-from ..io import finite
+from ..io import convert_for_json
 from .rows import AttendedRows, attention_batches, attention_modules, eager_evaluation, stream_names
 
 
-# Number of ranges that double. The last one has no end.
+# Number of bins whose ranges double. The last one has no end.
 OCTAVES = 20
 
 
@@ -41,10 +41,10 @@ def specialisation_score(nearest: torch.Tensor, recent: torch.Tensor) -> Special
 
     A head's score is (s - t) / (s + t). s is its mean mass on rows that are among the m nearest to the target but not
     among the m most recent, and t the reverse: 1 attends by meaning alone, -1 by recency alone. Each row has as many
-    rows of one kind as of the other, so uniform attention scores exactly 0 at any length, and so does, on average over
-    uniform orders, attention that depends on neither. The score of several heads is the same ratio of sums, the mean of
-    their scores weighted by s + t. If the nearest rows are the most recent ones, as from left to right, there is no
-    score (NaN).
+    rows of one kind as of the other, so uniform attention scores exactly 0 at any length. On average over uniform
+    orders, so does attention that depends on neither. The score of several heads is the ratio of their sums, which is
+    the mean of their scores weighted by s + t. It is NaN if the nearest rows are the most recent ones, as from left to
+    right.
 
     Args:
         nearest: float64 `[layers, heads]`, s.
@@ -64,18 +64,17 @@ class AttentionMass:
     Streams are `"prediction"` and, in `two_stream`, `"content"`, which has one layer less because its last layer makes
     only keys and values. Distances of row r from key k are
 
-    - `"target"`, the semantic distance |target position of r - content position of k|. The content stream does not know
-      its row's target;
+    - `"target"`, the semantic distance |target position of r - content position of k|, although the content stream does
+      not know its row's target;
     - `"own"`, the semantic distance |content position of r - content position of k|;
     - `"rows"`, the structural distance r - k in rows, 0 for the row itself.
 
     `bidirectional` has only the first: its rows predict their own tokens and are in no order.
 
     Attributes:
-        bins: labels of the bins. `"first row"` is the first visible row at any distance (attention rests there if it
-            looks for nothing). Then come the distances 0, 1, ..., `linear`, each in its own bin, then ranges that
-            double, without the largest ones that hold no keys. `bidirectional` also has `"blank"`: all blanks, whose
-            tokens are unknown.
+        bins: labels of the bins. `"first row"` is the first visible row at any distance (unused attention rests there).
+            Then come the distances 0, 1, ..., `linear`, each in its own bin, then ranges that double, up to the last
+            one with keys. `bidirectional` also has `"blank"`: all blanks, whose tokens are unknown.
         rows: number of rows that predict.
         near: m, the number of rows that count as nearest and as most recent.
         own_row: whether a row could be among its own most recent rows.
@@ -135,13 +134,7 @@ class AttentionMass:
         scores = {stream: vars(self.specialisation(stream)) for stream in self.nearest}
         numbers = {name: getattr(self, name) for name in ("rows", "near", "own_row", "mass", "uniform", "keys")}
         numbers |= {"bins": list(self.bins), "lift": lift, "specialisation": scores, "dissociation": self.dissociation}
-        return finite(_as_lists(numbers))
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _as_lists(part) for name, part in value.items()}
-    return value.tolist() if isinstance(value, torch.Tensor) else value
+        return convert_for_json(numbers)
 
 
 def attention_mass(
@@ -155,25 +148,24 @@ def attention_mass(
 ) -> AttentionMass:
     """Measures where a model's heads attend, on batches as its `forward` takes them.
 
-    The model runs with eager attention in evaluation mode; both are then restored. The weights of a layer are counted
-    as soon as they are made, and freed. A layer that is applied several times counts as several layers.
+    The model runs with eager attention in evaluation mode; both are then restored. The attention weights of a layer are
+    counted and freed before the next layer runs. A layer that is applied several times counts as several layers.
 
     Args:
         model: an [`AOARMModel`] or one of its heads, any variant.
         batches: see [`attention_batches`].
         linear: the largest distance with its own bin.
         near: number of rows that count as nearest to the target, and as most recent, in [`specialisation_score`].
-        own_row: whether a row is among its own most recent rows there. Attention to itself does not summarise others,
-            and can be all that looks like recency.
+        own_row: whether a row counts among its own most recent rows. Attention to itself does not summarise other rows,
+            and may be the only attention to recent rows.
         progress: whether to show a progress bar.
 
     Raises:
-        TypeError: a number that is no integer; a model that is not one of this package's.
-        ValueError: `linear` or `near` below 1; nothing is predicted; and as in [`attention_batches`].
+        TypeError: a number is not an integer, or the model is not one of this package's.
+        ValueError: `linear` or `near` is below 1, no row predicts, or as in [`attention_batches`].
     """
-    for name, value in (("linear", linear), ("near", near)):
-        if as_integer(name, value) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    as_integer("linear", linear, smallest=1)
+    as_integer("near", near, smallest=1)
     measured = _MassCounter(linear, near, own_row)
     handles = [module.register_forward_hook(measured.count_layer) for module in attention_modules(model)]
     try:
@@ -265,6 +257,3 @@ class _MassCounter:
             nearest={stream: layers("nearest", stream) for stream in streams if self.is_near},
             recent={stream: layers("recent", stream) for stream in streams if self.is_near},
         )
-
-
-__all__ = ["AttentionMass", "Specialisation", "attention_mass", "specialisation_score"]

@@ -1,21 +1,21 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The loss with rows hidden from attention: rows nearest to the target, most recent rows, or random rows.
 
-Attention mass is only correlation; this is the intervention.
+Attention mass shows correlations. This intervention shows which rows the predictions need.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..data.orders import as_integer
 from ..evaluation.stats import estimate_ratio
-from ..io import finite
+from ..io import convert_for_json
 from .rows import CHOICES, IGNORED, AttendedRows, attention_batches, attention_modules, eager_evaluation, stream_names
 
 
@@ -37,13 +37,13 @@ class Difference:
 
         See [`~modeling_aoarm.evaluation.stats.estimate_ratio`].
         """
-        found = [estimate_ratio(each, tokens) for each in nats]
-        errors = [math.nan if each.standard_error is None else each.standard_error for each in found]
-        return cls(*(torch.tensor(each, dtype=torch.float64) for each in ([each.value for each in found], errors)))
+        # A missing standard error becomes NaN.
+        found = np.array([estimate_ratio(each, tokens) for each in nats], dtype=np.float64)
+        return cls(*torch.from_numpy(found.T))
 
     def to_dict(self) -> dict[str, list[float | None]]:
         """The numbers as lists, `None` for NaN."""
-        return finite({"mean": self.mean.tolist(), "standard_error": self.standard_error.tolist()})
+        return convert_for_json(vars(self))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class HiddenRowLosses:
         return replace(self, example_tokens=tokens, example_nll=nll, hidden_nll=hidden)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as lists, `None` for NaN, without those of single examples."""
+        """The numbers as lists, `None` for NaN, without the losses of single examples."""
         has_contrast = {"nearest", "recent"} <= set(self.choices)
         return {
             "counts": list(self.counts),
@@ -148,11 +148,11 @@ def hidden_row_losses(
     """Measures a model's loss with m rows hidden from the attention of every row.
 
     In all layers, each row r loses its attention edges to m of its visible rows: those nearest to r's target or to r's
-    own position (of two at the same distance the left one first), the most recent ones, or random ones. The first
-    visible row (the beginning of the sentence) is never hidden, so every row still sees something. Rows with m or fewer
-    further visible rows see the first one (and perhaps themselves) only, whatever the choice. So all choices cut
-    equally many edges of the same rows. Information from a hidden row can still come in through other rows, and a query
-    stream with the neighbor start still begins with its token.
+    own position (the left one first at equal distance), the most recent ones, or random ones. The first visible row
+    (the beginning of the sentence) is never hidden, so every row still sees something. A row with at most m other
+    visible rows sees only the first one (and perhaps itself), whatever the choice. So all choices cut equally many
+    edges of the same rows. Information from a hidden row can still come in through other rows, and a query stream with
+    the neighbor start still begins with its token.
 
     In `bidirectional` only edges from blanks to observed rows are cut, and no row is recent.
 
@@ -164,18 +164,18 @@ def hidden_row_losses(
         counts: the numbers m.
         choices: some of `"nearest"` (to the target), `"own"` (nearest to the row's own position), `"recent"` and
             `"random"`. Default: all; `bidirectional` has `"nearest"` and `"random"`.
-        streams: the streams whose rows lose edges: `"prediction"`, and in `two_stream` also `"content"`, where
-            "nearest" refers to the row's target too, and `"all"`, both at once. Default: each.
-        own_row: whether a row may be hidden from itself, as its own most recent row. It keeps the knowledge of its
-            token, which is in its state and not in an edge. This edge may matter more than any other, so "recent" then
-            mixes two questions; `counts=[1], choices=["recent"]` asks about this edge alone.
+        streams: the streams whose rows lose edges: `"prediction"`, and in `two_stream` also `"content"` ("nearest"
+            refers to the row's target there, too) and `"all"`, both at once. Default: each.
+        own_row: whether a row may be hidden from itself, as its own most recent row. It still knows its token, which is
+            in its state and not in an edge. This edge may matter more than any other, so "recent" then mixes two
+            questions. `counts=[1], choices=["recent"]` measures this edge alone.
         seed: seed of random rows, which are a function of the seed and the example's index.
         progress: whether to show a progress bar.
 
     Raises:
-        TypeError: a number that is no integer; a model that is not one of this package's.
-        ValueError: an unknown choice or stream, no count or a negative one, targets that are not the next rows'
-            positions, no labels for `bidirectional`, nothing that is predicted, and as in [`attention_batches`].
+        TypeError: a number is not an integer, or the model is not one of this package's.
+        ValueError: a choice or stream is unknown, there is no count or a negative one, targets are not the next rows'
+            positions, `bidirectional` has no labels, no row predicts, or as in [`attention_batches`].
     """
     names = stream_names(model)
     known_streams = ("prediction", "content", "all") if len(names) > 1 else ("prediction",)
@@ -258,6 +258,3 @@ def _sum_nll(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], rows: A
     logits = model(**inputs, use_cache=False).logits.float()
     token_nll = functional.cross_entropy(logits.transpose(1, 2), rows.predicted, ignore_index=IGNORED, reduction="none")
     return token_nll.double().sum(1).cpu()
-
-
-__all__ = ["Difference", "HiddenRowLosses", "hidden_row_losses"]

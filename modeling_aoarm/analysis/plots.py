@@ -2,17 +2,10 @@
 """Pictures of attention mass and of the cost of hiding rows, with the numbers beside each as JSON."""
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ..io import save_figure, write_json
+from ..io import save_figure_and_numbers
 from .attention import AttentionMass
 from .interventions import HiddenRowLosses
-
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 AXIS = {
@@ -40,9 +33,12 @@ def plot_attention_mass(mass: AttentionMass, path: str | os.PathLike, title: str
     Raises:
         ValueError: for a suffix other than `.png`.
     """
+    from matplotlib.figure import Figure
+
     heads = max(each["target"].shape[0] * each["target"].shape[1] for each in mass.mass.values())
     width, height = 0.27 * len(mass.bins) + 1.6, 0.15 * heads + 1.3
-    figure = _make_figure(width * len(mass.streams) + 0.8, height * len(mass.distances) + 0.5, path)
+    size = (width * len(mass.streams) + 0.8, height * len(mass.distances) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     all_axes = figure.subplots(len(mass.distances), len(mass.streams), squeeze=False)
     for distance, row in zip(mass.distances, all_axes, strict=True):
         for stream, axes in zip(mass.streams, row, strict=True):
@@ -61,13 +57,15 @@ def plot_attention_mass(mass: AttentionMass, path: str | os.PathLike, title: str
                 axes.axhline(layer * heads - 0.5, color="black", linewidth=0.8)
             middles = [layer * heads + (heads - 1) / 2 for layer in range(layers)]
             axes.set_yticks(middles, [f"layer {layer}" for layer in range(layers)], fontsize=8)
-            _label(axes, stream, distance, mass.bins)
+            axes.set_title(f"{stream} stream", fontsize=10)
+            axes.set_xticks(range(len(mass.bins)), mass.bins, rotation=90, fontsize=7)
+            axes.set_xlabel(AXIS[distance], fontsize=9)
     powers = range(-LARGEST_LOG_LIFT, LARGEST_LOG_LIFT + 1)
     bar = figure.colorbar(image, ax=all_axes, pad=0.01, aspect=40, extend="both")
     bar.set_ticks(powers, labels=[f"{2.0**power:g}×" for power in powers])
     bar.set_label("attention over uniform attention")
     figure.suptitle(title or f"Attention of {mass.rows:,} rows, one line per head", fontsize=11)
-    _write(figure, path, mass.to_dict())
+    save_figure_and_numbers(path, figure, mass.to_dict())
 
 
 def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: str = "") -> None:
@@ -78,8 +76,10 @@ def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: st
     Raises:
         ValueError: for a suffix other than `.png`.
     """
-    figure = _make_figure(3.6 * len(losses.streams) + 2.9, 3.9, path)
-    # Separate scales, as streams may differ by a factor of a hundred.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * len(losses.streams) + 2.9, 3.9), layout="constrained")
+    # Separate scales, because streams may differ by a factor of a hundred.
     all_axes = figure.subplots(1, len(losses.streams), squeeze=False)[0]
     for stream, axes in zip(losses.streams, all_axes, strict=True):
         for choice in losses.choices:
@@ -97,27 +97,4 @@ def plot_hidden_rows(losses: HiddenRowLosses, path: str | os.PathLike, title: st
     handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="hidden", loc="outside right center", frameon=False)
     figure.suptitle(title or f"Attention edges cut; loss with none cut: {losses.nll:.3f} nats per token", fontsize=11)
-    _write(figure, path, losses.to_dict())
-
-
-def _make_figure(width: float, height: float, path: str | os.PathLike) -> "Figure":
-    """A figure of a size in inches, for a PNG."""
-    from matplotlib.figure import Figure
-
-    if Path(path).suffix != ".png":
-        raise ValueError(f"`path` must end in .png, got {str(path)!r}.")
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _label(axes: "Axes", stream: str, distance: str, bins: tuple[str, ...]) -> None:
-    axes.set_title(f"{stream} stream", fontsize=10)
-    axes.set_xticks(range(len(bins)), bins, rotation=90, fontsize=7)
-    axes.set_xlabel(AXIS[distance], fontsize=9)
-
-
-def _write(figure: "Figure", path: str | os.PathLike, numbers: dict[str, Any]) -> None:
-    save_figure(path, figure)
-    write_json(Path(path).with_suffix(".json"), numbers)
-
-
-__all__ = ["plot_attention_mass", "plot_hidden_rows"]
+    save_figure_and_numbers(path, figure, losses.to_dict())

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..compat import forward_hooks
 from ..compat_aoarm import input_device
+from ..data.collators import IGNORED
 from ..evaluation.likelihood import evaluation_mode
 from ..modeling_aoarm import AOARMAttention
 from ..positions_aoarm import RowPositions
@@ -19,7 +20,6 @@ from ..positions_aoarm import RowPositions
 
 INPUTS = ("input_ids", "attention_mask", "position_ids", "target_position_ids", "segment_ids")
 CHOICES = ("nearest", "own", "recent", "random")
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -64,34 +64,26 @@ class AttendedRows:
             visible = visible.tril()
 
         labels = batch.get("labels")
-        blank = torch.zeros_like(positions.real)
-        if not in_order:
-            blank = positions.real & (tokens == model.config.mask_token_id)
+        if in_order:
+            targets, blank = positions.targets[..., 0], torch.zeros_like(positions.real)
+            # Without labels the next row's token counts, if it belongs to the same example.
+            follows = visible.diagonal(-1, 1, 2) & positions.real[:, 1:]
+            following = tokens[:, 1:].where(follows, IGNORED) if labels is None else labels[:, 1:]
+            predicted = torch.nn.functional.pad(following, (0, 1), value=IGNORED)
+            predicting = predicted != IGNORED
+        else:
+            targets, blank = positions.content, positions.real & (tokens == model.config.mask_token_id)
             predicting, predicted = blank, None
             if labels is not None:
                 is_counted = batch.get("loss_weights", torch.ones_like(labels)) != 0
                 predicting = blank & (labels != IGNORED) & is_counted
                 predicted = labels.where(predicting, IGNORED)
-            return cls(positions.content, positions.content, in_order, blank, visible, predicting, predicted)
-        # Without labels the next row's token counts, if it belongs to the same example.
-        follows = visible.diagonal(-1, 1, 2) & positions.real[:, 1:]
-        following = tokens[:, 1:].where(follows, IGNORED) if labels is None else labels[:, 1:]
-        predicted = torch.nn.functional.pad(following, (0, 1), value=IGNORED)
-        return cls(
-            positions.content, positions.targets[..., 0], in_order, blank, visible, predicted != IGNORED, predicted
-        )
+        return cls(positions.content, targets, in_order, blank, visible, predicting, predicted)
 
     @property
     def first(self) -> torch.Tensor:
-        """bool `[batch, rows, keys]`: the first key that a row sees, on which attention rests if it needs none."""
+        """bool `[batch, rows, keys]`: the first key that a row sees, on which unused attention rests."""
         return self.visible & (self.visible.cumsum(-1) == 1)
-
-    def candidates(self, own_row: bool = False) -> torch.Tensor:
-        """bool `[batch, rows, keys]`: the observed rows that a row sees, without the first one."""
-        candidates = self.visible & ~self.first & ~self.blank[:, None, :]
-        if not own_row:
-            candidates = candidates & ~torch.eye(candidates.shape[1], dtype=torch.bool, device=candidates.device)
-        return candidates
 
     @property
     def distances(self) -> dict[str, torch.Tensor]:
@@ -107,18 +99,21 @@ class AttendedRows:
     def ranks(self, choice: str, own_row: bool = False, seed: int = 0, first_example: int = 0) -> torch.Tensor:
         """Ranks the candidates of each row, int64 `[batch, rows, keys]`, from 0. All other keys come last.
 
+        The candidates of a row are the observed rows that it sees, without the first one.
+
         Args:
-            choice: `"nearest"`, by |target - content position of the key|, the left one of two; `"own"`, the same from
-                the row's own content position; `"recent"`, by rows back; `"random"`, drawn separately for each row.
+            choice: `"nearest"`, by |target - content position of the key|, the left key first at equal distance;
+                `"own"`, the same from the row's own content position; `"recent"`, by rows back; `"random"`, drawn
+                separately for each row.
             own_row: whether the row itself is a candidate.
             seed: seed of random ranks, which are a function of the seed and the example's index.
             first_example: index of the batch's first example.
         """
         batch, rows = self.content.shape
         if choice in ("nearest", "own"):
-            places = self.targets if choice == "nearest" else self.content
-            keys, places = self.content[:, None, :], places[:, :, None]
-            key = 2 * (places - keys).abs() + (keys > places)
+            positions = (self.targets if choice == "nearest" else self.content)[:, :, None]
+            key_positions = self.content[:, None, :]
+            key = 2 * (positions - key_positions).abs() + (key_positions > positions)
         elif choice == "recent":
             key = -torch.arange(rows, device=self.content.device).expand(batch, rows, rows)
         else:
@@ -130,7 +125,9 @@ class AttendedRows:
                 drawn = np.random.default_rng([seed, first_example + example]).random((count, count))
                 key[example, real[:, None] & real] = torch.from_numpy(drawn).flatten()
             key = key.to(self.content.device)
-        candidates = self.candidates(own_row)
+        candidates = self.visible & ~self.first & ~self.blank[:, None, :]
+        if not own_row:
+            candidates &= ~torch.eye(rows, dtype=torch.bool, device=candidates.device)
         last = torch.inf if key.is_floating_point() else torch.iinfo(key.dtype).max
         ranks = key.where(candidates, last).argsort(dim=-1, stable=True).argsort(dim=-1)
         return ranks.where(candidates, torch.iinfo(ranks.dtype).max)
@@ -169,21 +166,20 @@ def eager_evaluation(model: PreTrainedModel) -> Iterator[None]:
 def attention_batches(
     batches: Iterable[Mapping[str, torch.Tensor]], model: PreTrainedModel, description: str, progress: bool
 ) -> Iterator[tuple[dict[str, torch.Tensor], AttendedRows]]:
-    """Reads batches with a progress bar.
+    """Checks and reads batches.
 
     Args:
         batches: each holds `input_ids`, other `INPUTS` of the variant's `forward`, and perhaps `labels` and
             `loss_weights`. The collators of this package make such batches.
-        model: the model, on whose device they go.
-        description: description of the bar.
-        progress: whether to show the bar.
+        model: the model. Batches are moved to its device.
+        description, progress: the label of the progress bar, and whether to show it.
 
     Yields:
         The arguments of `forward`, and the batch's rows.
 
     Raises:
-        ValueError: for other keys, no `input_ids`, a prepared mask, several targets per row, no batches, and inputs
-            that [`RowPositions.resolve`] refuses.
+        ValueError: a batch has other keys, no `input_ids`, a prepared mask or several targets per row, there are no
+            batches, or [`RowPositions.resolve`] refuses the inputs.
     """
     number = -1
     total = len(batches) if isinstance(batches, Sized) else None
@@ -204,6 +200,3 @@ def attention_batches(
         yield inputs, AttendedRows.of(batch, model)
     if number < 0:
         raise ValueError("`batches` must hold at least one batch, got none.")
-
-
-__all__ = ["AttendedRows", "attention_batches", "attention_modules", "eager_evaluation", "stream_names"]

@@ -96,8 +96,8 @@ class DataCollatorWithOrders:
         self.order = parse_order(self.order)
         for name in ("max_length", "pad_to_multiple_of", "vocab_size"):
             value = getattr(self, name)
-            if value is not None and as_integer(name, value) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            if value is not None:
+                as_integer(name, value, smallest=1)
         needs_padding = not self.packing or self.pad_to_multiple_of is not None
         if needs_padding and self.tokenizer.pad_token_id is None:
             raise ValueError(
@@ -136,15 +136,11 @@ class DataCollatorWithOrders:
             TypeError: a number is not an integer.
             ValueError: a number is out of range.
         """
-        numbers = {
-            "epoch": (epoch, 0),
-            "first_step": (first_step, 0),
-            "total_steps": (1 if total_steps is None else total_steps, 1),
-            "gradient_accumulation_steps": (gradient_accumulation_steps, 1),
-        }
-        for name, (value, smallest) in numbers.items():
-            if as_integer(name, value) < smallest:
-                raise ValueError(f"`{name}` must be at least {smallest}, got {value}.")
+        as_integer("epoch", epoch, smallest=0)
+        as_integer("first_step", first_step, smallest=0)
+        as_integer("gradient_accumulation_steps", gradient_accumulation_steps, smallest=1)
+        if total_steps is not None:
+            as_integer("total_steps", total_steps, smallest=1)
         self._clock.start(epoch, first_step, total_steps or 0, gradient_accumulation_steps)
 
     @property
@@ -312,8 +308,7 @@ class DataCollatorForAnyOrderLM(DataCollatorWithOrders):
         columns, num_context = example.columns, example.num_context
         if self.context_order == "suffix_first" and example.mixture is not None:
             given, blanks = columns[:num_context], columns[num_context:]
-            # Twin of `canvas_aoarm.resolve_context_order`, which reads masks of whole batches. A test in
-            # tests/test_data_collator.py compares them.
+            # As in `canvas_aoarm.resolve_context_order`; tests/test_data_collator.py compares the two.
             is_left = (given > 0) & (given < blanks.min(initial=len(columns)))
             columns = np.concatenate([given[np.argsort(is_left, kind="stable")], blanks])
         input_ids = example.tokens[columns]
@@ -353,7 +348,7 @@ class _OrderClock:
 
     @property
     def batches_seen(self) -> int:
-        # A new pass starts at 0, and so does a worker, which can inherit the count of the main process.
+        # A new pass starts at 0, and so does a worker, which may inherit the main process's count.
         return self._count if self._counted_in == self._current_pass() else 0
 
     @batches_seen.setter

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Batches for masked diffusion: a random prefix of each example's order is seen, the rest is masked."""
+"""Makes batches for masked diffusion: a random prefix of each example's order is seen, the rest is masked."""
 
 import hashlib
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ class DataCollatorForMaskedDiffusion(DataCollatorWithOrders):
             vary less.
 
     Raises:
-        ValueError: as in [`DataCollatorWithOrders`]; the tokenizer has no mask token; `weighting` has another value; a
-            token that is modelled is the mask token.
+        ValueError: as in [`DataCollatorWithOrders`], the tokenizer has no mask token, `weighting` has another value, or
+            a modelled token is the mask token.
     """
 
     weighting: str = "elbo"
@@ -85,9 +85,9 @@ def draw_masked_counts(
 ) -> np.ndarray:
     """Draws how many tokens of each example are masked: uniform on 1 ... length and spread evenly over examples.
 
-    Example i takes the share u + i * golden ratio modulo 1 of its length, with a new u for each seed and epoch. So an
-    epoch, and each batch of successive examples, covers the noise levels as evenly as stratified sampling. Like the
-    order, the count is a function of the seed, the epoch and the example's index.
+    The share of example i is (u + i * golden ratio) modulo 1, with a new u for each seed and epoch. So each epoch, and
+    each batch of successive examples, covers the noise levels as evenly as stratified sampling does. Like the order,
+    the count is a function of the seed, the epoch and the example's index.
 
     Args:
         lengths: `[batch]`, tokens of each example, at least 1.

@@ -94,12 +94,20 @@ _KNOWN_ORDERS = ", ".join(
 )
 
 
-def as_integer(name: str, value: object) -> int:
-    """Converts an int, a numpy integer or an integer tensor to int. Raises a TypeError for anything else."""
+def as_integer(name: str, value: object, smallest: int | None = None) -> int:
+    """Converts an int, a numpy integer or an integer tensor to int.
+
+    Raises:
+        TypeError: `value` is not an integer.
+        ValueError: `value` is below `smallest`.
+    """
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise TypeError(f"`{name}` must hold integers, got {value!r}.") from None
+    if smallest is not None and number < smallest:
+        raise ValueError(f"`{name}` must be at least {smallest}, got {value}.")
+    return number
 
 
 def _format_number(number: float) -> str:
@@ -280,7 +288,7 @@ class OrderMixture:
 def _example_generator(seed: int, epoch: int, example_index: int) -> np.random.Generator:
     """Makes the random stream of an example: Philox keyed by seed and epoch, its counter starting at the example.
 
-    The counter has 256 bits and the example sets the highest 64, so no two streams share a draw.
+    The counter has 256 bits. The example sets the highest 64, so streams share no draws.
     """
     words = []
     for name, value in (("seed", seed), ("epoch", epoch), ("example_index", example_index)):

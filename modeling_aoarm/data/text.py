@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Text for training: loading it, holding some of it out, and turning it into rows of tokens."""
+"""Loads text, holds some of it out, and turns it into rows of tokens."""
 
 import itertools
 import math
@@ -37,9 +37,9 @@ def reference_texts() -> list[str]:
 def hold_out(texts: list[str], fraction: float, seed: int = 0) -> tuple[list[str], list[str]]:
     """Splits whole texts into training texts and held-out texts that do not overlap.
 
-    Texts that share a passage of 50 characters (any white space counts as one space), directly or through other texts,
-    form a group and stay on the same side. Groups are shuffled and held out while they fit. `reference_texts` needs
-    this, because many topics repeat others.
+    Texts that share a passage of 50 characters (all white space counts as one space), directly or through other texts,
+    form a group and stay on the same side. Groups are shuffled and held out while they fit. Many topics of
+    `reference_texts` repeat others.
 
     Args:
         texts: the texts. Their order only decides the order of the result.
@@ -88,7 +88,7 @@ def hold_out(texts: list[str], fraction: float, seed: int = 0) -> tuple[list[str
 
 @dataclass
 class TextArguments:
-    """The source of a text and its held-out part, for `HfArgumentParser` or in code."""
+    """Where text comes from and how much of it is held out, for `HfArgumentParser` or in code."""
 
     dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, or a folder of one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
@@ -133,8 +133,9 @@ class TextArguments:
             loaded = load_dataset(self.dataset_name, self.dataset_config_name)
         elif self.train_file is not None:
             builder = _find_builder(self.train_file)
-            files = {"train": self.train_file, "validation": self.validation_file}
-            files = {split: file for split, file in files.items() if file}
+            files = {"train": self.train_file}
+            if self.validation_file:
+                files["validation"] = self.validation_file
             for file in files.values():
                 if not Path(file).is_file():
                     raise FileNotFoundError(f"train_file and validation_file must exist, got {file}.")
@@ -154,9 +155,8 @@ class TextArguments:
                 raise ValueError("a single text cannot be split: give validation_file, or a file with several texts.")
             parts = train.train_test_split(self.validation_fraction, seed=self.split_seed, shuffle=not is_text_file)
             loaded = {"train": parts["train"], "validation": parts["test"]}
-        loaded = DatasetDict(
-            {split: loaded[split].select_columns(self.text_column) for split in ("train", "validation")}
-        )
+        splits = {split: loaded[split].select_columns(self.text_column) for split in ("train", "validation")}
+        loaded = DatasetDict(splits)
         if self.text_column != "text":
             loaded = loaded.rename_column(self.text_column, "text")
         held = {text for text in loaded["validation"]["text"] if len(text) >= SHARED_PASSAGE_CHARACTERS}
@@ -255,31 +255,30 @@ def count_characters(dataset: Dataset) -> int:
 
 
 def sample_texts(dataset: Dataset, characters: int = 10_000_000) -> list[str]:
-    """Takes every k-th text of a data set, about `characters` in total, or all texts if they are shorter."""
+    """Takes every k-th text of a data set, about `characters` in total, or all texts if they have fewer."""
     step = max(1, math.ceil(count_characters(dataset) / characters))
     return dataset[::step]["text"]
 
 
 def unigram_bits(train: Iterable[str], held: Iterable[str]) -> dict[str, float]:
-    """Computes what characters cost without any context, in bits per character: the reference that a model must beat.
+    """Computes the bits per character of a model without context, the reference that a model must beat.
 
     Args:
         train: training texts, see [`sample_texts`].
         held: held-out texts.
 
     Returns:
-        `unigram_entropy_all` of the empirical distribution of all texts, `unigram_cross_entropy_held_out` of the
-        held-out text under the character frequencies of the training text (one added to every count), and
-        `characters`, how many were counted.
+        `unigram_entropy_all`, the entropy of the characters of all texts; `unigram_cross_entropy_held_out`, of the
+        held-out text under the frequencies of the training text (one added to every count); and `characters`, their
+        number in all texts.
     """
-    counts_train, counts_held = (Counter(itertools.chain.from_iterable(texts)) for texts in (train, held))
-    characters = sorted(counts_train | counts_held)
-    of_train = np.array([counts_train[character] for character in characters], dtype=np.float64)
-    of_held = np.array([counts_held[character] for character in characters], dtype=np.float64)
-    of_all = (of_train + of_held) / (of_train + of_held).sum()
-    smoothed = (of_train + 1) / (of_train + 1).sum()
+    counters = [Counter(itertools.chain.from_iterable(texts)) for texts in (train, held)]
+    characters = sorted(counters[0] | counters[1])
+    train_counts, held_counts = np.array([[each[c] for c in characters] for each in counters], dtype=np.float64)
+    shares = (train_counts + held_counts) / (train_counts + held_counts).sum()
+    smoothed = (train_counts + 1) / (train_counts + 1).sum()
     return {
-        "unigram_entropy_all": float(-(of_all * np.log2(of_all)).sum()),
-        "unigram_cross_entropy_held_out": float(-(of_held / of_held.sum() * np.log2(smoothed)).sum()),
-        "characters": counts_train.total() + counts_held.total(),
+        "unigram_entropy_all": float(-(shares * np.log2(shares)).sum()),
+        "unigram_cross_entropy_held_out": float(-(held_counts / held_counts.sum() * np.log2(smoothed)).sum()),
+        "characters": sum(each.total() for each in counters),
     }

@@ -1,11 +1,10 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Tokenizers built from data: one token per character, one per byte, or byte-level BPE.
+"""Builds tokenizers: one token per character, one per byte, or byte-level BPE.
 
-All three are ordinary `PreTrainedTokenizerFast` objects, so they can be saved, loaded by `AutoTokenizer` and pushed
-to the Hub. They share the special tokens `<s>` (beginning of sentence), `</s>` (end), `<pad>` and `<mask>`; character
-level adds `<unk>` for characters that the texts did not contain. No special token is added when encoding:
-`DataCollatorForAnyOrderLM` puts `<s>` in front. `decode(encode(text)) == text` holds exactly, spaces and line breaks
-included, for every text without unknown characters that does not itself spell a special token.
+All three are ordinary `PreTrainedTokenizerFast` objects with the special tokens `<s>` (beginning of sentence), `</s>`
+(end), `<pad>` and `<mask>`. The character tokenizer also has `<unk>`. Encoding adds no special tokens:
+`DataCollatorForAnyOrderLM` puts `<s>` in front. `decode(encode(text)) == text` holds exactly for every text without
+unknown characters that spells no special token.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ UNKNOWN_TOKEN = {"unk_token": "<unk>"}
 
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token per Unicode character of `texts`, in code point order after the five special tokens.
+    """Builds a tokenizer with one token per Unicode character of `texts`, in code point order after the special tokens.
 
     Args:
         texts: strings whose characters become the vocabulary. Any other character becomes `<unk>`.
@@ -43,14 +42,14 @@ def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per UTF-8 byte, in a fixed order after the four special tokens. It encodes every text without data."""
+    """Builds a tokenizer with one token per UTF-8 byte, in a fixed order after the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *alphabet])}
     return _wrap(_byte_level(models.BPE(vocabulary, [])), SPECIAL_TOKENS)
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding (1508.07909) of UTF-8 bytes, as in GPT-2, trained on `texts`. It encodes every text.
+    """Trains byte-pair encoding (1508.07909) of UTF-8 bytes, as in GPT-2. The tokenizer encodes every text.
 
     Args:
         texts: strings to learn the merges from.

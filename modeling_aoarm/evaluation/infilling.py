@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Infilling of held-out text: accuracy and NLL by blank length, and averages over orders of the context.
 
-A canvas has one blank, a run of columns, and the rest of the sentence is given. An example gets several blanks of the
-same length, each in a canvas of its own. They do not overlap.
+A canvas has one blank, a run of columns. The rest of the sentence is given. An example gets several blanks of the same
+length, which do not overlap, each in its own canvas.
 """
 
 from collections.abc import Sequence, Sized
@@ -39,17 +39,17 @@ class Blank:
 def place_blanks(
     sentence_lengths: Sequence[int], blank_lengths: Sequence[int], per_example: int = 2, seed: int = 0
 ) -> list[Blank]:
-    """Draws the places of blanks for each sentence and blank length.
+    """Draws the columns of blanks for each sentence and blank length.
 
     A sentence gets `per_example` blanks of each length, or as many as fit. The first token is never blank, and blanks
-    of the same length do not touch. All placements are equally likely. They depend on the seed, the blank length and
-    the sentence's index alone.
+    of the same length do not touch. All placements are equally likely. They depend only on the seed, the blank length
+    and the sentence's index.
 
     Args:
         sentence_lengths: columns of each sentence, its first token included.
         blank_lengths: different lengths.
         per_example: the largest number of blanks of one length in a sentence.
-        seed: seed of the places.
+        seed: seed of the draws.
 
     Returns:
         The blanks, sorted by blank length, then by sentence, then from left to right.
@@ -90,13 +90,15 @@ def count_right_tokens(filled: Sequence[Sequence[int]], original: Sequence[Seque
     Raises:
         ValueError: a blank was filled with another number of tokens, or has none.
     """
+    counts = []
     for number, (own, blank) in enumerate(zip(filled, original, strict=True)):
         if len(own) != len(blank) or len(blank) == 0:
             raise ValueError(
                 f"filled blanks must have as many tokens as the original ones, at least one; got {len(own)} for "
                 f"{len(blank)} in blank {number}."
             )
-    return [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(filled, original, strict=True)]
+        counts.append(sum(a == b for a, b in zip(own, blank, strict=True)))
+    return counts
 
 
 @dataclass(frozen=True)
@@ -222,16 +224,15 @@ def evaluate_context_orders(
 ) -> AveragedNLL:
     """Measures the NLL of blanks under the mean of each token's probability over orders of the context.
 
-    A model whose rows are in generation order reads the context as rows, so its predictions depend on their order. Here
-    each blank token, from left to right, gets the mean of its conditional probability over K uniform orders of the
-    context, an ensemble of conditionals as in AO-GPT (2506.19935). Each step is a distribution, so the product of the
-    steps is a true likelihood. It differs from the mean of the probabilities of whole blanks, and either may be larger.
-    The BOS stays first. For `bidirectional` the order of the context changes nothing.
+    The predictions of a model whose rows are in generation order depend on the order of the context. Here each blank
+    token, from left to right, gets the mean of its conditional probability over K uniform orders of the context, an
+    ensemble of conditionals as in AO-GPT (2506.19935). Each step is a distribution, so the product of the steps is a
+    likelihood. It differs from the mean of the probabilities of whole blanks, and either may be larger. The BOS stays
+    first. For `bidirectional` the order of the context changes nothing.
 
     Args:
         model, dataset, tokenizer, batch_size, progress: as in [`evaluate_infilling`].
-        blanks: such as the `blanks` of the result of [`evaluate_infilling`], whose NLL is in the model's own context
-            order.
+        blanks: for example those of an [`InfillingResult`], whose NLL is in the model's own context order.
         num_orders: the number of context orders to draw. K is 1, 2, 4, ... and `num_orders`.
         seed: seed of the context orders.
 
@@ -275,7 +276,7 @@ def evaluate_context_orders(
 
 
 def _read_sentences(dataset: Sized, tokenizer) -> list[list[int]]:
-    """Token ids of all examples, with the BOS in front if the tokenizer has one."""
+    """Reads the token ids of all examples. The BOS is put first if the tokenizer has one."""
     check_dataset(dataset)
     return [with_bos(tokenizer, list(dataset[index]["input_ids"])) for index in range(len(dataset))]
 
@@ -283,19 +284,9 @@ def _read_sentences(dataset: Sized, tokenizer) -> list[list[int]]:
 def _lay_out_canvases(
     sentences: list[list[int]], blanks: Sequence[Blank], device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids and attention masks, int64, and blanks, bool; each `[batch, columns]`."""
+    """Makes token ids and attention masks, int64, and blanks, bool; each `[batch, columns]`."""
     ids, mask = (each.to(device) for each in padded_rows([sentences[blank.example] for blank in blanks]))
     starts = torch.tensor([blank.start for blank in blanks], device=device)[:, None]
     stops = starts + torch.tensor([blank.length for blank in blanks], device=device)[:, None]
     columns = torch.arange(ids.shape[1], device=device)
     return ids, mask, (columns >= starts) & (columns < stops)
-
-
-__all__ = [
-    "Blank",
-    "InfillingResult",
-    "count_right_tokens",
-    "evaluate_context_orders",
-    "evaluate_infilling",
-    "place_blanks",
-]

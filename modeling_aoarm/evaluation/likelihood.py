@@ -174,13 +174,11 @@ def evaluate_likelihood(
 
     nll = torch.zeros(draws, len(dataset), dtype=torch.float64)
     tokens = torch.zeros(draws, len(dataset), dtype=torch.int64)
-    # Under tensor parallelism, the processes that hold parts of the same layers score the same batches. One of them
-    # counts.
+    # With tensor parallelism, processes that hold parts of the same layers score the same batches. One of them counts.
     parts = getattr(model, "tp_size", None) or 1
     share, shares, is_first_part = process_index // parts, num_processes // parts, process_index % parts == 0
     batches = math.ceil(len(dataset) / batch_size)
-    # With sharded weights (FSDP, ZeRO-3) a forward pass needs all processes. All make the same number of passes, and a
-    # process without a batch repeats one.
+    # With sharded weights (FSDP, ZeRO-3) a forward pass needs all processes, so a process without a batch repeats one.
     passes = range(share, math.ceil(batches / shares) * shares, shares)
     bar = tqdm(total=draws * len(passes), desc=str(order), leave=False, disable=not progress or process_index > 0)
     with evaluation_mode(model), bar:
@@ -215,7 +213,7 @@ def check_dataset(dataset: Sized) -> None:
 
 
 def _read_example(example: Mapping[str, Any], index: int, tokenizer) -> dict[str, Any]:
-    """The features for the collator."""
+    """Makes the collator's features of an example."""
     features = {"input_ids": example["input_ids"], "labels": example.get("labels"), "example_index": index}
     if tokenizer.bos_token_id is None:
         # Without a BOS the first token of the sentence is given, in every order.
@@ -225,7 +223,7 @@ def _read_example(example: Mapping[str, Any], index: int, tokenizer) -> dict[str
 
 
 def _score_in_one_pass(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Nats of each example, float64 `[batch]`; an estimate if the batch has loss weights."""
+    """Computes the nats of each example, float64 `[batch]`; estimates if the batch has loss weights."""
     batch = {name: value.to(input_device(model)) for name, value in batch.items()}
     labels, weights = batch.pop("labels"), batch.pop("loss_weights", None)
     if weights is None:
@@ -239,7 +237,7 @@ def _score_in_one_pass(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _score_by_token(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Nats of each example, float64 `[batch]`: `score` of a batch whose rows are in generation order."""
+    """Computes the nats of each example, float64 `[batch]`, with `score`, from rows in generation order."""
     ids, labels, mask, positions = (
         batch[name].to(input_device(model)) for name in ("input_ids", "labels", "attention_mask", "position_ids")
     )
@@ -255,7 +253,7 @@ def _score_by_token(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def make_generator(*key: int) -> torch.Generator:
-    """Makes a generator whose random numbers depend on a key of integers >= 0 alone, such as (seed, index)."""
+    """Makes a generator whose random numbers depend only on a key of integers >= 0, such as (seed, index)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
@@ -339,14 +337,3 @@ def bound_likelihood(result: OrderNLL) -> AveragedNLL:
     if (result.example_tokens != result.example_tokens[0]).any():
         raise ValueError(f"result must have the same predicted tokens in every draw, got others in {result.order}.")
     return AveragedNLL.from_log_probs(-result.example_nll, result.example_tokens[0], result.characters)
-
-
-__all__ = [
-    "AveragedNLL",
-    "OrderNLL",
-    "bound_likelihood",
-    "check_dataset",
-    "evaluate_likelihood",
-    "evaluation_mode",
-    "make_generator",
-]

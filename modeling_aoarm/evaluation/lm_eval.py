@@ -11,11 +11,10 @@ It is the harness's own `hf` with three additions.
 the tokens of the continuation in the chosen order. Perplexities (`loglikelihood_rolling`) cut a text into windows and
 predict each token once. `decoding_order="left_to_right"` gives the numbers of `hf`.
 
-**Blanks.** `<blank>` in the context of a log-likelihood marks the place of the continuation: `The<blank> sat down.` and
-` cat` ask for log p(cat | The, sat down.). A multiple-choice task puts its choices into the middle of a text by writing
-`<blank>` in `doc_to_text`, and its few-shot examples filled in `fewshot_config`. The continuation, with its
-`target_delimiter`, replaces `<blank>`. A `<blank>` at the very end changes nothing. A backslash before it makes it
-text, as in [`~modeling_aoarm.infill`].
+**Blanks.** The continuation, with its `target_delimiter`, replaces `<blank>` in the context of a log-likelihood:
+`The<blank> sat down.` and ` cat` give log p(cat | The, sat down.). A multiple-choice task that has its choices in the
+middle of a text writes `<blank>` in `doc_to_text`, and filled few-shot examples in `fewshot_config`. A `<blank>` at the
+very end changes nothing. A backslash before it makes it text, as in [`~modeling_aoarm.infill`].
 
 **Infilling.** Prompts of `generate_until` with `<blank:n>`, or another form of [`~modeling_aoarm.infill`], are filled
 by it, with `generation_kwargs` as its arguments. Prompts without blanks are continued as by `hf`.
@@ -28,6 +27,7 @@ import hashlib
 import itertools
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 from lm_eval.api.instance import Instance
@@ -106,15 +106,15 @@ class AnyOrderLM(HFLM):
             that, all of them are used, and the result is exact.
         ensemble: how orders are joined, per continuation or per window of a text: `"mean"` of the log-likelihoods,
             which estimates their expectation over orders, or `"log_mean"`, the log of the mean likelihood, which
-            estimates the likelihood under the mixture of all orders (from below with few orders).
+            estimates the likelihood under the mixture of all orders (with few orders, from below).
         seed: seed of random orders, and of sampling in blanks. Random numbers depend on it and on the request's task
             and document, not on the batch. Choices of a document with the same number of tokens have the same orders.
         infilling: whether `<blank>` marks a blank. `False` reads it as text.
         **kwargs: as in `HFLM`: `tokenizer`, `batch_size`, `device`, `dtype`, `max_length`, `peft`, ... Models that were
-            trained with a beginning-of-sentence token need `add_bos_token=True` if their tokenizer does not add it by
-            itself, such as those of [`~modeling_aoarm.data.tokenizers`]. `max_length` is the largest number of tokens
-            that predict another one. In random orders the last token of a text may predict others, so the default is
-            one less than that of `hf`.
+            trained with a beginning-of-sentence token need `add_bos_token=True` if their tokenizer does not add it, as
+            those of [`~modeling_aoarm.data.tokenizers`]. `max_length` is the largest number of tokens that predict
+            another one. In random orders the last token of a text may predict others, so the default is one less than
+            that of `hf`.
 
     Raises:
         ValueError: an argument has another value, or the model is not any-order.
@@ -150,7 +150,7 @@ class AnyOrderLM(HFLM):
             raise ValueError(f"`pretrained` must be an any-order model with `score`, got {type(self.model).__name__}.")
         if variant == "causal" and decoding_order != "left_to_right":
             raise ValueError(
-                f"attention_variant='causal' knows decoding_order='left_to_right' only, got {decoding_order!r}."
+                f"`decoding_order` must be 'left_to_right' for attention_variant='causal', got {decoding_order!r}."
             )
         longest = self.config.max_position_embeddings - (decoding_order != "left_to_right")
         if self.max_length > longest:
@@ -158,13 +158,13 @@ class AnyOrderLM(HFLM):
         bos = self.tokenizer.bos_token_id
         if bos is not None and bos not in self.tokenizer.encode(""):
             if self.add_bos_token:
-                # As `hf` does it for a tokenizer that is given by name.
+                # As `hf` does for a tokenizer that is given by name.
                 self.tokenizer = copy.deepcopy(self.tokenizer)
                 self.tokenizer.add_bos_token = True
             elif self.add_bos_token is None:
                 logger.warning(
-                    "The tokenizer has a beginning-of-sentence token, which it does not put in front by itself. Models "
-                    "trained with one, as by DataCollatorForAnyOrderLM, need add_bos_token=True."
+                    "The tokenizer has a beginning-of-sentence token and does not put it in front. Models trained with "
+                    "one, as by DataCollatorForAnyOrderLM, need add_bos_token=True."
                 )
 
     @property
@@ -202,7 +202,7 @@ class AnyOrderLM(HFLM):
         for index, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
             if tokens[:1] == [self.prefix_token_id]:
-                # The first token is predicted from it. It is not predicted itself.
+                # It only predicts the first token.
                 tokens = tokens[1:]
             rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
             for number, (before, scored) in enumerate(map(make_disjoint_window, rolling)):
@@ -258,10 +258,9 @@ class AnyOrderLM(HFLM):
                     f"got {asked}."
                 )
             plain[index] = dataclasses.replace(request, arguments=(pieces[0], arguments))
-        results = {}
-        for chosen, generate in ((plain, super().generate_until), (blanks, self._fill)):
-            if chosen:
-                results |= zip(chosen, generate(list(chosen.values()), disable_tqdm), strict=True)
+        continued = super().generate_until(list(plain.values()), disable_tqdm) if plain else []
+        filled = self._fill(list(blanks.values()), disable_tqdm)
+        results = dict(zip([*plain, *blanks], continued + filled, strict=True))
         return [results[index] for index in range(len(requests))]
 
     def _read_blanks(self, text: str) -> tuple[list[str], list[str]]:
@@ -277,14 +276,14 @@ class AnyOrderLM(HFLM):
         (before, *behind), written = self._read_blanks(context)
         if written not in ([], ["<blank>"]):
             raise ValueError(
-                "The context of a log-likelihood must have one blank, written <blank>, in whose place the "
-                f"continuation is; got {' and '.join(written)} in {context!r}. Few-shot examples are written filled in "
-                "a task's `fewshot_config`; infilling=False reads blanks as text."
+                "The context of a log-likelihood must have one blank, written <blank>, for the continuation; got "
+                f"{' and '.join(written)} in {context!r}. Write few-shot examples filled in a task's `fewshot_config`; "
+                "infilling=False reads blanks as text."
             )
         after = [index for piece in behind for index in encode_behind_blank(self.tokenizer, piece)]
         if after and self.config.attention_variant == "causal":
             raise ValueError(
-                f"attention_variant='causal' knows no text behind a blank; got {behind[0]!r} behind it in {context!r}."
+                f"attention_variant='causal' cannot read text behind a blank; got {behind[0]!r} in {context!r}."
             )
         if before.strip():
             given, scored = encode_pair(self, before, continuation)
@@ -309,28 +308,30 @@ class AnyOrderLM(HFLM):
         return [(order + columns.start).tolist() for order in drawn]
 
     def _make_generator(self, *key) -> torch.Generator:
-        """Makes a generator whose random numbers follow from the seed and the key."""
+        """Makes a generator whose random numbers depend on the seed and the key alone."""
         digest = hashlib.sha256(repr((self.seed, key)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def _score(self, texts: list[ScoredText], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns log-likelihoods of the scored tokens in nats, and greedy flags."""
         # A batch has texts with the same number of orders. The longest come first, to fail early if memory is short.
-        collator = Collator(
+        return self._run_in_batches(
+            self._score_batch,
             [(text, self._draw_orders(text)) for text in texts],
-            sort_fn=lambda pair: -len(pair[0].ids),
-            group_fn=lambda pair: {"orders": len(pair[1])},
-            group_by="gen_kwargs",
+            sort_key=lambda pair: -len(pair[0].ids),
+            group_key=lambda pair: len(pair[1]),
+            progress=None if disable_tqdm else "Scoring in any order",
         )
-        results = []
-        is_hidden = disable_tqdm or self.rank != 0 or not texts
-        with tqdm(total=len(texts), desc="Scoring in any order", disable=is_hidden) as bar:
-            for batch in collator.get_batched(n=harness_batch_size(self) if texts else 1):
-                scored = self._score_batch(*map(list, zip(*batch, strict=True)))
-                for (text, _), result in zip(batch, scored, strict=True):
-                    if text.arguments is not None:
-                        self.cache_hook.add_partial("loglikelihood", text.arguments, result)
-                results += scored
+
+    def _run_in_batches(self, run: Callable, pairs: list[tuple], sort_key, group_key, progress: str | None) -> list:
+        """Calls `run` with batches of pairs that have the same group key. Returns its results in the pairs' order."""
+        if not pairs:
+            return []
+        groups = {"group_by": "gen_kwargs", "group_fn": lambda pair: {"key": group_key(pair)}}
+        collator, results = Collator(pairs, sort_fn=sort_key, **groups), []
+        with tqdm(total=len(pairs), desc=progress, disable=progress is None or self.rank != 0) as bar:
+            for batch in collator.get_batched(n=harness_batch_size(self)):
+                results += run(*map(list, zip(*batch, strict=True)))
                 bar.update(len(batch))
         return collator.get_original(results)
 
@@ -348,7 +349,11 @@ class AnyOrderLM(HFLM):
         with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
             scores = self.model.score(ids, is_scored, attention_mask=mask, decoding_order=orders)
         is_greedy = (scores.token_is_likeliest | ~is_scored).all(-1).all(0)
-        return list(zip(scores[ENSEMBLES[self.ensemble]].tolist(), is_greedy.tolist(), strict=True))
+        results = list(zip(scores[ENSEMBLES[self.ensemble]].tolist(), is_greedy.tolist(), strict=True))
+        for text, result in zip(texts, results, strict=True):
+            if text.arguments is not None:
+                self.cache_hook.add_partial("loglikelihood", text.arguments, result)
+        return results
 
     def _fill(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Fills prompts with blanks."""
@@ -358,19 +363,13 @@ class AnyOrderLM(HFLM):
             # A repeated request gets another sample.
             keyed.append((request, self._make_generator(key, occurrences[key])))
             occurrences[key] += 1
-        collator = Collator(
+        return self._run_in_batches(
+            self._fill_batch,
             keyed,
-            sort_fn=lambda _: 0,
-            group_fn=lambda pair: {"arguments": repr(pair[0].args[1])},
-            group_by="gen_kwargs",
+            sort_key=lambda _: 0,
+            group_key=lambda pair: repr(pair[0].args[1]),
+            progress=None if disable_tqdm else "Filling blanks",
         )
-        results = []
-        is_hidden = disable_tqdm or self.rank != 0
-        with tqdm(total=len(requests), desc="Filling blanks", disable=is_hidden) as bar:
-            for batch in collator.get_batched(n=harness_batch_size(self)):
-                results += self._fill_batch(*map(list, zip(*batch, strict=True)))
-                bar.update(len(batch))
-        return collator.get_original(results)
 
     def _fill_batch(self, requests: list[Instance], generators: list[torch.Generator]) -> list[str]:
         """Fills prompts that have the same generation arguments."""

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Metrics for the library `evaluate`. Nothing is downloaded.
 
-A metric takes the settings of its function when it is made, so that `evaluate.combine` can compute several of the same
-predictions. Predictions are texts, unless a metric says otherwise.
+The constructor of a metric takes the settings of its function, so that `evaluate.combine` can compute several metrics
+of the same predictions. Predictions are texts unless a metric says otherwise.
 
     from modeling_aoarm.evaluation.metrics import Coherence, Diversity
 
@@ -16,12 +16,7 @@ import evaluate
 
 from .infilling import count_right_tokens
 from .likelihood import evaluate_likelihood
-from .text_metrics import (
-    measure_coherence,
-    measure_diversity,
-    measure_generative_perplexity,
-    measure_sample_entropy,
-)
+from .text_metrics import measure_coherence, measure_diversity, measure_generative_perplexity, measure_sample_entropy
 
 
 TOKEN_IDS = datasets.Sequence(datasets.Value("int64"))

@@ -23,8 +23,8 @@ class Estimate(NamedTuple):
 def estimate_ratio(totals: ArrayLike, counts: ArrayLike) -> Estimate:
     """Divides the sum of `totals` by the sum of `counts`, so that every counted item has the same weight.
 
-    The standard error takes the examples as independent draws, not the items that are counted in them. It is the usual
-    linearised error of a ratio of sums (Cochran, Sampling Techniques, chapter 6).
+    The standard error takes the examples, not the counted items, as independent draws. It is the usual linearised error
+    of a ratio of sums (Cochran, Sampling Techniques, chapter 6).
 
     Args:
         totals: `[examples]`, the sum within each example, such as nats or right tokens.
@@ -46,6 +46,3 @@ def estimate_ratio(totals: ArrayLike, counts: ArrayLike) -> Estimate:
         return Estimate(float(value), None)
     squares = ((totals - value * counts) ** 2).sum() * len(counts) / (len(counts) - 1)
     return Estimate(float(value), math.sqrt(squares) / float(counts.sum()))
-
-
-__all__ = ["Estimate", "estimate_ratio"]

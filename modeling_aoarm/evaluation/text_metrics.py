@@ -42,7 +42,7 @@ def collect_vocabulary(texts: Iterable[str]) -> frozenset[str]:
 
 
 def count_coherent_words(text: str, vocabulary: Collection[str], min_letters: int = 4) -> tuple[int, int]:
-    """Counts the words of at least `min_letters` letters: those in the vocabulary (a set, lower case), and all."""
+    """Counts a text's words of at least `min_letters` letters: those in a vocabulary (lower case), and all of them."""
     long = [word for word in split_words(text) if len(word) >= min_letters]
     return sum(word in vocabulary for word in long), len(long)
 
@@ -50,8 +50,8 @@ def count_coherent_words(text: str, vocabulary: Collection[str], min_letters: in
 def measure_coherence(texts: Iterable[str], vocabulary: Collection[str], min_letters: int = 4) -> float:
     """Measures the share of the words of at least `min_letters` letters that are in a vocabulary, all texts pooled.
 
-    Real text does not reach 1, because of rare words and of fragments where it is cut. Held-out text that is cut in the
-    same way shows what can be reached.
+    Real text does not reach 1, because of rare words and of fragments where it is cut. The coherence of held-out text
+    that is cut in the same way is the reference.
 
     Args:
         texts: samples.
@@ -111,13 +111,14 @@ def measure_sample_entropy(samples: Iterable[Sequence[int]]) -> list[float]:
     Returns:
         Nats for each sample; NaN for a sample without tokens.
     """
-    histograms = [Counter(int(token) for token in sample) for sample in samples]
-    return [
+    entropies = []
+    for sample in samples:
+        counts = Counter(int(token) for token in sample)
+        total = counts.total()
         # The logarithms of total / count are never negative, so a single token has entropy 0 and not -0.
-        sum(count / total * math.log(total / count) for count in counts.values()) if total else math.nan
-        for counts in histograms
-        for total in [counts.total()]
-    ]
+        entropy = sum(count / total * math.log(total / count) for count in counts.values())
+        entropies.append(entropy if total else math.nan)
+    return entropies
 
 
 @dataclass(frozen=True)
@@ -208,15 +209,3 @@ def measure_generative_perplexity(
             )
             sample_nll[batch] = token_nll.double().sum(1).cpu()
     return GenerativePerplexity(sample_nll, torch.tensor([max(0, len(ids) - 1) for ids in rows]))
-
-
-__all__ = [
-    "GenerativePerplexity",
-    "collect_vocabulary",
-    "count_coherent_words",
-    "measure_coherence",
-    "measure_diversity",
-    "measure_generative_perplexity",
-    "measure_sample_entropy",
-    "split_words",
-]

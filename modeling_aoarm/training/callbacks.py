@@ -32,13 +32,13 @@ class OrderClockCallback(TrainerCallback):
         self.batches_seen = None
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        # A resumed run starts within an epoch. It skips the batches before without collating them, except in a stream,
-        # where it makes them again and drops them.
+        # A resumed run starts within an epoch. It skips earlier batches without collating them. In a stream it makes
+        # them again and drops them.
         epoch = int(state.epoch or 0)
         first_step = state.global_step
         is_stream = isinstance(getattr(train_dataloader, "dataset", None), IterableDataset)
         if is_stream and not args.ignore_data_skip:
-            # The Trainer takes `max_steps` for the length of a pass over a stream.
+            # Trainer takes `max_steps` as the length of a pass over a stream.
             first_step -= round(((state.epoch or 0) - epoch) * state.max_steps)
         self.collator.start_epoch(
             epoch,
@@ -51,7 +51,7 @@ class OrderClockCallback(TrainerCallback):
         self.batches_seen = self.collator.batches_seen
 
     def on_evaluate(self, args, state, control, **kwargs):
-        # An evaluation in this process with the training collator moved its counter.
+        # An evaluation with the training collator has moved its counter.
         if self.batches_seen is not None:
             self.collator.batches_seen = self.batches_seen
 
@@ -60,9 +60,9 @@ class EMACallback(TrainerCallback):
     """Exponential moving average (EMA) of the trainable weights, in float32.
 
     After optimiser step t the average moves towards the weights by 1 - min(decay, (1 + t) / (10 + t)), so the
-    initialisation does not dominate short runs. `AnyOrderTrainer` saves the average in every checkpoint
-    (`ema.safetensors`), restores it on resume and evaluates with it. After the training the model holds the average, so
-    the final save has it too. Checkpoints hold the unaveraged weights, which a resumed run needs.
+    initialisation does not dominate short runs. `AnyOrderTrainer` evaluates with the average. It saves the average in
+    every checkpoint (`ema.safetensors`), beside the unaveraged weights that a resumed run needs. After the training the
+    model has the averaged weights, so the final save has them too.
 
     Args:
         decay: weight of the old average, in (0, 1).
@@ -87,7 +87,7 @@ class EMACallback(TrainerCallback):
             raise ValueError("EMACallback cannot be combined with load_best_model_at_end=True: set it to False.")
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        # Callbacks that were added later have not been checked.
+        # Trainer does not call `on_init_end` of callbacks that are added later.
         self.on_init_end(args, state, control)
         self.average = {name: weight.detach().clone().float() for name, weight in _trainable(model).items()}
         if self.checkpoint is not None:
@@ -130,6 +130,3 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def _copy_into(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     for name, weight in _trainable(model).items():
         weight.copy_(weights[name])
-
-
-__all__ = ["EMACallback", "OrderClockCallback"]

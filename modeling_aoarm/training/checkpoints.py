@@ -1,13 +1,13 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Folders that a training writes: complete under their own names or not there, and the checkpoint to resume from.
+"""The folders that a training writes, which are complete or absent, and the checkpoint to resume from.
 
 A checkpoint is written to the folder `_incomplete` of the output folder and renamed when it is complete. Nothing reads
 the `_incomplete` folder of a killed run, and the next run removes it.
 
-A model lies in the output folder itself, beside checkpoints and reports, so one rename cannot replace it. A complete
-new model is renamed to `_replacement`. Then the old weights are removed, the new files are moved in, and the file that
+A model is in the output folder itself, beside checkpoints and reports, so one rename cannot replace it. A complete new
+model is renamed to `_replacement`. Then the old weights are removed and the new files are moved in. The file that
 loading needs comes last. If the run is killed in between, the folder does not load until the next run that writes to it
-moves the rest in.
+moves the other files.
 """
 
 import contextlib
@@ -37,10 +37,10 @@ REPLACEMENT = "_replacement"
 # A tokenizer, an adapter or a model does not load without these files. (A model's class loads without `config.json`.)
 ENTRIES = ("tokenizer.json", "adapter_config.json", "model.safetensors", "model.safetensors.index.json")
 LOCK = "_training.lock"
-# A lock outlives a killed run until the workers of its data loader end, which check every five seconds.
+# The lock of a killed run lasts until the workers of its data loader end, which check every five seconds.
 LOCK_SECONDS = 10.0
 
-# Every checkpoint has a file of each group, with DeepSpeed (`global_step*`), FSDP, adapters or neither.
+# A checkpoint has a file of each group. `global_step*` is DeepSpeed's.
 WEIGHTS = ("model.safetensors*", "adapter_model.safetensors", "*/adapter_model.safetensors")
 WEIGHTS += ("pytorch_model_fsdp*", "global_step*")
 RESUME_STATE = (("optimizer.pt", "*optimizer*", "global_step*"), ("scheduler.pt", "global_step*"), ("rng_state*.pth",))
@@ -49,7 +49,7 @@ RESUME_STATE = (("optimizer.pt", "*optimizer*", "global_step*"), ("scheduler.pt"
 def check_checkpoint(folder: str | os.PathLike, *, weights_only: bool = False, required: Sequence[str] = ()) -> int:
     """Checks that the files of a `Trainer`'s checkpoint exist and that JSON files and headers of weights can be read.
 
-    A header tells the size of its file, so truncated weights are found. Tensors and other states are not read.
+    Headers tell the size of their files, so truncated weights are found. Tensors and other states are not read.
 
     Args:
         folder: the checkpoint.
@@ -94,7 +94,7 @@ def check_checkpoint(folder: str | os.PathLike, *, weights_only: bool = False, r
 def resolve_checkpoint(
     args: TrainingArguments, resume_from_checkpoint: str | bool | None, required: Sequence[str] = ()
 ) -> str | None:
-    """Finds the checkpoint that a training resumes from. All processes must call it, and all get the same one.
+    """Finds the checkpoint that a training resumes from, the same in all processes. All processes must call it.
 
     Args:
         args: the arguments of the training.
@@ -103,8 +103,8 @@ def resolve_checkpoint(
         required: as in [`check_checkpoint`].
 
     Raises:
-        ValueError: the folder is not a complete checkpoint, the output folder has none (the message names what is
-            missing or damaged), or it is beyond `args.max_steps`.
+        ValueError: the folder is not a complete checkpoint, the output folder has none (the message names missing and
+            damaged files), or the checkpoint is beyond `args.max_steps`.
     """
     if not resume_from_checkpoint:
         return None
@@ -206,7 +206,7 @@ def exclusive(output_dir: str | os.PathLike) -> Iterator[None]:
             f"output_dir must be a folder that no other run is writing to, got {output_dir}, where one is training."
         ) from None
     except OSError as error:
-        logger.warning("Nothing keeps other runs out of %s, where files cannot be locked: %s", output_dir, error)
+        logger.warning("Other runs are not kept out of %s, where files cannot be locked: %s", output_dir, error)
     try:
         discard_incomplete(output_dir)
         finish_replacement(output_dir)
@@ -225,7 +225,7 @@ def discard_incomplete(output_dir: str | os.PathLike) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Renames a complete folder to `path`, where an older folder gives way."""
+    """Renames a complete folder to `path`. An older folder there is moved away."""
     if path.exists():
         os.rename(path, temporary.with_name(f"replaced-{path.name}"))
     os.rename(temporary, path)
@@ -235,9 +235,9 @@ def publish(temporary: Path, path: Path) -> None:
 def replacing_files(folder: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder for a model. Its files replace those of `folder` if the block succeeds.
 
-    Weights of the old model without a successor are removed. If the block fails, `folder` does not change. If the
-    process is killed, `folder` holds the old model, the new one, or files that do not load until [`finish_replacement`]
-    is called. It never holds a mixture that loads.
+    Old weights that no new file replaces are removed. If the block fails, `folder` does not change. If the process is
+    killed, `folder` has the old model, the new one, or files that do not load until [`finish_replacement`] is called.
+    A mixture never loads.
     """
     folder = Path(folder)
     temporary = folder / INCOMPLETE / "model"
@@ -257,7 +257,7 @@ def replacing_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def finish_replacement(folder: str | os.PathLike) -> None:
-    """Moves a complete new model from `_replacement` to its place, also after a process was killed doing so."""
+    """Moves a complete new model from `_replacement` into the folder. Continues after a killed process."""
     folder = Path(folder)
     source = folder / REPLACEMENT
     if not source.is_dir():
@@ -268,7 +268,7 @@ def finish_replacement(folder: str | os.PathLike) -> None:
     # From here on the old model does not load.
     for file in entries:
         (folder / file).unlink(missing_ok=True)
-    # The config is moved first: while it is still here, all weights in the folder are the old model's.
+    # The config is moved first. As long as it is in `_replacement`, all weights in the folder are the old model's.
     for old in folder.glob("model*.safetensors*") if config else ():
         old.unlink()
     # The new model loads when its last file is in place.
@@ -276,6 +276,3 @@ def finish_replacement(folder: str | os.PathLike) -> None:
         (folder / file).parent.mkdir(exist_ok=True, parents=True)
         os.replace(source / file, folder / file)
     shutil.rmtree(source)
-
-
-__all__ = ["check_checkpoint", "discard_checkpoints", "finish_replacement", "resolve_checkpoint", "starting_checkpoint"]

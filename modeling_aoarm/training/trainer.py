@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""`transformers.Trainer` for any-order models: order clock, any-order evaluation, checkpoints that are complete."""
+"""`transformers.Trainer` for any-order models: order clock, any-order evaluation, complete checkpoints."""
 
 import contextlib
 import time
@@ -33,17 +33,16 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
     `eval_loss`, which equals the first. If the dataset has a column `num_characters` (characters that each row's
     predicted tokens spell), the same figures with `_bpc` are in bits per character. A `causal` model gets only the
     left-to-right figures. The figures of a `bidirectional` model are estimates, see [`evaluate_likelihood`]. Results do
-    not depend on the number of processes or on the batch size. Every process reads a streamed evaluation dataset into
-    memory in each evaluation.
+    not depend on the number of processes or on the batch size. In each evaluation, every process reads a streamed
+    dataset into memory. `greater_is_better` becomes False if `metric_for_best_model` ends in `_nll` or `_bpc`.
 
     With `compute_metrics`, `evaluate()` makes one more pass, as `Trainer` does, and adds its metrics. That pass and
     `predict()` always use the same orders: uniform ones, or left to right for `causal`. Rows without `example_index`
     are numbered. Rows are in generation order, and the logits of row r predict the label of row r + 1 (of row r for
-    `bidirectional`). A lower likelihood figure is better, so `greater_is_better` becomes False if
-    `metric_for_best_model` ends in `_nll` or `_bpc`.
+    `bidirectional`).
 
-    A checkpoint appears when it is complete, and old ones are removed after that, so a training can be killed at any
-    moment. `train(resume_from_checkpoint=True)` continues from the last complete checkpoint (see
+    A training can be killed at any moment, because a checkpoint appears when it is complete and old ones are removed
+    after that. `train(resume_from_checkpoint=True)` continues from the last complete checkpoint (see
     [`resolve_checkpoint`]) with the losses and weights of an uninterrupted run. `save_model` replaces an earlier model
     when the new one is written.
 
@@ -170,7 +169,7 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
         if self.state.global_step < self.state.max_steps:
             super().run_epoch(**kwargs)
         else:
-            # Trainer would take one more step if it resumes at the last one.
+            # A Trainer that resumes at the last step would take one more.
             self.control.should_training_stop = True
 
     # Saving
@@ -212,9 +211,9 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in `Trainer`, but a model saved before stays until the new one is complete."""
+        """As in `Trainer`, but an earlier model stays until the new one is complete."""
         if _internal_call and output_dir is not None:
-            # A part of a checkpoint.
+            # This is part of a checkpoint.
             super().save_model(output_dir, _internal_call=True)
             return
         folder = output_dir or self.args.output_dir
@@ -278,17 +277,17 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
     # Evaluation
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """As in `Trainer`, with the orders of evaluations, which do not follow the training."""
+        """As in `Trainer`, with the orders of evaluations, which do not depend on the training."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return self.get_test_dataloader(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset)
 
     def get_test_dataloader(self, test_dataset):
-        """As in `Trainer`, with the orders of evaluations, which do not follow the training."""
+        """As in `Trainer`, with the orders of evaluations, which do not depend on the training."""
         from datasets import Dataset, IterableDataset
 
-        if isinstance(test_dataset, (Dataset, IterableDataset)):
-            if "example_index" not in (test_dataset.column_names or ()):
-                test_dataset = with_example_index(test_dataset)
+        has_columns = isinstance(test_dataset, (Dataset, IterableDataset))
+        if has_columns and "example_index" not in (test_dataset.column_names or ()):
+            test_dataset = with_example_index(test_dataset)
         config, collator = self.model.config, self.data_collator
         self.data_collator = collator_class_for(config)(
             collator.tokenizer,
@@ -356,12 +355,9 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
         model = self.accelerator.unwrap_model(self.model)
         variant = model.config.attention_variant
         rows = self._read_rows(dataset)
+        orders = {} if variant == "causal" else {"any_order": ("uniform", draws)}
         # Figures of a bidirectional model are estimates even in a fixed order.
-        orders = {"any_order": ("uniform", draws), "left_to_right": ("left_to_right", 1)}
-        if variant == "bidirectional":
-            orders["left_to_right"] = ("left_to_right", draws)
-        if variant == "causal":
-            del orders["any_order"]
+        orders["left_to_right"] = ("left_to_right", draws if variant == "bidirectional" else 1)
         with self._averaged_weights():
             self.measured = {
                 name: evaluate_likelihood(
@@ -409,6 +405,3 @@ def _count_characters(rows: Sized) -> int | None:
     if "num_characters" in (names or (rows[0] if len(rows) else ())):
         return sum(rows["num_characters"] if names else [row["num_characters"] for row in rows])
     return None
-
-
-__all__ = ["AnyOrderTrainer"]
