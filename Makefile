@@ -45,15 +45,15 @@ pretrain: $(STAMP)
 
 # One torch thread a worker: two workers on two cores. At most 8 minutes; docs/testing.md says what is left out.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 # Every case of every grid, and every program in an interpreter of its own.
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --all $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --all $(ARGS)
 
 # On the oldest versions that pyproject.toml promises.
 test-oldest: $(OLDEST_STAMP)
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile $(QUICK) $(ARGS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist worksteal $(QUICK) $(ARGS)
 
 $(NEWEST_STAMP): pyproject.toml constraints-newest.txt
 	@$(NEWEST_PINNED)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(NEWEST_PINNED)
@@ -62,7 +62,7 @@ $(NEWEST_STAMP): pyproject.toml constraints-newest.txt
 
 # On the newest versions that were known when constraints-newest.txt was written.
 test-newest-pinned: $(NEWEST_STAMP)
-	OMP_NUM_THREADS=1 $(NEWEST_PINNED)/bin/python -m pytest -q -n 2 --dist loadfile $(QUICK) $(ARGS)
+	OMP_NUM_THREADS=1 $(NEWEST_PINNED)/bin/python -m pytest -q -n 2 --dist worksteal $(QUICK) $(ARGS)
 
 # For maintainers: on the newest versions of today. NEWEST_WITH="torch==2.13.0" or the like holds a package back.
 test-newest:
@@ -70,7 +70,7 @@ test-newest:
 	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --quiet --upgrade --upgrade-strategy eager \
 		-e ".[test]" $(NEWEST_WITH)
 	$(NEWEST)/bin/python -m pip freeze --disable-pip-version-check | grep -iE "^(accelerate|datasets|huggingface|lm_eval|peft|torch|transformers)"
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -q -n 2 --dist loadfile $(QUICK) $(ARGS)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -q -n 2 --dist worksteal $(QUICK) $(ARGS)
 
 $(REAL_STAMP):
 	rm -rf $(REAL)

@@ -41,6 +41,9 @@ def certainty(logits: torch.Tensor, rule: str) -> torch.Tensor:
 
     They are rounded to three decimals. Behind a single given token all targets look the same to a model, and rounding
     errors, which depend on the batch, should not choose among them.
+
+    Raises:
+        ValueError: another rule.
     """
     largest, likeliest = logits.max(dim=-1, keepdim=True)
     logits = logits - largest
@@ -53,8 +56,10 @@ def certainty(logits: torch.Tensor, rule: str) -> torch.Tensor:
         # Forbidden tokens have weight 0 and logit -inf, whose product would be NaN.
         spread = -(others * logits.clamp_(min=torch.finfo(logits.dtype).min)).sum(-1)
         certain = -(rest.log1p() + spread / (1 + rest)).log()
-    else:
+    elif rule == "margin":
         certain = -((rest + others.amax(-1)) / (1 + rest)).log()
+    else:
+        raise ValueError(f"`rule` must be 'confidence', 'entropy' or 'margin', got {rule!r}; or override `certainty`.")
     # Where only one token is possible, no target is more certain.
     return certain.clamp(max=MOST_CERTAIN).round(decimals=3)
 

@@ -21,7 +21,7 @@ sys.modules["tradeoff_study"] = importlib.util.module_from_spec(study)
 study.loader.exec_module(sys.modules["tradeoff_study"])
 
 
-# The modules that take longest: begun first, so that several processes (`--dist loadfile`) end together.
+# The modules that take longest: begun first, so that several processes (`--dist worksteal`) end together.
 SLOW_MODULES = [
     *("test_reliability", "test_speculation", "test_distributed", "test_accelerator_benchmark", "test_laws"),
     *("test_hub", "test_lm_eval", "test_training", "test_peft", "test_pretrain", "test_packaging", "test_canvas_cache"),

@@ -62,7 +62,7 @@ def deselect_cases(config, items: list) -> None:
     """Takes what only `--all` runs out of the collected items, and reports it as deselected."""
     grids, left_out = {}, {item.nodeid for item in items if item.get_closest_marker("full")}
     for item in items:
-        if item.get_closest_marker("grid"):
+        if item.get_closest_marker("grid") and item.nodeid not in left_out:
             grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for grid in grids.values():
         cases = {item.nodeid: item.callspec.params for item in grid}

@@ -257,9 +257,9 @@ def test_prepared_masks_tell_of_padding_too(variant):
         torch.testing.assert_close(logits_of(model, **{**padded, "attention_mask": mask})[real], expected)
 
 
-@pytest.mark.grid(pairs=False, seldom="flex_attention")
+@pytest.mark.grid(pairs=False)
 @all_variants
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", pytest.param("flex_attention", marks=pytest.mark.full)])
 def test_packed_sequences_equal_separate_ones(variant, implementation):
     model, separate_model = tiny_model(variant, attn_implementation=implementation), tiny_model(variant)
     examples = [random_rows(variant, 1, length, seed=length) for length in (5, 1, 4, 3)]
