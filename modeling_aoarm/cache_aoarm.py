@@ -7,17 +7,24 @@ each call says which slots its rows are written to. A later call overwrites what
 make room.
 """
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .canvas_aoarm import resolve_order
+from .canvas_aoarm import resolve_order, scatter_to_columns
 from .compat_aoarm import keep_address
 
 
 def align(keys: int) -> int:
     """Rounds up to a multiple of 8. Kernels on accelerators copy masks of other widths, in every layer."""
     return -(-keys // 8) * 8
+
+
+def holds_canvases(cache: Any) -> bool:
+    """Whether a cache, or `None`, is of canvases. Its class may come from another copy of this code (remote code)."""
+    return getattr(cache, "holds_canvases", False)
 
 
 class CanvasCacheLayer(CacheLayerMixin):
@@ -95,7 +102,7 @@ class CanvasCache(Cache):
         lengths: int64 `[batch]`, how many of the rows, counted from the first, are in the cache.
     """
 
-    # `generate` recognises the cache by this mark. Its class may come from another copy of this code (remote code).
+    # See [`holds_canvases`].
     holds_canvases = True
 
     def __init__(self, layers: int, capacity: int, is_fixed: bool = False):
@@ -151,9 +158,7 @@ class CanvasCache(Cache):
         Returns:
             int64 `[batch, given]`, -1 for padding.
         """
-        # Padding of the cache's columns marks one more column, which is cut off again.
-        is_known = torch.nn.functional.pad(torch.zeros_like(given), (0, 1))
-        is_known = is_known.scatter(1, self.columns.where(self.columns >= 0, given.shape[1]), True)[:, :-1]
+        is_known = scatter_to_columns(self.columns >= 0, self.columns, torch.zeros_like(given))
         rest = resolve_order("context_order", "left_to_right", given & ~is_known)
         return torch.cat([self.columns, rest], dim=1)
 
@@ -212,4 +217,4 @@ class CacheView(Cache):
         return 0 if self.visible is None else self.visible - self.rows
 
 
-__all__ = ["CacheView", "CanvasCache", "align"]
+__all__ = ["CacheView", "CanvasCache", "align", "holds_canvases"]

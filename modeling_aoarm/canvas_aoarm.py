@@ -132,7 +132,7 @@ def resolve_order(
             listed = ", ".join(repr(each) for each in names)
             raise ValueError(f"`{name}` must be {listed} or an int64 tensor of columns, got {order!r}.")
         if order == "random":
-            keys = _draw_keys(mask, generator)
+            keys = draw_keys(mask, generator)
         else:
             keys = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         return _sort_columns(keys, mask)
@@ -201,7 +201,7 @@ def _sort_columns(keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return columns.masked_fill(torch.arange(width, device=mask.device) >= counts[:, None], -1)
 
 
-def _draw_keys(mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> torch.Tensor:
+def draw_keys(mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> torch.Tensor:
     """Draws a uniform random number for each marked column, `[batch, columns]`. Other entries are ignored."""
     if generator is None or isinstance(generator, torch.Generator):
         device = mask.device if generator is None else generator.device
@@ -447,9 +447,7 @@ class CanvasRows:
             values: `[batch, rows + 1]`.
             otherwise: `[batch, columns]`, the values of columns that have no row.
         """
-        # Padding rows write behind the last column.
-        padded = torch.nn.functional.pad(otherwise, (0, 1))
-        return padded.scatter(1, self.columns.remainder(self.num_columns + 1), values)[:, :-1]
+        return scatter_to_columns(values, self.columns, otherwise)
 
     def check_order(self, attention_variant: str) -> None:
         """Raises a ValueError for `causal` unless each row stands directly behind the row before it."""
@@ -460,6 +458,19 @@ class CanvasRows:
                 "attention_variant='causal' fills blanks from left to right only, behind all given tokens; got the "
                 f"columns {self.columns[:4, :-1].tolist()} as rows."
             )
+
+
+def scatter_to_columns(values: torch.Tensor, columns: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """Moves values to canvas columns.
+
+    Args:
+        values: `[batch, n]`.
+        columns: int64 `[batch, n]`, the column of each value, -1 for none.
+        otherwise: `[batch, columns]`, the values of the other columns.
+    """
+    # One more column, behind the last, absorbs the values without a column.
+    padded = torch.nn.functional.pad(otherwise, (0, 1))
+    return padded.scatter(1, columns.remainder(padded.shape[1]), values)[:, :-1]
 
 
 def padded_rows(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -478,9 +489,11 @@ __all__ = [
     "check_canvas",
     "check_count",
     "check_generators",
+    "draw_keys",
     "is_named",
     "padded_rows",
     "resolve_context_order",
     "resolve_order",
     "resolve_token_sets",
+    "scatter_to_columns",
 ]

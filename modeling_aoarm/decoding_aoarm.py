@@ -19,7 +19,7 @@ from transformers.generation import GenerationConfig
 
 from .canvas_aoarm import CONTEXT_ORDERS, check_count, is_named
 from .compat_aoarm import generation_config_values
-from .decoding_loop_aoarm import CanvasFilling, Progress, on_device
+from .decoding_loop_aoarm import CanvasFilling, on_device
 
 
 # How many logits are compared at once to find the most certain targets: what fits into a CPU's cache, and for
@@ -120,15 +120,7 @@ class FixedOrder(DecodingWay):
         tokens = filling.sampler.draw(filling.process_next(logits), filling.draw_uniforms(most))
         reread = self.rows_to_reread(filling)
         filling.commit(tokens, logits, count, read=filling.committed - reread)
-        if filling.sampler.eos_token_ids is not None:
-            filling.note_progress()
-            return
-        progress = []
-        for each, size in zip(filling.progress, counts, strict=True):
-            committed = each.committed + size
-            cached = min(each.committed - reread, committed - 1) if filling.runner.cache is not None else 0
-            progress.append(Progress(each.example, committed, each.remaining - size, cached))
-        filling.note_progress(progress)
+        filling.note_progress(counts, reread)
 
     def predict_next(self, filling: CanvasFilling, most: int, count: torch.Tensor) -> torch.Tensor:
         """Makes the pass. Returns logits about the next rows, `[active, most, vocab]`; `count` of them are filled."""

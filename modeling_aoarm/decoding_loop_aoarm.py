@@ -406,13 +406,25 @@ class CanvasFilling:
         numbers = torch.arange(self.rows.columns.shape[1], device=end.device)
         self.rows = self.rows.drop((numbers >= self.committed[:, None]) & (self.rows.columns > end))
 
-    def note_progress(self, progress: list[Progress] | None = None) -> None:
-        """Notes the progress of a pass on the host; asks the device where it is not given."""
-        if progress is None:
+    def note_progress(self, counts: list[int] | None = None, reread: int = 0) -> None:
+        """Notes the progress of a pass on the host, after [`commit`].
+
+        Args:
+            counts: how many tokens each active example was to commit, if the host knows. An end of sentence can make it
+                fewer, so where there may be one, and without `counts`, the device is asked.
+            reread: how many of the rows that were committed before have to be read again.
+        """
+        if counts is None or self.sampler.eos_token_ids is not None:
             remaining = self.rows.totals - self.committed
-            counts = torch.stack([self.committed, remaining, self.cached, self.drafted]).tolist()
+            read = torch.stack([self.committed, remaining, self.cached, self.drafted]).tolist()
             examples = [each.example for each in self.progress]
-            progress = [Progress(*each) for each in zip(examples, *counts, strict=True)]
+            progress = [Progress(*each) for each in zip(examples, *read, strict=True)]
+        else:
+            progress = []
+            for each, count in zip(self.progress, counts, strict=True):
+                committed = each.committed + count
+                cached = 0 if self.runner.cache is None else min(each.committed - reread, committed - 1)
+                progress.append(Progress(each.example, committed, each.remaining - count, cached))
         self.bar.update(sum(each.remaining for each in self.progress) - sum(each.remaining for each in progress))
         self.progress = progress
         self.most_committed = max(each.committed for each in progress)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation import GenerationConfig, LogitsProcessorList
 from transformers.utils import ModelOutput
 
-from .cache_aoarm import CanvasCache
+from .cache_aoarm import CanvasCache, holds_canvases
 from .canvas_aoarm import (
     CanvasRows,
     check_canvas,
@@ -299,7 +299,7 @@ class AOARMGenerationMixin:
         """Whether a call without blanks is the library's own, which continues text from left to right."""
         is_left_to_right = asked["decoding_order"] is None or is_named(asked["decoding_order"], "left_to_right")
         is_one_by_one = asked["tokens_per_step"] in (None, 1) and asked["draft_length"] is None
-        return self.continues_text and is_left_to_right and is_one_by_one and not _holds_canvases(cache)
+        return self.continues_text and is_left_to_right and is_one_by_one and not holds_canvases(cache)
 
     def _check_canvas_call(self, inputs, generation_config, logits_processor, streamer, library, cache, kwargs) -> None:
         """Raises a ValueError for arguments of the library's `generate` that have no meaning for canvases."""
@@ -379,7 +379,7 @@ class AOARMGenerationMixin:
         given = real & ~blanks
         if cache is None:
             return resolve_context_order(context_order, given, blanks, real)
-        if not _holds_canvases(cache) or cache.columns is None:
+        if not holds_canvases(cache) or cache.columns is None:
             raise ValueError(
                 "`past_key_values` must be what `generate` returned for canvases together with `generation_mask`, got "
                 f"{type(cache).__name__}."
@@ -486,11 +486,6 @@ def _order_blanks(order: str | torch.Tensor, blanks: torch.Tensor, copies: int, 
 def _options_of(config: Any) -> dict[str, Any]:
     """The decoding options of a generation config; `None` for those that it lacks."""
     return {name: getattr(config, name, None) for name in DECODING_OPTIONS}
-
-
-def _holds_canvases(cache: Any) -> bool:
-    """Whether a cache comes from an earlier call for canvases."""
-    return getattr(cache, "holds_canvases", False)
 
 
 __all__ = ["AOARMGenerateOutput", "AOARMGenerationMixin"]

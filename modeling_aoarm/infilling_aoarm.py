@@ -423,7 +423,8 @@ def infill(
     results = []
     for own in canvases:
         own.sort(key=lambda canvas: -canvas.log_probability)
-        candidates = [Candidate(each.write_text(tokenizer), each.blank_lengths, each.log_probability) for each in own]
+        shown = own if return_candidates else own[:1]
+        candidates = [Candidate(each.write_text(tokenizer), each.blank_lengths, each.log_probability) for each in shown]
         infilling = Infilling(candidates[0].text, candidates[0].log_probability, candidates)
         results.append(infilling if return_candidates else infilling.text)
     return results[0] if isinstance(text, str) else results

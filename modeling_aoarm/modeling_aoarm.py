@@ -53,6 +53,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .cache_aoarm import holds_canvases
 from .compat_aoarm import (
     CACHE_NAME,
     CACHE_NAMES,
@@ -622,7 +623,7 @@ class AOARMModel(AOARMPreTrainedModel):
         inputs: Tensor,
     ) -> RowPositions:
         """Returns the positions of the rows of `inputs`, `[batch, rows, ...]`, checked unless the call is compiled."""
-        if position_ids is not None and getattr(past_key_values, "holds_canvases", False):
+        if position_ids is not None and holds_canvases(past_key_values):
             # `generate` has checked the rows of its own cache.
             several = target_position_ids.ndim == 3
             targets = target_position_ids if several else target_position_ids[..., None]
@@ -902,6 +903,10 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         if fused_loss and labels is None:
             raise ValueError("`fused_loss` returns only the loss, so it needs `labels`, got None.")
         past_key_values = the_cache(past_key_values, cache, kwargs)
+        if isinstance(labels, Tensor) and labels.ndim == 2 and segment_ids is None:
+            # Positions that come back to 0 are packed too. The model need not look for them again.
+            given = position_ids, target_position_ids, attention_mask, past_key_values
+            segment_ids = resolve_segments(None, *given, use_cache, tuple(labels.shape))
         outputs: AOARMModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -916,8 +921,8 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         )
         hidden_states, loss, predictions = outputs.last_hidden_state, None, {}
         if labels is not None:
-            given = position_ids, target_position_ids, attention_mask, past_key_values
-            self.check_labels(labels, hidden_states.shape[:-1], segment_ids, *given)
+            given = segment_ids, position_ids, target_position_ids, past_key_values
+            self.check_labels(labels, hidden_states.shape[:-1], *given)
         if fused_loss:
             loss = fused_causal_lm_loss(hidden_states, self.lm_head, labels, kwargs.get("num_items_in_batch"))
         else:
@@ -934,7 +939,6 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         segment_ids: Tensor | None,
         position_ids: Tensor | None,
         target_position_ids: Tensor | None,
-        attention_mask: Tensor | None,
         past_key_values: Cache | None,
     ) -> None:
         """Raises a ValueError for a label that is not the token that the row before it predicts."""
@@ -944,9 +948,6 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         if torch.compiler.is_compiling():
             return
         is_ignored, waits = labels[:, 1:] == -100, self.model.waits_for(labels)
-        # Positions that come back to 0 are packed too.
-        given = position_ids, target_position_ids, attention_mask, past_key_values
-        segment_ids = resolve_segments(segment_ids, *given, None, rows)
         if segment_ids is not None:
             require(
                 ((segment_ids[:, 1:] == segment_ids[:, :-1]) | is_ignored).all(),

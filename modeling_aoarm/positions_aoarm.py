@@ -15,6 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.utils.generic import is_flash_attention_requested
 
+from .cache_aoarm import holds_canvases
 from .compat_aoarm import require
 from .configuration_aoarm import TABLE_VARIANTS
 
@@ -106,7 +107,7 @@ def make_attention_mask(
         The mask, or `None` if the backend needs none; and more arguments for the attention interface.
     """
     in_segment, options = None, {}
-    if mask is None and embeds.shape[1] == 1 and getattr(past_key_values, "holds_canvases", False):
+    if mask is None and embeds.shape[1] == 1 and holds_canvases(past_key_values):
         # One row sees all rows of its canvas. The library returns the same, but slowly.
         return None, options
     if segment is not None:

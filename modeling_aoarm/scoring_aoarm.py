@@ -14,9 +14,11 @@ from .canvas_aoarm import (
     check_canvas,
     check_count,
     check_generators,
+    draw_keys,
     is_named,
     resolve_context_order,
     resolve_order,
+    scatter_to_columns,
 )
 from .decoding_aoarm import default_context_order
 from .runner_aoarm import COLUMNS_PER_CALL
@@ -167,7 +169,7 @@ class AOARMScoringMixin:
         span = RowSpan(torch.zeros_like(num_context), rows.totals, num_context + blanks - 1, width, longest=width)
         tokens = canvas.gather(1, order.clamp(min=0))
         scored = self.runner_class(self).ask(rows, span, asking=blanks, scored_ids=tokens)
-        return tuple(_scatter_to_columns(each, order, canvas.shape[1]) for each in scored)
+        return tuple(scatter_to_columns(each, order, torch.zeros_like(canvas, dtype=each.dtype)) for each in scored)
 
 
 class MaskedScoringMixin(AOARMScoringMixin):
@@ -256,17 +258,10 @@ class MaskedScoringMixin(AOARMScoringMixin):
         log_probs, is_likeliest = self.runner_class(self).predict(rows, known[:, None], most, tokens[:, None])
         weights = (rows.totals - (context >= 0).sum(1)).float() / counts.clamp(min=1)
         scored = log_probs[:, 0] * weights[:, None], is_likeliest[:, 0]
-        return tuple(_scatter_to_columns(each, columns, canvas.shape[1]).unflatten(0, shape) for each in scored)
-
-
-def _scatter_to_columns(values: torch.Tensor, columns: torch.Tensor, num_columns: int) -> torch.Tensor:
-    """Moves values from blanks, `[batch, blanks]`, to canvas columns, `[batch, num_columns]`. Others hold 0 or False.
-
-    `columns` are those of the blanks, int64 `[batch, blanks]`, -1 for none.
-    """
-    # One more column absorbs the values of padding.
-    scattered = values.new_zeros(len(values), num_columns + 1)
-    return scattered.scatter_(1, columns.remainder(num_columns + 1), values)[:, :-1]
+        return tuple(
+            scatter_to_columns(each, columns, torch.zeros_like(canvas, dtype=each.dtype)).unflatten(0, shape)
+            for each in scored
+        )
 
 
 def _make_output(
@@ -291,14 +286,9 @@ def _draw_counts(
 
     Maps numbers of blanks, int64 `[batch]`, to int64 `[samples, batch]`; 0 where there are no blanks.
     """
-    if generator is None or isinstance(generator, torch.Generator):
-        device = blanks.device if generator is None else generator.device
-        start = torch.rand(len(blanks), generator=generator, dtype=torch.float32, device=device)
-    else:
-        drawn = (torch.rand(1, generator=each, dtype=torch.float32, device=each.device) for each in generator)
-        start = torch.cat([each.cpu() for each in drawn])
+    start = draw_keys(torch.ones_like(blanks, dtype=torch.bool)[:, None], generator)[:, 0]
     steps = torch.arange(samples, dtype=torch.float32, device=blanks.device) / samples
-    shares = (start.to(blanks.device) + steps[:, None]) % 1
+    shares = (start + steps[:, None]) % 1
     return torch.minimum((shares * blanks).long() + 1, blanks)
 
 
