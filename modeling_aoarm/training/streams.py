@@ -110,4 +110,6 @@ def make_stream_loader(
     )
     # For accelerate it is the loader of one process. Told of all of them, it would read the first process's part alone
     # and send its rows to the others (`dispatch_batches`, its default for streams), or split each part again.
-    return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+    return prepare_data_loader(
+        loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+    )
