@@ -100,7 +100,7 @@ def make_stream_loader(
         # Idle workers would be counted as working by the clock of a curriculum.
         logger.warning("Uses %s of %s dataloader_num_workers, one for each shard of a process.", shards, workers)
         workers = shards
-    options = {name: getattr(args, f"dataloader_{name}", None) for name in _LOADER_OPTIONS} if workers else {}
+    options = {name: getattr(args, f"dataloader_{name}", None) for name in _LOADER_OPTIONS}
     loader = DataLoader(
         part,
         batch_size,
