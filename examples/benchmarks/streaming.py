@@ -8,7 +8,7 @@ memory, the time until the first step, the space on the disk, and tokens per sec
 The text is the reference text that ships with CPython, over and over again up to each size, in as many files of packed
 JSON lines (.jsonl.xz) as there are processes. Each size and each way ("stream", "whole") is a run of its own: processes
 start, open the text, and train a two-stream model of 4 layers of width 256 for a few steps with DDP, as
-`examples/pretrain.py` does. Then each process of a stream reads on: some hundred thousand rows, tokenised and shuffled,
+`examples/pretrain.py` does. Then each process of a stream reads on: tens of thousands of rows, tokenised and shuffled,
 and once all of its text. So little memory at the end means that nothing has piled up on the way.
 
 The peak is the process's largest resident set, from its start. It has torch and the libraries, about half a gigabyte,
@@ -65,7 +65,7 @@ class StreamingArguments(BenchmarkArguments):
     processes: int = field(default=2, metadata={"help": "Processes, one thread each."})
     steps: int = field(default=20, metadata={"help": f"Steps of a training; the first {WARMUP} are not timed."})
     batch_size: int = field(default=8, metadata={"help": f"Rows of {BLOCK_SIZE} tokens in a process's batch."})
-    rows: int = field(default=150_000, metadata={"help": "Rows that each process of a stream reads afterwards."})
+    rows: int = field(default=50_000, metadata={"help": "Rows that each process of a stream reads afterwards."})
     shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows of a stream's shuffle buffer."})
 
     def __post_init__(self):
