@@ -117,7 +117,43 @@ def infill(
             tokenizer does not fit the model; an argument of `generate` is one that `infill` sets itself; and as in
             `generate` and `score`.
     """
-    texts = text if isinstance(text, Sequence) and not isinstance(text, str) else [text]
+    is_one = isinstance(text, str) or not isinstance(text, Sequence)
+    infillings = fill_texts(
+        model,
+        tokenizer,
+        [text] if is_one else text,
+        return_candidates=return_candidates,
+        candidate_order=candidate_order,
+        score_end=score_end,
+        max_candidates=max_candidates,
+        batch_size=batch_size,
+        **generate_kwargs,
+    )
+    results = infillings if return_candidates else [each.text for each in infillings]
+    return results[0] if is_one else results
+
+
+def fill_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    return_candidates: bool = False,
+    candidate_order: str = "left_to_right",
+    score_end: bool = False,
+    max_candidates: int = 64,
+    batch_size: int = 64,
+    **generate_kwargs,
+) -> list[Infilling]:
+    """Fills the blanks of texts: [`infill`], which has the same arguments, for a batch.
+
+    Returns:
+        An [`Infilling`] for each text. Without `return_candidates` it has the best candidate alone, and where there was
+        only one its `log_probability` is 0, because nothing was scored.
+
+    Raises:
+        TypeError, ValueError: as in [`infill`].
+    """
     for each in texts:
         if not isinstance(each, str):
             raise TypeError(f"`text` must be a string or a sequence of strings, got {type(each).__name__}.")
@@ -185,9 +221,8 @@ def infill(
         own.sort(key=lambda canvas: -canvas.log_probability)
         shown = own if return_candidates else own[:1]
         candidates = [_make_candidate(tokenizer, canvas) for canvas in shown]
-        infilling = Infilling(candidates[0].text, candidates[0].log_probability, candidates)
-        results.append(infilling if return_candidates else infilling.text)
-    return results[0] if isinstance(text, str) else results
+        results.append(Infilling(candidates[0].text, candidates[0].log_probability, candidates))
+    return results
 
 
 def _make_candidate(tokenizer: PreTrainedTokenizerBase, canvas: TextCanvas) -> Candidate:
@@ -260,6 +295,7 @@ __all__ = [
     "Infilling",
     "encode_behind_blank",
     "fill_canvases",
+    "fill_texts",
     "infill",
     "make_canvases",
     "make_generate_inputs",
