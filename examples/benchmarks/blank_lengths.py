@@ -272,9 +272,11 @@ def main(argv: list[str]) -> None:
         f"blank_lengths_{identity[:12]}.partial"
     )
     progress.parent.mkdir(parents=True, exist_ok=True)
-    with progress.open("a+", encoding="utf-8") as file:
-        file.seek(0)
-        entries = [json.loads(line) for line in file if line.endswith("\n")]
+    # A killed run's last line may be torn.
+    lines = progress.read_text(encoding="utf-8").split("\n")[:-1] if progress.exists() else []
+    entries = [json.loads(line) for line in lines]
+    with progress.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
         for window in tqdm(windows[len(entries) :], desc="windows"):
             entries.append(measure_window(model, tokenizer, window, arguments.longest))
             print(json.dumps(entries[-1]), file=file, flush=True)
