@@ -62,8 +62,8 @@ from modeling_aoarm import (
     convert_causal_lm,
     lora_config,
 )
-from modeling_aoarm.decoding_aoarm import default_context_order
 from modeling_aoarm.data.text import TextArguments, reference_texts, tokenize_and_chunk
+from modeling_aoarm.decoding_aoarm import default_context_order
 from modeling_aoarm.evaluation import Blank, InfillingResult, evaluate_infilling, evaluate_likelihood, place_middles
 from modeling_aoarm.evaluation.stats import estimate_ratio
 from modeling_aoarm.io import replacing_folder, save_figure, versions, write_json
@@ -124,7 +124,7 @@ class AdaptationArguments(TextArguments):
     )
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "Attention for training and evaluation: eager, sdpa, ... Default: the library's."},
+        metadata={"help": "Attention: eager, sdpa, ... Default: the library's choice."},
     )
     control: bool = field(default=True, metadata={"help": "Also train the decoder itself from left to right."})
     block_size: int = field(default=64, metadata={"help": "Most tokens of a row, without BOS."})
@@ -184,30 +184,30 @@ def load_tokenizer(settings: AdaptationArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def convert(settings: AdaptationArguments, variant: str) -> AOARMForCausalLM:
-    """Converts the decoder, or loads an any-order model as it is. Weights are float32.
+def is_any_order(settings: AdaptationArguments) -> bool:
+    """Returns whether the model needs no conversion.
 
     Raises:
-        ValueError: the model cannot be converted, or is an any-order model that cannot see both sides.
+        ValueError: it is an any-order model that cannot see both sides of a blank.
     """
     folder, options = locate(settings.model_name_or_path)
-    if not is_any_order(settings):
-        # GGUF files name an unknown token, which changes no logit.
-        return convert_causal_lm(folder, variant, dtype=torch.float32, ignored_fields=("unk_token_id",), **options)
-    code = {"trust_remote_code": settings.trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **code)
-    if model.config.attention_variant == "causal":
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code, **options)
+    if config.model_type == "aoarm" and config.attention_variant == "causal":
         raise ValueError(
             "--model_name_or_path must be a decoder or an any-order model that sees both sides of a blank, got "
             f"{settings.model_name_or_path} with attention_variant='causal'."
         )
-    return model
-
-
-def is_any_order(settings: AdaptationArguments) -> bool:
-    folder, options = locate(settings.model_name_or_path)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code, **options)
     return config.model_type == "aoarm"
+
+
+def convert(settings: AdaptationArguments, variant: str) -> AOARMForCausalLM:
+    """Converts the decoder, or loads an any-order model as it is. Weights are float32."""
+    folder, options = locate(settings.model_name_or_path)
+    if is_any_order(settings):
+        code = {"trust_remote_code": settings.trust_remote_code}
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **code)
+    # GGUF files name an unknown token, which changes no logit.
+    return convert_causal_lm(folder, variant, dtype=torch.float32, ignored_fields=("unk_token_id",), **options)
 
 
 def make_trainable(model: AOARMForCausalLM, settings: AdaptationArguments) -> AOARMForCausalLM | PeftModel:
@@ -391,8 +391,8 @@ def check_settings(folder: Path, settings: dict, is_main_process: bool) -> None:
         if differing:
             name = differing[0]
             raise ValueError(
-                f"--output_dir {folder} holds a run with {name}={earlier.get(name)!r}, got {settings[name]!r}. Give the "
-                "same arguments to go on with it, or another folder."
+                f"--output_dir {folder} holds a run with {name}={earlier.get(name)!r}, got {settings[name]!r}. Give "
+                "the same arguments to go on with it, or another folder."
             )
     elif is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -462,6 +462,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig()
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     output = Path(args.output_dir)
+    has_control = settings.control and not is_any_order(settings)
     tokenizer = load_tokenizer(settings)
     given = {name: value for name, value in vars(args).items() if name in TRAINING_DEFAULTS and name != "output_dir"}
     given |= {"seed": args.seed, "bf16": args.bf16, "gradient_accumulation_steps": args.gradient_accumulation_steps}
@@ -475,7 +476,6 @@ def main(argv: list[str]) -> None:
         held_out = hold_out(settings, tokenizer, texts["validation"], settings.eval_windows)
         final = hold_out(settings, tokenizer, texts["validation"], settings.final_windows or settings.eval_windows)
 
-    has_control = settings.control and not is_any_order(settings)
     converted = output / "converted"
     if not converted.is_dir() and args.should_save:
         with replacing_folder(converted) as folder:

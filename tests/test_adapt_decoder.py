@@ -257,7 +257,7 @@ def test_an_adapted_model_learns_from_the_right_side(tmp_path, monkeypatch):
     Path("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     save_decoder(tmp_path / "decoder")
     flags = {**FLAGS, "--block_size": "20", "--shortest_middle": "1", "--longest_middle": "1", "--margin": "2"}
-    flags |= {"--max_steps": "150", "--eval_steps": "150", "--save_steps": "150", "--method": "full"}
+    flags |= {"--max_steps": "300", "--eval_steps": "300", "--save_steps": "300", "--method": "full"}
     flags |= {"--per_device_train_batch_size": "32"}
     flags |= {"--order": "0.8*block(1)+0.2*left_to_right", "--final_windows": "60"}
     adapt_decoder.main(["--output_dir", "output", *(part for flag in flags.items() for part in flag)])

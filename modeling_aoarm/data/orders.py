@@ -47,9 +47,9 @@ def _draw_block(rng: np.random.Generator, length: int, min_context: int, longest
 
     Without `longest`, the number of blanks b is uniform on 1 ... length - min_context, the number of spans s is uniform
     on 1 ... min(`MAX_BLANK_SPANS`, b, length - b + 1), and each of the C(b - 1, s - 1) ways to share b blanks out to s
-    spans is equally likely. With `longest`, s is uniform on 1 ... `MAX_BLANK_SPANS` and each span's length is uniform on
-    1 ... `longest`. Spans beyond length - min_context blanks are cut, and the last ones are left out if there are too few
-    given tokens to separate them.
+    spans is equally likely. With `longest`, s is uniform on 1 ... `MAX_BLANK_SPANS` and the length of each span is
+    uniform on 1 ... `longest`. Blanks beyond length - min_context are cut off, and the last spans are left out if there
+    are too few given tokens to separate them.
 
     Each of the C(length - b + 1, s) ways to place the spans, separated by at least one given token, is equally likely.
     """
@@ -145,8 +145,8 @@ class OrderDistribution:
 
     Args:
         name: `uniform`, `left_to_right`, `lattice`, `block`, `fractal`, `strided`, `windowed` or `local`.
-        parameter: the stride of `strided`, the block size of `windowed` and the longest span of `block` (int >= 1; `block`
-            also takes `None`), the width of `local` (float >= 0), all in tokens. `None` for the others.
+        parameter: the stride of `strided`, the block size of `windowed` and the longest span of `block` (int >= 1), the
+            width of `local` (float >= 0), all in tokens. `None` for the others, and for `block` without a longest span.
 
     Raises:
         ValueError: `name` is unknown, or the parameter is missing, superfluous or out of range.
