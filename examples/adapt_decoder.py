@@ -49,7 +49,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     HfArgumentParser,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
@@ -68,6 +67,7 @@ from modeling_aoarm.evaluation import Blank, InfillingResult, evaluate_infilling
 from modeling_aoarm.evaluation.stats import estimate_ratio
 from modeling_aoarm.io import replacing_folder, save_figure, versions, write_json
 from modeling_aoarm.model_card import CardArguments
+from modeling_aoarm.peft import merge_adapter
 from modeling_aoarm.training import AnyOrderTrainer
 from modeling_aoarm.training.checkpoints import resolve_checkpoint
 
@@ -206,8 +206,7 @@ def convert(settings: AdaptationArguments, variant: str) -> AOARMForCausalLM:
     if is_any_order(settings):
         code = {"trust_remote_code": settings.trust_remote_code}
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **code)
-    # GGUF files name an unknown token, which changes no logit.
-    return convert_causal_lm(folder, variant, dtype=torch.float32, ignored_fields=("unk_token_id",), **options)
+    return convert_causal_lm(folder, variant, dtype=torch.float32, **options)
 
 
 def make_trainable(model: AOARMForCausalLM, settings: AdaptationArguments) -> AOARMForCausalLM | PeftModel:
@@ -542,19 +541,12 @@ def main(argv: list[str]) -> None:
     save_figure(output / "adaptation.png", plot(runs, title), dpi=150)
     write_json(output / "adaptation.json", results)
     if settings.merge_and_save and settings.method == "lora":
-        merge(output, converted, tokenizer)
+        shutil.rmtree(output / "merged", ignore_errors=True)
+        with replacing_folder(output / "merged") as folder:
+            merge_adapter(AutoModelForCausalLM.from_pretrained(converted), output / "adapted").save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     print_summary(runs)
     print(f"\nModels, adaptation.png and adaptation.json are in {output}.")
-
-
-def merge(output: Path, converted: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes the converted model with the adapter merged in."""
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(converted)
-    adapted = PeftModel.from_pretrained(base, output / "adapted")
-    shutil.rmtree(output / "merged", ignore_errors=True)
-    with replacing_folder(output / "merged") as folder:
-        adapted.merge_and_unload().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":
