@@ -133,6 +133,7 @@ class AdaptationArguments(TextArguments):
     margin: int = field(default=8, metadata={"help": "Fewest given tokens on either side of a held-out blank."})
     eval_windows: int = field(default=64, metadata={"help": "Held-out rows of each evaluation during training."})
     final_windows: int = field(default=64, metadata={"help": "Held-out rows before and after. 0: no such evaluation."})
+    sample_rows: int = field(default=20, metadata={"help": "Held-out blanks whose fillings are shown at the end."})
     merge_and_save: bool = field(default=False, metadata={"help": "Also write the model with the adapter merged in."})
 
     def __post_init__(self):
@@ -306,6 +307,33 @@ def measure(
     return results
 
 
+def fill_samples(
+    model: AOARMForCausalLM | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    settings: AdaptationArguments,
+) -> list[dict[str, str]]:
+    """Fills blanks greedily from left to right, in rows of the other domain if there are any."""
+    rows = held_out.rows if held_out.other_rows is None else held_out.other_rows
+    rows = spread(rows, settings.block_size, settings.sample_rows)
+    offset = int(tokenizer.bos_token_id is not None)
+    lengths = [settings.block_size + offset] * len(rows)
+    blanks = place_middles(lengths, settings.shortest_middle, settings.longest_middle, settings.margin)
+    samples = []
+    filled = evaluate_infilling(model, rows, tokenizer, blanks).filled
+    for ids, blank, own in zip(rows["input_ids"], blanks, filled, strict=True):
+        start = blank.start - offset
+        before, after = ids[:start], ids[start + blank.length :]
+        samples.append(
+            {
+                "canvas": f"{tokenizer.decode(before)}<blank:{blank.length}>{tokenizer.decode(after)}",
+                "filled": tokenizer.decode(own),
+                "original": tokenizer.decode(ids[start : start + blank.length]),
+            }
+        )
+    return samples
+
+
 def describe_middles(result: InfillingResult) -> dict:
     names = {"nats_per_token": result.nll(), "exact": result.accuracy(), "tokens": result.token_accuracy()}
     entry = {}
@@ -448,6 +476,7 @@ def make_report(run: dict, settings: AdaptationArguments, trainer: AnyOrderTrain
             },
         },
         "evaluation": {},
+        "samples": run["samples"],
         "command": command,
         "versions": versions() | {"peft": peft.__version__},
     }
@@ -507,6 +536,7 @@ def main(argv: list[str]) -> None:
         if settings.final_windows:
             run["after"] = measure(trained, *how)
         if name == "adapted":
+            run["samples"] = fill_samples(trained, tokenizer, final, settings) if settings.sample_rows else []
             about = {"license": card_args.license, "language": card_args.language, "finetuned_from": str(converted)}
             trainer.create_model_card(report=make_report(run, settings, trainer, command), **about)
     if not args.should_save:

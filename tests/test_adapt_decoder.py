@@ -17,7 +17,7 @@ from scripts import load_script, read_json, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from variants import tiny_model
 
-from modeling_aoarm.data.text import TextArguments
+from modeling_aoarm.data.text import TextArguments, reference_texts
 from modeling_aoarm.data.tokenizers import byte_tokenizer
 
 
@@ -33,6 +33,7 @@ FLAGS = {
     "--margin": "3",
     "--eval_windows": "6",
     "--final_windows": "12",
+    "--sample_rows": "3",
     "--max_steps": "4",
     "--eval_steps": "2",
     "--save_steps": "2",
@@ -144,6 +145,14 @@ def test_a_run_leaves_adapter_control_merged_model_curve_card_and_figures(finish
         before = runs["adapted"]["before"][task]["nats_per_token"]
         assert f"{task.replace('_', ' ')}: {before:.3f} → {figures['nats_per_token']:.3f}" in printed
         assert figures["nats_per_token"] < before
+    samples = runs["adapted"]["samples"]
+    reference = "".join(reference_texts())
+    assert len(samples) == 3
+    for sample in samples:
+        before, after = sample["canvas"].split("<blank:")
+        length, after = after.split(">", 1)
+        # One byte for each token.
+        assert f"{before}{sample['original']}{after}" in reference and len(sample["original"].encode()) == int(length)
     card = (output / "adapted" / "README.md").read_text(encoding="utf-8")
     assert "library_name: peft" in card and 'from_pretrained("output/converted", trust_remote_code=True)' in card
 
