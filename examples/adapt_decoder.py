@@ -525,7 +525,7 @@ def main(argv: list[str]) -> None:
         model.to(args.device)
         run = runs[name] = {"order": str(order)}
         how = (tokenizer, final, args.per_device_eval_batch_size)
-        if settings.final_windows:
+        if settings.final_windows and name == "adapted":
             run["before"] = measure(model, *how)
         began = time.time()
         trainer = train(name, model, order, settings, args, tokenizer, train_rows, held_out)
@@ -535,6 +535,8 @@ def main(argv: list[str]) -> None:
         run["seconds"] = round(time.time() - began, 1)
         if settings.final_windows:
             run["after"] = measure(trained, *how)
+            # From left to right the converted model is the decoder.
+            run["before"] = {task: runs["adapted"]["before"][task] for task in run["after"]}
         if name == "adapted":
             run["samples"] = fill_samples(trained, tokenizer, final, settings) if settings.sample_rows else []
             about = {"license": card_args.license, "language": card_args.language, "finetuned_from": str(converted)}

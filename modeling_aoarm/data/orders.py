@@ -66,10 +66,10 @@ def _draw_block(rng: np.random.Generator, length: int, min_context: int, longest
     else:
         drawn = rng.integers(1, longest, size=int(rng.integers(1, MAX_BLANK_SPANS, endpoint=True)), endpoint=True)
         span_lengths = np.diff(np.minimum(drawn.cumsum(), most), prepend=0)
-        # Spans need a given token between them.
-        most_spans = min(np.count_nonzero(span_lengths), length - int(span_lengths.sum()) + 1)
-        span_lengths = span_lengths[:most_spans]
-        num_blanks, num_spans = int(span_lengths.sum()), most_spans
+        span_lengths = span_lengths[span_lengths > 0]
+        while len(span_lengths) - 1 > length - span_lengths.sum():
+            span_lengths = span_lengths[:-1]
+        num_blanks, num_spans = int(span_lengths.sum()), len(span_lengths)
         num_gaps = length - num_blanks + 1
     span_gaps = np.sort(rng.choice(num_gaps, num_spans, replace=False))
     blanks = np.arange(num_blanks) + np.repeat(span_gaps, span_lengths)
