@@ -65,7 +65,7 @@ class StreamingArguments(BenchmarkArguments):
     processes: int = field(default=2, metadata={"help": "Processes, one thread each."})
     steps: int = field(default=20, metadata={"help": f"Steps of a training; the first {WARMUP} are not timed."})
     batch_size: int = field(default=8, metadata={"help": f"Rows of {BLOCK_SIZE} tokens in a process's batch."})
-    rows: int = field(default=50_000, metadata={"help": "Rows that each process of a stream reads afterwards."})
+    rows: int = field(default=30_000, metadata={"help": "Rows that each process of a stream reads afterwards."})
     shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows of a stream's shuffle buffer."})
 
     def __post_init__(self):
