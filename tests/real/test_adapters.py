@@ -1,13 +1,14 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The adapters in `examples/adapters`, on the real weights that they were trained on.
 
-`python tests/real/test_adapters.py ADAPTER` prints five figures of an adapter: nats per token of ten blanks with both
-sides given and with the left side, shares of blanks and of tokens that greedy decoding recovers, and nats per token from
-left to right. The rows are cut out of text that ships with Python, which the adapters did not see. `ten_middles.json` in
-each adapter's folder is what this printed.
+`PYTHONPATH=tests python tests/real/test_adapters.py ADAPTER` prints five figures of an adapter: nats per token of ten
+blanks with both sides given and with the left side, shares of blanks and of tokens that greedy decoding recovers, and
+nats per token from left to right. The rows are cut out of text that ships with Python, which the adapters did not see.
+`ten_middles.json` in each adapter's folder is what this printed.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("folder", ADAPTERS, ids=lambda folder: folder.name)
 def test_an_adapter_has_its_figures_in_a_fresh_process(folder):
-    process = run_python(__file__, folder, from_scratch=True)
+    process = run_python(__file__, folder, from_scratch=True, PYTHONPATH=os.pathsep.join(sys.path))
     assert process.returncode == 0, process.stderr
     measured, committed = json.loads(process.stdout.splitlines()[-1]), read_json(folder, "ten_middles.json")
     print(f"\n{folder.name}: {measured}")
