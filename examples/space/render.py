@@ -15,7 +15,7 @@ BOUNDS = (0.1, 0.25, 0.5, 0.8)
 LEVELS = ("under 10%", "10 to 25%", "25 to 50%", "50 to 80%", "over 80%")
 PASS_LEVELS = ("first pass", "", "", "", "last pass")
 # How many candidates are shown while they fill.
-MOST_LINES = 6
+MOST_LINES = 4
 
 
 def render_words(blanked: BlankedText) -> str:
@@ -144,7 +144,7 @@ def _render_line(line: Line, colour_by: str, passes: int, candidate: int | None 
 
 def _render_token(token: BlankToken, colour_by: str, passes: int, candidate: int | None) -> str:
     if token.step < 0:
-        return '<span class="token open" aria-label="blank">__</span>'
+        return '<span class="token open" role="img" aria-label="blank">__</span>'
     if colour_by == "probability":
         level, figure = sum(token.probability >= bound for bound in BOUNDS), f"{100 * token.probability:.0f}"
     else:
