@@ -5,19 +5,25 @@ import html
 import re
 import sys
 import threading
+import tomllib
 
 import pytest
 import torch
-from variants import tiny_model
+import yaml
+from packaging.requirements import Requirement
+from peft import PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+from variants import SIZES, tiny_model
 from warm_python import REPOSITORY
 
-from modeling_aoarm import infill
+from modeling_aoarm import infill, lora_config
 from modeling_aoarm.data.tokenizers import character_tokenizer, train_bpe_tokenizer
 
 
 # Behind all others, so that its modules hide none.
 sys.path.append(str(REPOSITORY / "examples" / "space"))
 
+import app  # noqa: E402
 import filling  # noqa: E402
 import render  # noqa: E402
 import words  # noqa: E402
@@ -32,9 +38,9 @@ TEXT = "the <blank:3> sat on <blank:1-3>, and the <blank> slept."
 ORDERS = ["left_to_right", "random", "confidence", "entropy", "margin"]
 
 
-def model_for(tokenizer, variant="two_stream_neighbor"):
+def model_for(tokenizer, variant="two_stream_neighbor", **changes):
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
-    return tiny_model(variant, vocab_size=len(tokenizer), **special)
+    return tiny_model(variant, vocab_size=len(tokenizer), **special, **changes)
 
 
 @pytest.fixture(scope="module", params=[character_tokenizer, lambda texts: train_bpe_tokenizer(texts, 320)])
@@ -49,6 +55,47 @@ def model(tokenizer):
 
 def fill(model, tokenizer, text=TEXT, **settings):
     return list(filling.fill(model, tokenizer, text, filling.Settings(**settings)))
+
+
+# The model, and the Space
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(torch.arange(5, 17)[None]).logits
+
+
+def test_a_decoder_is_converted_and_an_adapter_is_merged(tmp_path):
+    tokenizer = character_tokenizer(CORPUS)
+    torch.manual_seed(0)
+    decoder = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": len(tokenizer)})).eval()
+    for saved in (decoder, tokenizer):
+        saved.save_pretrained(tmp_path / "decoder")
+    model, _ = app.load(str(tmp_path / "decoder"))
+    assert model.config.attention_variant == "two_stream"
+    torch.testing.assert_close(logits_of(model), logits_of(decoder))
+
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "model")
+    adapted = get_peft_model(model, lora_config(model, init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged, _ = app.load(str(tmp_path / "model"), str(tmp_path / "adapter"))
+    assert not isinstance(merged, PeftModel) and not merged.training
+    torch.testing.assert_close(logits_of(merged), logits_of(adapted.eval()), atol=1e-5, rtol=1e-4)
+    assert (logits_of(merged) - logits_of(decoder)).abs().max() > 0.01
+
+
+def test_the_space_needs_the_versions_that_the_package_needs():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = {str(Requirement(each)) for each in sum(project["optional-dependencies"].values(), project["dependencies"])}
+    folder = REPOSITORY / "examples" / "space"
+    lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    needed = {str(Requirement(line)) for line in lines if not line.startswith("#")}
+    assert needed <= known and {Requirement(each).name for each in needed} >= {"gradio", "torch", "transformers"}
+    front = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert (folder / front["app_file"]).is_file() and front["sdk"] == "gradio"
+    pinned = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    assert f"gradio=={front['sdk_version']}\n" in pinned and len(front["short_description"]) <= 60
 
 
 # Words and blanks

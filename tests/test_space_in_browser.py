@@ -24,18 +24,20 @@ SECONDS = 30
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The address of the page, with a random model, served as a user serves it."""
+    """The address of the page with a random model, served from a folder like that of a Space."""
     pytest.importorskip("gradio", reason="the page needs gradio, the extra `space`")
     folder = tmp_path_factory.mktemp("space")
     tokenizer = train_bpe_tokenizer(CORPUS, 320)
-    for saved in (model_for(tokenizer), tokenizer):
+    for saved in (model_for(tokenizer, max_position_embeddings=256), tokenizer):
         saved.save_pretrained(folder / "model")
-    command = [sys.executable, REPOSITORY / "examples/space/app.py", "--model", folder / "model"]
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **VARIABLES, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    log = folder / "log"
+    space, log = folder / "space", folder / "log"
+    shutil.copytree(REPOSITORY / "examples" / "space", space)
+    shutil.copytree(REPOSITORY / "modeling_aoarm", space / "modeling_aoarm")
+    changed = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "PYTHONUNBUFFERED": "1", "MODEL": str(folder / "model")}
     with log.open("w") as output:
-        process = subprocess.Popen(list(map(str, command)), env=environment, stdout=output, stderr=subprocess.STDOUT)
+        environment = {**os.environ, **VARIABLES, **changed}
+        streams = {"stdout": output, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, **streams)
     try:
         yield wait_for(partial(_read_address, log, process), 120)
     finally:
@@ -251,8 +253,14 @@ def test_two_visitors_do_not_mix(open_browser):
 
 def test_stop_ends_a_filling(open_browser):
     browser = open_browser()
+    browser.write("the <blank:240>.")
     browser.press("#start")
-    browser.wait_for_message("Done in")
+    browser.wait_for_message("Pass ")
     browser.press("#stop")
     browser.wait_for_message("Stopped.")
-    assert browser.fill().startswith("The capital of")
+    left = len(browser.find("#canvas .token.open"))
+    assert left > 0
+    time.sleep(0.5)
+    assert len(browser.find("#canvas .token.open")) == left and browser.text_of("#message") == "Stopped."
+    browser.write(TEXT)
+    assert browser.fill().endswith(", and the cat slept.")

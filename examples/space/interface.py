@@ -217,10 +217,12 @@ def _connect(page: Page, inputs: Inputs, results: Results, parallel: int) -> Non
     run = inputs.start.click(
         page.fill, [inputs.text, *settings], [canvas, message, results.fillings, alternatives], **quiet, **model
     )
-    inputs.start.click(js=SCROLL % "message")
-    inputs.stop.click(lambda: render.render_message("Stopped."), None, message, cancels=[run])
+    inputs.start.click(None, js=SCROLL % "message")
+    stopped = inputs.stop.click(None, cancels=[run])
+    # Only then, or the last pass would write over it.
+    stopped.then(lambda: render.render_message("Stopped."), None, message, **quiet)
     pressed = canvas.select(page.show_alternatives, results.fillings, alternatives, **quiet, **model)
-    pressed.then(js=SCROLL % "alternatives")
+    pressed.then(None, js=SCROLL % "alternatives")
     results.colour_by.change(page.colour, [results.fillings, results.colour_by], [canvas, results.legend], **quiet)
 
 
