@@ -109,8 +109,9 @@ class Page:
         return render.render_message("This text is not there any more. Fill it again.", is_error=True)
 
     def colour(self, fillings: tuple[Filling, ...], colour_by: str) -> tuple[str, str]:
-        """Shows the fillings in other colours, and their legend."""
-        return render.render_fillings(fillings, colour_by), render.render_legend(colour_by)
+        """Shows the fillings in other colours, and their legend. While there are none, the canvas stays as it is."""
+        canvas = render.render_fillings(fillings, colour_by) if fillings else gr.skip()
+        return canvas, render.render_legend(colour_by)
 
 
 def _describe_progress(snapshot) -> str:
@@ -179,7 +180,7 @@ def build_app(
 
 def _add_inputs() -> Inputs:
     blanked = gr.State(read_text(EXAMPLES[0]))
-    text = gr.Textbox(EXAMPLES[0], label="Text with blanks", lines=3, max_lines=12, elem_id="text")
+    text = gr.Textbox(EXAMPLES[0], label="Text with blanks", lines=3, max_lines=12, max_length=5000, elem_id="text")
     gr.Markdown("**Tap words to blank them.** Tap a blank to put its words back.")
     words = gr.HTML(render.render_words(blanked.value), js_on_load=ON_PRESS % "index", elem_id="words")
     with gr.Row():
@@ -217,6 +218,8 @@ def _connect(page: Page, inputs: Inputs, results: Results, parallel: int) -> Non
     run = inputs.start.click(
         page.fill, [inputs.text, *settings], [canvas, message, results.fillings, alternatives], **quiet, **model
     )
+    # The visitor may have chosen other colours meanwhile.
+    run.then(page.colour, [results.fillings, results.colour_by], [canvas, results.legend], **quiet)
     inputs.start.click(None, js=SCROLL % "message")
     stopped = inputs.stop.click(None, cancels=[run])
     # Only then, or the last pass would write over it.
