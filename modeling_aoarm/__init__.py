@@ -4,6 +4,7 @@
 import contextlib
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_aoarm import AOARMConfig
 from .conversion import convert_causal_lm
@@ -15,6 +16,7 @@ from .generation_aoarm import AOARMGenerateOutput
 from .infilling_aoarm import Candidate, Infilling, infill
 from .modeling_aoarm import AOARMForCausalLM, AOARMForMaskedLM, AOARMModel, model_class_for
 from .peft import lora_config, register_default_targets
+from .pipeline_aoarm import InfillingPipeline
 from .scoring_aoarm import AOARMScoreOutput
 
 
@@ -31,6 +33,7 @@ __all__ = [
     "DataCollatorForMaskedDiffusion",
     "DataCollatorWithOrders",
     "Infilling",
+    "InfillingPipeline",
     "OrderCurriculum",
     "OrderMixture",
     "convert_causal_lm",
@@ -45,6 +48,11 @@ AutoConfig.register("aoarm", AOARMConfig)
 AutoModel.register(AOARMConfig, AOARMModel)
 AutoModelForCausalLM.register(AOARMConfig, AOARMForCausalLM)
 AutoModelForMaskedLM.register(AOARMConfig, AOARMForMaskedLM)
+
+PIPELINE_REGISTRY.register_pipeline(
+    "infilling", InfillingPipeline, pt_model=(AutoModelForCausalLM, AutoModelForMaskedLM), type="text"
+)
+AOARMConfig.registered_pipelines = ("infilling",)
 
 # A saved model takes the code along that it needs to be loaded without this package.
 AOARMConfig.register_for_auto_class()

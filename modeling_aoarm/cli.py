@@ -24,6 +24,7 @@ from .gguf import require_gguf
 from .infilling_aoarm import Infilling, infill
 from .io import replacing_folder
 from .modeling_aoarm import model_class_for
+from .peft import merge_adapter
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -49,10 +50,12 @@ Convert a left-to-right checkpoint to an any-order model: Llama, Mistral, Qwen2,
 From left to right the result computes the same as the checkpoint. By default (two_stream, whose query stream starts
 from the token left of a blank) it fills blanks from both sides without training. Free orders need training first.
 Checkpoints that no variant equals exactly are refused (sliding windows, dynamic RoPE, layers without RoPE, quantised
-weights). A GGUF file is unpacked to plain weights, and its tokenizer and chat template are kept.
+weights). A GGUF file is unpacked to plain weights, and its tokenizer and chat template are kept. A LoRA adapter that
+was trained on the converted model can be merged in.
 
-example:
+examples:
   python -m modeling_aoarm convert checkpoints/smollm2 outputs/smollm2-any-order --gguf-file model.Q4_1.gguf
+  python -m modeling_aoarm convert Qwen/Qwen3-0.6B outputs/qwen3 --adapter outputs/adapt_decoder/adapted
 """
 
 PARAMETERS = """\
@@ -125,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--query-stream-init", **starts, help="where the query stream of two_stream starts (%(default)s)")
     add("--dtype", choices=DTYPES, default="auto", help="dtype of the weights; auto: as in SRC, float32 for GGUF")
     add("--gguf-file", metavar="NAME", help="read weights, config and tokenizer from this GGUF file of SRC")
+    add("--adapter", metavar="ADAPTER", help="merge this LoRA adapter of the converted model: folder or Hub name")
     ignored = "an unknown config field that does not change the model's computation; may be repeated"
     add("--ignore-field", action="append", default=[], metavar="NAME", help=ignored)
     add("--trust-remote-code", action="store_true", help="run the code that comes with SRC's tokenizer")
@@ -213,6 +217,8 @@ def run_convert(arguments: argparse.Namespace) -> None:
             ignored_fields=arguments.ignore_field,
             **gguf,
         )
+        if arguments.adapter is not None:
+            model = merge_adapter(model, arguments.adapter)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     result = f"{model.num_parameters():,} parameters in {str(model.dtype).removeprefix('torch.')}"

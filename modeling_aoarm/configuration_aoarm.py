@@ -1,7 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Configuration of any-order autoregressive models (AO-ARMs)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -14,6 +14,9 @@ HEADS = {
     "AutoModelForCausalLM": "modeling_aoarm.AOARMForCausalLM",
     "AutoModelForMaskedLM": "modeling_aoarm.AOARMForMaskedLM",
 }
+
+# The class of each task of `pipeline` that comes with a saved model.
+PIPELINES = {"infilling": "pipeline_aoarm.InfillingPipeline"}
 
 # Variants with tables of positions, whose length is limited, instead of rotations.
 TABLE_VARIANTS = ("double_position", "adaptive_norm")
@@ -123,6 +126,10 @@ class AOARMConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     mask_token_id: int | None = None
 
+    # Tasks whose classes are in the library's registry, which the package sets. Configs do not name them while they are
+    # in use, so `pipeline` takes the registered class and asks for no trust. Saved configs name all tasks.
+    registered_pipelines = ()
+
     def __post_init__(self, **kwargs):
         if self.head_dim is None:
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
@@ -132,6 +139,25 @@ class AOARMConfig(PreTrainedConfig):
         if getattr(self, "auto_map", None) is None:
             head = head_auto_class(self.attention_variant)
             self.auto_map = AUTO_MAP | {head: HEADS[head]}
+        tasks = self._all_pipelines(getattr(self, "custom_pipelines", None) or {})
+        self.custom_pipelines = {task: tasks[task] for task in tasks if task not in self.registered_pipelines}
+
+    def _all_pipelines(self, given: dict[str, dict]) -> dict[str, dict]:
+        """Adds this model's tasks to given ones, as a saved config has them."""
+        own = {
+            task: {"impl": impl, "pt": [head_auto_class(self.attention_variant)]} for task, impl in PIPELINES.items()
+        }
+        return given | {task: info | {"type": "text"} for task, info in own.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Adds `custom_pipelines`, through which `pipeline` finds the code of a saved model's tasks."""
+        output = super().to_dict()
+        tasks = self._all_pipelines(output["custom_pipelines"])
+        for info in tasks.values():
+            # `pipeline` puts classes in the place of their names.
+            classes = (info["pt"],) if isinstance(info.get("pt", ()), str) else info.get("pt", ())
+            info["pt"] = [each if isinstance(each, str) else each.__name__ for each in classes]
+        return output | {"custom_pipelines": tasks}
 
     @property
     def starts_from_neighbors(self) -> bool:

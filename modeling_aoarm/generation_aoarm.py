@@ -4,7 +4,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -44,6 +44,10 @@ from .decoding_loop_aoarm import CanvasFilling, TokenSampler, check_order_free
 from .infilling_aoarm import Infilling, infill
 from .runner_aoarm import ModelRunner, RowRunner
 
+
+if TYPE_CHECKING:
+    # Saved folders get this file through this line; only `pipeline` imports it.
+    from .pipeline_aoarm import InfillingPipeline  # noqa: F401
 
 # Options of the library's generation that have no meaning for canvases. They are refused instead of ignored.
 UNUSED_OPTIONS = (

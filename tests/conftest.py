@@ -25,7 +25,7 @@ study.loader.exec_module(sys.modules["tradeoff_study"])
 SLOW_MODULES = [
     *("test_reliability", "test_speculation", "test_distributed", "test_accelerator_benchmark", "test_laws"),
     *("test_hub", "test_lm_eval", "test_training", "test_peft", "test_pretrain", "test_packaging", "test_canvas_cache"),
-    *("test_benchmarks", "test_study", "test_library_calls", "test_finetune_peft", "test_masked_diffusion"),
+    *("test_benchmarks", "test_study", "test_library_calls", "test_adapt_decoder", "test_masked_diffusion"),
 ]
 
 

@@ -118,6 +118,45 @@ def test_what_a_converted_decoder_knows_before_training(llama, tmp_path):
     assert failed.returncode == 1 and failed.stderr.splitlines()[-1].startswith("--window must be at most the length")
 
 
+def test_rules_for_the_length_of_a_blank(llama, tmp_path):
+    """What each rule chooses, from the figures by length; and a killed run goes on."""
+    report, _ = run("blank_lengths", tmp_path, "--model", llama)
+    entries, chosen = report["entries"], report["chosen"]
+    assert len(entries) == 4
+    for number, entry in enumerate(entries):
+        assert 1 <= entry["words"] <= entry["tokens"] <= 3
+        parts = list(zip(entry["blank"], entry["behind"], strict=True))
+        texts = [blank + behind for blank, behind in parts]
+        means = [behind + blank / n for n, (blank, behind) in enumerate(parts, 1)]
+        own = {rule: choice[number] for rule, choice in chosen.items()}
+        assert own["one token"] == 0 and own["known length"] == entry["tokens"] - 1
+        assert texts[own["whole text"]] == max(texts) and means[own["mean per blank token"]] == max(means)
+        assert entry["behind"][own["text behind the blank"]] == max(entry["behind"])
+        assert entry["f1"][own["best possible"]] == max(entry["f1"])
+        goes_on = [n for n in range(3) if entry["goes_on"][n]]
+        assert own["first that goes on"] == (goes_on[0] if goes_on else own["whole text"])
+    for line in report["summary"]:
+        numbers = [n for n, entry in enumerate(entries) if line["words"] in (None, entry["words"])]
+        for name, column in (("recovered", "recovers"), ("f1", "f1")):
+            assert line[name] == pytest.approx(mean(entries[n][column][chosen[line["rule"]][n]] for n in numbers))
+
+    # A bonus of 0.5 takes the longer one of each pair, and is fitted on the other half alone.
+    script = load_script(f"{FOLDER}/blank_lengths.py")
+    made = {"words": 1, "tokens": 2, "f1": [0, 1], "blank": [-1.0, -1.4], "behind": [0.0, 0.0], "goes_on": [0, 0]}
+    long, short = {**made, "recovers": [False, True]}, {**made, "recovers": [True, False], "f1": [1, 0]}
+    assert (script.fit_bonus([long]), script.fit_bonus([short])) == (0.5, 0.0)
+    assert script.apply_rules([short, long])["bonus"] == [1, 0]
+
+    partial = tmp_path / f"blank_lengths_{report['text']['windows'][:12]}.partial"
+    lines = [json.dumps({**entry, "seconds": 123.0}) for entry in entries[:2]]
+    partial.write_text("\n".join([*lines, lines[0][:20]]))
+    again, _ = run("blank_lengths", tmp_path, "--model", llama)
+    assert [entry["seconds"] == 123.0 for entry in again["entries"]] == [True, True, False, False]
+    assert [{**entry, "seconds": 0} for entry in again["entries"]] == [{**entry, "seconds": 0} for entry in entries]
+    failed = run_script(f"{FOLDER}/blank_lengths.py", "--quick", "--model", llama, "--windows", 1)
+    assert failed.returncode == 2 and "--windows must be at least 2" in failed.stderr
+
+
 def test_blanks_of_windows_are_where_they_may_be():
     script = load_script(f"{FOLDER}/zero_shot.py")
     windows = torch.zeros(500, 40, dtype=torch.int64)

@@ -8,11 +8,13 @@ import re
 import pytest
 import torch
 from clean_process import run_clean_process
+from peft import get_peft_model
 from test_conversion import logits_of, source_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from variants import random_rows
 from warm_python import run_python
 
+from modeling_aoarm import lora_config
 from modeling_aoarm.__main__ import main
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.io import replacing_folder
@@ -31,6 +33,30 @@ def checkpoint(tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def test_an_adapter_is_merged_and_one_of_another_variant_is_refused(checkpoint, tmp_path, capsys):
+    assert main(["convert", str(checkpoint), str(tmp_path / "plain"), "--dtype", "float32"]) == 0
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    adapted = get_peft_model(base, lora_config(base, r=2, init_lora_weights=False)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    command = ["convert", str(checkpoint), str(tmp_path / "merged"), "--dtype", "float32"]
+    assert main([*command, "--adapter", str(tmp_path / "adapter")]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ids = tokens(8) % base.config.vocab_size
+    plain = logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "plain"), ids)
+    torch.testing.assert_close(logits_of(merged, ids), logits_of(adapted, ids), atol=1e-4, rtol=0)
+    assert not torch.allclose(logits_of(merged, ids), plain, atol=1e-2)
+    capsys.readouterr()
+    command[2] = str(tmp_path / "other")
+    command += ["--adapter", str(tmp_path / "adapter"), "--attention-variant", "decoupled_rope"]
+    assert main(command) == 2
+    message = "`adapter` must belong to the model's variant, 'decoupled_rope' without a learned query vector; got"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    command[-1] = "two_stream"
+    command[command.index("--adapter") + 1] = str(tmp_path / "nothing")
+    assert main(command) == 2 and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("variant", ["decoupled_rope", "two_stream"])

@@ -16,7 +16,7 @@ from scripts import run_script
 from test_remote_code import LETTERS
 from variants import random_rows, tiny_model
 
-from modeling_aoarm import lora_config
+from modeling_aoarm import infill, lora_config
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.model_card import make_model_card, write_model_card
 
@@ -87,6 +87,9 @@ report["module"] = type(model).__module__
 report["tokens"] = AutoTokenizer.from_pretrained("me/model", **trust)("abcd").input_ids
 [written] = pipeline("text-generation", "me/model", **trust)("abcd", max_new_tokens=4, return_tensors=True)
 report["written"] = len(written["generated_token_ids"])
+filler = pipeline("infilling", "me/model", **trust)
+report["filled by the pipeline"] = filler("ab<blank:2>cd", decoding_order="left_to_right")["filled_text"]
+report["module of the pipeline"] = type(filler).__module__
 report["snapshot"] = sorted(path for path in os.listdir(snapshot) if not path.startswith("."))
 """
 
@@ -162,6 +165,9 @@ def test_what_is_pushed_loads_by_name_in_a_clean_process(hub, saved, tmp_path):
     )
     assert torch.equal(results["filled"], filled)
     assert loaded["tokens"] == [5, 6, 7, 8] and loaded["written"] == 8
+    assert loaded["module of the pipeline"].startswith("transformers_modules.me.model.")
+    filled = infill(second, character_tokenizer([LETTERS]), "ab<blank:2>cd", decoding_order="left_to_right")
+    assert loaded["filled by the pipeline"] == filled
     # What a process without the package pushes has all its code, and names no other repository.
     assert loaded["module of the copy"].startswith("transformers_modules.me.copy.")
     copy = hub.repositories["me/copy"].commits[hub.repositories["me/copy"].refs["main"]]

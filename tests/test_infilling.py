@@ -94,6 +94,13 @@ def test_closed_blanks_leave_no_trace_whatever_pads_them(variant, tokenizer):
     assert infill(model, tokenizer, ["the <blank:4>", "a <blank:2>"], **ends) == ["the .", "a ."]
 
 
+def test_a_token_that_becomes_special_is_shown_no_more(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    assert infill(Writes(tokenizer, ["at"]), tokenizer, "c<blank:2>") == "cat"
+    tokenizer.pad_token = "t"
+    assert infill(Writes(tokenizer, ["at"]), tokenizer, "c<blank:2>") == "ca"
+
+
 def test_blanks_side_by_side_may_share_a_characters_bytes():
     tokenizer = byte_tokenizer()
     assert infill(Writes(tokenizer, ["é"]), tokenizer, "caf<blank><blank>!") == "café!"

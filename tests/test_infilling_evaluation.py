@@ -19,6 +19,7 @@ from modeling_aoarm.evaluation.infilling import (
     evaluate_context_orders,
     evaluate_infilling,
     place_blanks,
+    place_middles,
 )
 
 
@@ -53,6 +54,44 @@ def test_every_way_to_place_blanks_is_equally_likely_and_follows_from_the_seed()
     assert len({b.start for b in place_blanks([30] * 10, [1], per_example=1)}) > 4
     # Neither the other sentences nor the other lengths have a part in it.
     assert place_blanks([6, 9], [1, 2], seed=4)[:2] == place_blanks([6], [1], seed=4)
+
+
+def test_a_middle_has_its_margins_and_follows_from_seed_and_example():
+    lengths = [12, 11, 30, 4, 12]
+    seen = Counter()
+    for seed in range(2000):
+        middles = place_middles(lengths, 1, 4, margin=4, seed=seed)
+        # The others are shorter than the longest middle and its margins.
+        assert [blank.example for blank in middles] == [0, 2, 4]
+        assert all(4 <= b.start and b.start + b.length <= lengths[b.example] - 4 for b in middles)
+        assert place_middles(lengths[:3], 1, 4, margin=4, seed=seed) == middles[:2]
+        seen[middles[0].start, middles[0].length] += 1
+    law = {(start, length): 1 / 4 / (5 - length) for length in range(1, 5) for start in range(4, 9 - length)}
+    assert set(seen) == set(law)
+    assert all(abs(seen[way] - 2000 * p) < 5 * math.sqrt(2000 * p) for way, p in law.items())
+
+
+@pytest.mark.parametrize("variant", ["two_stream_neighbor", "adaptive_norm", "causal", "bidirectional"])
+def test_without_the_right_side_a_sentence_ends_with_its_blank(variant, dataset):
+    model = tiny_model(variant)
+    blanks = [Blank(0, 2, 3), Blank(3, 5, 2), Blank(3, 1, 1)]
+    result = evaluate_infilling(model, dataset, TOKENIZER, blanks, sees_right=False, progress=False)
+    assert result.blanks == blanks
+    for number, blank in enumerate(blanks):
+        # Columns count the BOS.
+        cut = Dataset.from_dict({"input_ids": [dataset[blank.example]["input_ids"][: blank.start + blank.length - 1]]})
+        alone = evaluate_infilling(
+            model, cut, TOKENIZER, [Blank(0, blank.start, blank.length)], sees_right=False, progress=False
+        )
+        assert result.blank_nll[number].item() == pytest.approx(alone.blank_nll.item(), abs=1e-4)
+        assert result.filled[number] == alone.filled[0]
+        if variant != "bidirectional":
+            # The chain rule over the tokens up to the blank's end, with an ordinary left-to-right pass.
+            ids = torch.tensor([[TOKENIZER.bos_token_id, *cut[0]["input_ids"]]])
+            with torch.no_grad():
+                log_probs = model(ids).logits[0, :-1].double().log_softmax(-1)
+            own = log_probs.gather(1, ids[0, 1:, None])[blank.start - 1 :].sum().item()
+            assert result.blank_nll[number].item() == pytest.approx(-own, abs=1e-4)
 
 
 def test_figures_by_blank_length():
@@ -228,6 +267,14 @@ def test_bad_input_is_named(dataset):
         place_blanks(LENGTHS, [0])
     with pytest.raises(ValueError, match="`per_example` must be an integer of at least 1, got 0"):
         place_blanks(LENGTHS, [1], per_example=0)
+    with pytest.raises(ValueError, match="longest and margin must fit some sentence, got 8 and 3 for .* at most 13"):
+        place_middles(LENGTHS, 2, 8, margin=3)
+    with pytest.raises(ValueError, match="shortest must be at most longest=2, got 3"):
+        place_middles(LENGTHS, 3, 2)
+    with pytest.raises(ValueError, match="`margin` must be an integer of at least 1, got 0"):
+        place_middles(LENGTHS, 1, 2, margin=0)
+    with pytest.raises(ValueError, match="blank_lengths must be different lengths, at least one; got"):
+        evaluate_infilling(model, dataset, TOKENIZER, [], progress=False)
     with pytest.raises(ValueError, match="`decoding_order` must be .*got 'backwards'"):
         evaluate_infilling(model, dataset, TOKENIZER, (1,), decoding_order="backwards", progress=False)
     with pytest.raises(ValueError, match="attention_variant='causal' fills blanks from left to right only"):

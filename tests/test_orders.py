@@ -16,8 +16,18 @@ from scipy import stats
 from modeling_aoarm.data.orders import MAX_BLANK_SPANS, OrderCurriculum, OrderDistribution, OrderMixture, sample_orders
 
 
-SPECS = ["uniform", "left_to_right", "lattice", "block", "fractal", "strided(3)", "windowed(4)", "local(2.5)"]
-WITHOUT_CONTEXT = [spec for spec in SPECS if spec not in ("lattice", "block")]
+SPECS = [
+    "uniform",
+    "left_to_right",
+    "lattice",
+    "block",
+    "block(3)",
+    "fractal",
+    "strided(3)",
+    "windowed(4)",
+    "local(2.5)",
+]
+WITHOUT_CONTEXT = [spec for spec in SPECS if spec not in ("lattice", "block", "block(3)")]
 ANY_WORD = st.integers(0, 2**64 - 1)
 
 
@@ -155,6 +165,32 @@ def test_block_follows_its_stated_law(min_context):
     assert_follows([tuple(row[k:]) for row, k in zip(columns, num_context, strict=True)], law)
 
 
+@pytest.mark.parametrize("min_context", [0, 2])
+def test_block_with_a_longest_span_follows_its_stated_law(min_context):
+    length, longest, law = 5, 2, Counter()
+    for spans in range(1, MAX_BLANK_SPANS + 1):
+        for drawn in itertools.product(range(1, longest + 1), repeat=spans):
+            room, kept = length - min_context, []
+            for span in drawn:
+                kept += [min(span, room)] if room else []
+                room -= kept[-1] if room else 0
+            while len(kept) - 1 > length - sum(kept):
+                kept.pop()
+            placed = [
+                starts
+                for starts in itertools.combinations(range(length), len(kept))
+                if all(a + span < b for a, span, b in zip(starts, kept, starts[1:], strict=False))
+                and starts[-1] + kept[-1] <= length
+            ]
+            for starts in placed:
+                blanks = tuple(column for a, span in zip(starts, kept, strict=True) for column in range(a, a + span))
+                law[blanks] += 1 / MAX_BLANK_SPANS / longest**spans / len(placed)
+    assert sum(law.values()) == pytest.approx(1)
+    columns, num_context = draw(f"block({longest})", length, 6000, min_context=min_context)
+    assert_follows([tuple(row[k:]) for row, k in zip(columns, num_context, strict=True)], law)
+    assert one("block(3)", 2, min_context=2) == [0, 1]
+
+
 def test_block_leaves_at_most_a_few_spans_blank():
     columns, num_context = draw("block", 200, 400)
     spans = Counter(spans_of(set(row[k:].tolist())) for row, k in zip(columns, num_context, strict=True))
@@ -278,6 +314,7 @@ def test_all_ways_to_write_a_mixture_agree():
         ("local(wide)", r"'local\(wide\)': could not convert"),
         ("strided(0)", "'strided' needs a stride that is a whole number >= 1, got 0.0"),
         ("strided(2.5)", "whole number >= 1, got 2.5"),
+        ("block(0)", "'block' needs a longest span that is a whole number >= 1, got 0"),
         ("windowed(nan)", "'windowed' needs a block size that is a whole number >= 1, got nan"),
         ("0.5*uniform+0.4*block", "must sum to 1, got .*0.9"),
         ("uniform+block", "must sum to 1, got .*2"),

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from modeling_aoarm import convert_causal_lm
 from modeling_aoarm.cli import check_source, find_device, load_model
-from modeling_aoarm.infilling_aoarm import read_vocabulary
+from modeling_aoarm.blanks_aoarm import read_vocabulary
 
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -15,8 +15,9 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from modeling_aoarm.blanks_aoarm import TextCanvas, make_canvases, read_vocabulary
 from modeling_aoarm.canvas_aoarm import padded_rows
-from modeling_aoarm.infilling_aoarm import TextCanvas, make_canvases, make_generate_inputs
+from modeling_aoarm.infilling_aoarm import make_generate_inputs
 from modeling_aoarm.streaming import TokenTexts
 
 
@@ -173,7 +174,7 @@ def fill(
         for state in _generate(model, tokenizer, canvases, settings):
             passes, lines = int(state[2].max()) + 1, _read_lines(texts, canvases, state)
             yield Snapshot(passes, tuple(lines))
-        special, rows = find_special_ids(tokenizer), state[0].tolist()
+        special, rows = read_vocabulary(tokenizer).special_ids, state[0].tolist()
         lines = [_close_blanks(*each, special) for each in zip(canvases, lines, rows, strict=True)]
     fillings = _score(model, canvases, lines)
     yield Snapshot(passes, tuple(lines), _choose_best(fillings, settings.num_candidates))
@@ -267,12 +268,6 @@ def _score(model: PreTrainedModel, canvases: list[TextCanvas], lines: list[Line]
         ids, mask = (each.to(model.device) for each in padded_rows(rows))
         scores = model.score(ids, attention_mask=mask, decoding_order="left_to_right").log_likelihood[0].tolist()
     return [Filling(line, tuple(ids), score) for line, ids, score in zip(lines, rows, scores, strict=True)]
-
-
-def find_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Finds the tokens that `infill` does not show."""
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
 
 
 class KeepLogits(LogitsProcessor):

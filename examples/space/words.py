@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from modeling_aoarm.infilling_aoarm import read_blanks, write_blanks
+from modeling_aoarm.blanks_aoarm import read_blanks, write_blanks
 
 
 WORD = re.compile(r"\w+(?:['’.-]\w+)*")

@@ -10,6 +10,7 @@ sentence order and not predicted.
 | `left_to_right` | 0, 1, 2, ... | none | |
 | `lattice` | context sorted, then the rest sorted | a random subset | MAC (2205.13554), ASSD (2504.20456) |
 | `block` | context sorted, then the blanks sorted | everything except a few random spans | practical infilling |
+| `block(n)` | the same | everything except a few random spans of at most n tokens | practical infilling |
 | `fractal` | midpoints of a binary tree, breadth first | none | sigma-GPT (2404.09562) |
 | `strided(D)` | 0, D, 2D, ..., 1, D + 1, ... | none | |
 | `windowed(b)` | blocks of b tokens from left to right, uniform inside a block | none | |
@@ -34,28 +35,42 @@ import torch
 MAX_BLANK_SPANS = 4
 
 
-def _draw_lattice(rng: np.random.Generator, length: int, min_context: int) -> tuple[np.ndarray, int]:
+def _draw_lattice(rng: np.random.Generator, length: int, min_context: int, parameter: None) -> tuple[np.ndarray, int]:
     """The context size is uniform on min_context ... length - 1, and each subset of that size is equally likely."""
     num_context = int(rng.integers(min_context, max(min_context, length - 1), endpoint=True))
     shuffled = rng.permutation(length)
     return np.concatenate([np.sort(shuffled[:num_context]), np.sort(shuffled[num_context:])]), num_context
 
 
-def _draw_block(rng: np.random.Generator, length: int, min_context: int) -> tuple[np.ndarray, int]:
+def _draw_block(rng: np.random.Generator, length: int, min_context: int, longest: int | None) -> tuple[np.ndarray, int]:
     """Leaves a few contiguous spans blank.
 
-    The number of blanks b is uniform on 1 ... length - min_context. The number of spans s is uniform on
-    1 ... min(`MAX_BLANK_SPANS`, b, length - b + 1). Each of the C(b - 1, s - 1) * C(length - b + 1, s) ways to place s
-    spans of b blanks in total, separated by at least one given token, is equally likely.
+    Without `longest`, the number of blanks b is uniform on 1 ... length - min_context, the number of spans s is uniform
+    on 1 ... min(`MAX_BLANK_SPANS`, b, length - b + 1), and each of the C(b - 1, s - 1) ways to share b blanks out to s
+    spans is equally likely. With `longest`, s is uniform on 1 ... `MAX_BLANK_SPANS` and the length of each span is
+    uniform on 1 ... `longest`. Blanks beyond length - min_context are cut off, and the last spans are left out if there
+    are too few given tokens to separate them.
+
+    Each of the C(length - b + 1, s) ways to place the spans, separated by at least one given token, is equally likely.
     """
-    if length == min_context:
+    most = length - min_context
+    if most == 0:
         return np.arange(length), length
-    num_blanks = int(rng.integers(1, length - min_context, endpoint=True))
-    # Each span goes into its own gap before, between or after the given tokens.
-    num_gaps = length - num_blanks + 1
-    num_spans = int(rng.integers(1, min(MAX_BLANK_SPANS, num_blanks, num_gaps), endpoint=True))
-    cuts = np.sort(rng.choice(num_blanks - 1, num_spans - 1, replace=False)) + 1
-    span_lengths = np.diff(cuts, prepend=0, append=num_blanks)
+    if longest is None:
+        num_blanks = int(rng.integers(1, most, endpoint=True))
+        # Each span goes into its own gap before, between or after the given tokens.
+        num_gaps = length - num_blanks + 1
+        num_spans = int(rng.integers(1, min(MAX_BLANK_SPANS, num_blanks, num_gaps), endpoint=True))
+        cuts = np.sort(rng.choice(num_blanks - 1, num_spans - 1, replace=False)) + 1
+        span_lengths = np.diff(cuts, prepend=0, append=num_blanks)
+    else:
+        drawn = rng.integers(1, longest, size=int(rng.integers(1, MAX_BLANK_SPANS, endpoint=True)), endpoint=True)
+        span_lengths = np.diff(np.minimum(drawn.cumsum(), most), prepend=0)
+        span_lengths = span_lengths[span_lengths > 0]
+        while len(span_lengths) - 1 > length - span_lengths.sum():
+            span_lengths = span_lengths[:-1]
+        num_blanks, num_spans = int(span_lengths.sum()), len(span_lengths)
+        num_gaps = length - num_blanks + 1
     span_gaps = np.sort(rng.choice(num_gaps, num_spans, replace=False))
     blanks = np.arange(num_blanks) + np.repeat(span_gaps, span_lengths)
     return np.concatenate([np.delete(np.arange(length), blanks), blanks]), length - num_blanks
@@ -88,9 +103,19 @@ _WITHOUT_CONTEXT = {
     ),
 }
 # Name, type and smallest value of the parameter, in tokens.
-_PARAMETERS = {"strided": ("stride", int, 1), "windowed": ("block size", int, 1), "local": ("width", float, 0)}
+_PARAMETERS = {
+    "block": ("longest span", int, 1),
+    "strided": ("stride", int, 1),
+    "windowed": ("block size", int, 1),
+    "local": ("width", float, 0),
+}
+_OPTIONAL_PARAMETERS = ("block",)
 _KNOWN_ORDERS = ", ".join(
-    f"{name}({_PARAMETERS[name][0]})" if name in _PARAMETERS else name for name in [*_WITHOUT_CONTEXT, *_WITH_CONTEXT]
+    [
+        *(f"{name}({_PARAMETERS[name][0]})" if name in _PARAMETERS else name for name in _WITHOUT_CONTEXT),
+        *_WITH_CONTEXT,
+        *(f"{name}({_PARAMETERS[name][0]})" for name in _OPTIONAL_PARAMETERS),
+    ]
 )
 
 
@@ -120,8 +145,8 @@ class OrderDistribution:
 
     Args:
         name: `uniform`, `left_to_right`, `lattice`, `block`, `fractal`, `strided`, `windowed` or `local`.
-        parameter: the stride of `strided` and the block size of `windowed` (int >= 1), the width of `local`
-            (float >= 0), all in tokens. `None` for the others.
+        parameter: the stride of `strided`, the block size of `windowed` and the longest span of `block` (int >= 1), the
+            width of `local` (float >= 0), all in tokens. `None` for the others, and for `block` without a longest span.
 
     Raises:
         ValueError: `name` is unknown, or the parameter is missing, superfluous or out of range.
@@ -136,6 +161,8 @@ class OrderDistribution:
         if self.name not in _PARAMETERS:
             if self.parameter is not None:
                 raise ValueError(f"The order {self.name!r} takes no parameter, got {self.parameter!r}.")
+            return
+        if self.parameter is None and self.name in _OPTIONAL_PARAMETERS:
             return
         what, kind, smallest = _PARAMETERS[self.name]
         is_number = isinstance(self.parameter, (int, float)) and not isinstance(self.parameter, bool)
@@ -176,7 +203,7 @@ class OrderDistribution:
             A permutation of 0 ... length - 1, int64 `[length]`, and the number of context entries at its front.
         """
         if self.name in _WITH_CONTEXT:
-            return _WITH_CONTEXT[self.name](rng, length, min_context)
+            return _WITH_CONTEXT[self.name](rng, length, min_context, self.parameter)
         return _WITHOUT_CONTEXT[self.name](rng, length, self.parameter), min_context
 
 
@@ -338,7 +365,9 @@ class OrderCurriculum:
         for before, weight in start.items():
             leaving = [each for each in start if each.name == before.name and each not in end]
             arriving = [each for each in end if each.name == before.name and each not in start]
-            if before in end or not arriving:
+            # `block` without a parameter fades, because there is nothing to interpolate.
+            fades = any(each.parameter is None for each in leaving + arriving)
+            if before in end or not arriving or fades:
                 after = before
             elif len(leaving) == len(arriving) == 1:
                 after = arriving[0]

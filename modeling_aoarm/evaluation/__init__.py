@@ -12,6 +12,7 @@ from .infilling import (
     evaluate_context_orders,
     evaluate_infilling,
     place_blanks,
+    place_middles,
 )
 from .likelihood import AveragedNLL, OrderNLL, bound_likelihood, evaluate_likelihood
 from .stats import Estimate, estimate_ratio
@@ -47,5 +48,6 @@ __all__ = [
     "measure_generative_perplexity",
     "measure_sample_entropy",
     "place_blanks",
+    "place_middles",
     "split_words",
 ]

@@ -80,6 +80,43 @@ def place_blanks(
     return blanks
 
 
+def place_middles(
+    sentence_lengths: Sequence[int], shortest: int, longest: int, margin: int = 8, seed: int = 0
+) -> list[Blank]:
+    """Draws one blank in the middle of each sentence that is long enough.
+
+    All lengths from `shortest` to `longest` are equally likely, then all starts. Draws depend only on the seed and the
+    sentence's index.
+
+    Args:
+        sentence_lengths: columns of each sentence, its first token included.
+        shortest, longest: the number of columns of a blank.
+        margin: the smallest number of given columns on either side. Shorter sentences are skipped.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: a number is not an integer of at least 1, `shortest` is above `longest`, or no sentence is long
+            enough.
+    """
+    for name, value in (("shortest", shortest), ("longest", longest), ("margin", margin)):
+        check_count(name, value)
+    if shortest > longest:
+        raise ValueError(f"shortest must be at most longest={longest}, got {shortest}.")
+    blanks = []
+    for example, columns in enumerate(sentence_lengths):
+        if columns >= longest + 2 * margin:
+            rng = np.random.default_rng((seed, example))
+            length = int(rng.integers(shortest, longest, endpoint=True))
+            start = int(rng.integers(margin, columns - margin - length, endpoint=True))
+            blanks.append(Blank(example, start, length))
+    if not blanks:
+        raise ValueError(
+            f"longest and margin must fit some sentence, got {longest} and {margin} for sentences of at most "
+            f"{max(sentence_lengths, default=0)} tokens."
+        )
+    return blanks
+
+
 def count_right_tokens(filled: Sequence[Sequence[int]], original: Sequence[Sequence[int]]) -> list[int]:
     """Counts the tokens of each blank that are filled with the original token.
 
@@ -157,9 +194,10 @@ def evaluate_infilling(
     model,
     dataset: Sized,
     tokenizer,
-    blank_lengths: Sequence[int] = (1, 2, 4, 8, 16),
+    blanks: Sequence[Blank] | Sequence[int] = (1, 2, 4, 8, 16),
     *,
     blanks_per_example: int = 2,
+    sees_right: bool = True,
     decoding_order: str = "left_to_right",
     seed: int = 0,
     batch_size: int = 32,
@@ -170,11 +208,12 @@ def evaluate_infilling(
     The context comes in the context order of the model's generation config (by default from left to right).
 
     Args:
-        model: an `AOARMForMaskedLM`, or an `AOARMForCausalLM` of any variant except `causal`, which cannot see the text
-            to the right of a blank.
+        model: an `AOARMForMaskedLM` or an `AOARMForCausalLM`. The variant `causal` needs `sees_right=False`.
         dataset: indexable examples with `input_ids`, in sentence order, with or without BOS.
         tokenizer: gives the BOS, which is put first.
-        blank_lengths, blanks_per_example, seed: see [`place_blanks`].
+        blanks: the blanks, or the lengths of blanks that [`place_blanks`] draws.
+        blanks_per_example, seed: see [`place_blanks`]; not used if the blanks are given.
+        sees_right: whether the text to the right of a blank is given. If not, the sentence ends with the blank.
         decoding_order: the order in which blanks are filled, a name that `generate` takes. Scores are from left to
             right within the blank.
         batch_size: canvases per call. Results do not depend on it.
@@ -186,12 +225,13 @@ def evaluate_infilling(
     """
     check_count("batch_size", batch_size)
     sentences = _read_sentences(dataset, tokenizer)
-    blanks = place_blanks([len(ids) for ids in sentences], blank_lengths, blanks_per_example, seed)
+    if not blanks or not all(isinstance(blank, Blank) for blank in blanks):
+        blanks = place_blanks([len(ids) for ids in sentences], blanks, blanks_per_example, seed)
     nll, filled, original = [], [], []
     with evaluation_mode(model):
         for start in tqdm(range(0, len(blanks), batch_size), desc="infilling", leave=False, disable=not progress):
             chunk = blanks[start : start + batch_size]
-            ids, mask, is_blank = _lay_out_canvases(sentences, chunk, input_device(model))
+            ids, mask, is_blank = _lay_out_canvases(sentences, chunk, input_device(model), sees_right)
             scored = model.score(ids, is_blank, attention_mask=mask, decoding_order="left_to_right")
             nll.append(scored.log_likelihood[0].double().cpu().neg())
             sequences = model.generate(
@@ -207,7 +247,7 @@ def evaluate_infilling(
             )
             for result, tokens in ((filled, sequences), (original, ids)):
                 result += [own[blank].tolist() for own, blank in zip(tokens, is_blank, strict=True)]
-    return InfillingResult(blanks, torch.cat(nll), filled, torch.tensor(count_right_tokens(filled, original)))
+    return InfillingResult(list(blanks), torch.cat(nll), filled, torch.tensor(count_right_tokens(filled, original)))
 
 
 @torch.no_grad()
@@ -255,7 +295,7 @@ def evaluate_context_orders(
     with evaluation_mode(model):
         for start in tqdm(steps, desc="context orders", leave=False, disable=not progress):
             chunk = blanks[start : start + batch_size]
-            ids, mask, is_blank = _lay_out_canvases(sentences, chunk, input_device(model))
+            ids, mask, is_blank = _lay_out_canvases(sentences, chunk, input_device(model), sees_right=True)
             is_given = mask.bool() & ~is_blank
             is_given[:, : len(first)] = False
             given = [row.nonzero()[:, 0] for row in is_given.cpu()]
@@ -282,10 +322,12 @@ def _read_sentences(dataset: Sized, tokenizer) -> list[list[int]]:
 
 
 def _lay_out_canvases(
-    sentences: list[list[int]], blanks: Sequence[Blank], device
+    sentences: list[list[int]], blanks: Sequence[Blank], device, sees_right: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Makes token ids and attention masks, int64, and blanks, bool; each `[batch, columns]`."""
-    ids, mask = (each.to(device) for each in padded_rows([sentences[blank.example] for blank in blanks]))
+    ends = [None if sees_right else blank.start + blank.length for blank in blanks]
+    rows = [sentences[blank.example][:end] for blank, end in zip(blanks, ends, strict=True)]
+    ids, mask = (each.to(device) for each in padded_rows(rows))
     starts = torch.tensor([blank.start for blank in blanks], device=device)[:, None]
     stops = starts + torch.tensor([blank.length for blank in blanks], device=device)[:, None]
     columns = torch.arange(ids.shape[1], device=device)
