@@ -17,8 +17,8 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_aoarm import convert_causal_lm
-from modeling_aoarm.cli import check_source, find_device, load_model
 from modeling_aoarm.blanks_aoarm import read_vocabulary
+from modeling_aoarm.cli import check_source, find_device, load_model
 
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
