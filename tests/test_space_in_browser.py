@@ -28,7 +28,8 @@ def address(tmp_path_factory):
     pytest.importorskip("gradio", reason="the page needs gradio, the extra `space`")
     folder = tmp_path_factory.mktemp("space")
     tokenizer = train_bpe_tokenizer(CORPUS, 320)
-    for saved in (model_for(tokenizer, max_position_embeddings=256), tokenizer):
+    # Many layers, so that a pass takes as long as one of a real model.
+    for saved in (model_for(tokenizer, max_position_embeddings=256, num_hidden_layers=24), tokenizer):
         saved.save_pretrained(folder / "model")
     space, log = folder / "space", folder / "log"
     shutil.copytree(REPOSITORY / "examples" / "space", space)
