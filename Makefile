@@ -109,9 +109,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# About 30 minutes on 2 cores that have nothing else to do. Speculation needs the model of `make pretrain`.
+# About 40 minutes on 2 cores that have nothing else to do. Speculation needs the model of `make pretrain`.
 benchmarks: pretrain
-	for part in training decoding query_starts speculation memory collation; do \
+	for part in training decoding query_starts speculation memory collation streaming; do \
 		$(BIN)/python examples/benchmarks/$$part.py || exit 1; \
 	done
 
