@@ -19,6 +19,10 @@ A recipe, with a flag that overrides it, and your own text:
 
     accelerate launch examples/pretrain.py configuration/recipes/pretrain_small.yaml --train_file text.jsonl.xz
 
+Text that is too much to tokenise beforehand, as a stream (a file or a dataset of the Hub):
+
+    accelerate launch examples/pretrain.py --dataset_name me/corpus --streaming true --tokenizer bpe --max_steps 100000
+
 Continue a stopped run with the same arguments:
 
     accelerate launch examples/pretrain.py --resume_from_checkpoint true
@@ -61,7 +65,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from modeling_aoarm import AOARMConfig, DataCollatorWithOrders, OrderCurriculum, infill, model_class_for
 from modeling_aoarm.cli import load_config
 from modeling_aoarm.data.masked_diffusion import WEIGHTINGS, collator_class_for
-from modeling_aoarm.data.text import TextArguments, count_characters, sample_texts, tokenize_and_chunk, unigram_bits
+from modeling_aoarm.data.text import (
+    StreamingTextArguments,
+    count_characters,
+    sample_texts,
+    tokenize_and_chunk,
+    unigram_bits,
+)
 from modeling_aoarm.data.tokenizers import byte_tokenizer, character_tokenizer, train_bpe_tokenizer
 from modeling_aoarm.infilling_aoarm import write_blanks
 from modeling_aoarm.io import versions, write_json
@@ -111,12 +121,15 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments(TextArguments):
+class DataArguments(StreamingTextArguments):
     """Text, tokenizer and orders."""
 
     tokenizer: str = field(
         default="character",
-        metadata={"help": "character, byte, bpe (trained on the data), or a folder or Hub name for AutoTokenizer."},
+        metadata={
+            "help": "character, byte, bpe, or a folder or Hub name for AutoTokenizer. character and bpe come from the "
+            "training text, with --streaming from its first 10 million characters."
+        },
     )
     bpe_vocab_size: int = field(default=1024, metadata={"help": "Vocabulary size for --tokenizer bpe."})
     block_size: int = field(default=64, metadata={"help": "Most tokens of a row, without BOS."})
@@ -124,7 +137,7 @@ class DataArguments(TextArguments):
         default=None,
         metadata={"help": "Put this string between texts and cut rows across them. Default: rows end with their text."},
     )
-    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise, without --streaming."})
     order: str | None = field(
         default=None,
         metadata={
@@ -280,6 +293,10 @@ def main(argv: list[str]) -> None:
     model_args, data_args, run_args, args, card_args = parse_arguments(argv)
     logging.basicConfig()
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    if data_args.streaming and args.max_steps <= 0:
+        raise ValueError(
+            f"--max_steps must be the number of steps with --streaming, got {args.max_steps}: a stream has no length."
+        )
     required = [EMA_FILE] if run_args.ema_decay is not None else []
     checkpoint = starting_checkpoint(args, run_args.overwrite_output_dir, required)
     if args.device.type == "cpu":
@@ -291,7 +308,10 @@ def main(argv: list[str]) -> None:
     # The main process goes first, and the others find its work in the cache of `datasets`.
     with args.main_process_first(desc="loading text"):
         texts = data_args.load()
-    tokenizer = build_tokenizer(data_args, texts["train"]["text"]) if args.process_index == 0 else None
+    tokenizer = None
+    if args.process_index == 0:
+        sample = sample_texts(texts["train"]) if data_args.streaming else texts["train"]["text"]
+        tokenizer = build_tokenizer(data_args, sample)
     [tokenizer] = broadcast_object_list([tokenizer])
     config = build_config(model_args, tokenizer, data_args.block_size + (tokenizer.bos_token_id is not None))
     collator = build_collator(data_args, tokenizer, config)
@@ -300,6 +320,9 @@ def main(argv: list[str]) -> None:
             name: tokenize_and_chunk(split, tokenizer, data_args.block_size, data_args.join_with, data_args.num_proc)
             for name, split in texts.items()
         }
+    if data_args.streaming:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        blocks["train"] = blocks["train"].shuffle(seed=seed, buffer_size=data_args.shuffle_buffer_size)
     kwargs = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     model = model_class_for(config)._from_config(config, **kwargs)
     # Under ZeRO-3 a process holds no weights but knows their sizes.
@@ -350,7 +373,8 @@ def main(argv: list[str]) -> None:
         "data": {
             "source": data_args.text_source,
             "tokenizer": data_args.tokenizer,
-            "train_characters": count_characters(texts["train"]),
+            "streaming": data_args.streaming,
+            "train_characters": None if data_args.streaming else count_characters(texts["train"]),
             "held_out_characters": count_characters(texts["validation"]),
             "held_out_unknown_tokens": count_token(blocks["validation"], tokenizer.unk_token_id),
             "block_size": data_args.block_size,

@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Private API of transformers, torch, PEFT and lm-eval, for the code that does not travel with a saved model.
+"""Private API of transformers, torch, datasets, PEFT and lm-eval, for the code that does not travel with a saved model.
 
 That code uses private API only through this module. `tests/test_compat.py` tells what a new release has changed.
 [`~modeling_aoarm.compat_aoarm`] serves the code that travels.
@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 
 if TYPE_CHECKING:
+    from datasets import IterableDataset
     from lm_eval.models.huggingface import HFLM
 
 
@@ -23,6 +24,11 @@ class TrainerHooks:
     """Gives private steps of `Trainer` public names. It goes before `Trainer` among the bases of a class."""
 
     _staging: Path | None = None
+
+    @property
+    def current_batch_size(self) -> int:
+        """Examples of one process's batch, which `auto_find_batch_size` may have lowered."""
+        return self._train_batch_size
 
     def run_epoch(self, **kwargs) -> None:
         """Runs one pass over the data. To be overridden."""
@@ -60,6 +66,11 @@ class TrainerHooks:
     def _push_from_checkpoint(self, checkpoint_folder):
         if self._staging is None:
             super()._push_from_checkpoint(checkpoint_folder)
+
+
+def is_split_by_node(dataset: "IterableDataset") -> bool:
+    """Returns whether a streamed dataset is what `split_dataset_by_node` gave one of several processes."""
+    return dataset._distributed is not None and dataset._distributed.world_size > 1
 
 
 def keep_published_mark(theirs: GenerationConfig, ours: GenerationConfig) -> None:

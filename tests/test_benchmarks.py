@@ -480,3 +480,35 @@ def test_collation(tmp_path):
         assert entry["tokens"] == 3 * 4 * 16
         assert entry["tokens_per_second"] == pytest.approx(entry["tokens"] / median(entry["seconds"]))
     assert {entry["target"] for entry in report["targets"] if entry["workers"] <= 1} == {">= 2,000,000"}
+
+
+# Streaming
+
+
+def test_streaming(tmp_path):
+    report, printed = run("streaming", tmp_path)
+    check_targets(report, printed)
+    script = load_script(f"{FOLDER}/streaming.py")
+    assert [(entry["way"], round(entry["megabytes"])) for entry in report["runs"]] == [
+        ("stream", 1),
+        ("stream", 2),
+        ("whole", 1),
+    ]
+    for entry in report["runs"]:
+        (process,) = entry["processes"]
+        # Two rows of at most 129 tokens in each of the timed steps.
+        assert 0 < process["tokens"] <= 2 * 129 * (4 - script.WARMUP)
+        assert entry["tokens_per_second"] == process["tokens"] / process["seconds"]
+        assert entry["start_seconds"] > 0
+        if entry["way"] == "stream":
+            assert process["read_tokens"] <= 200 * script.BLOCK_SIZE
+            assert 0.9 < process["all_characters"] / (entry["megabytes"] * 1e6) < 1
+            assert entry["peak_megabytes"] == process["peak_megabytes_at_the_end"] >= process["peak_megabytes"]
+            # Nothing of the text: some locks at most.
+            assert entry["disk_megabytes"] < 0.01
+        else:
+            assert entry["disk_megabytes"] > entry["megabytes"]
+    memory, speed = report["targets"]
+    peaks = [entry["peak_megabytes"] for entry in report["runs"]]
+    speeds = [entry["tokens_per_second"] for entry in report["runs"]]
+    assert memory["value"] == peaks[1] / peaks[0] and speed["value"] == speeds[0] / speeds[2]

@@ -84,16 +84,20 @@ def test_the_saved_model_loads_and_has_the_likelihood_that_was_reported(finished
         assert result.nll_per_draw == pytest.approx(expected["nll_per_draw"], abs=1e-5)
 
 
-@pytest.mark.full
-def test_two_processes_have_the_losses_of_one(finished, tmp_path):
-    folder, _ = finished
+def launch_two():
+    """A command that starts two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     accelerate += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    accelerate += ["--main_process_port", str(port)]
-    process = run(tmp_path, "--per_device_train_batch_size", "4", launcher=accelerate)
+    return [*accelerate, "--main_process_port", str(port)]
+
+
+@pytest.mark.full
+def test_two_processes_have_the_losses_of_one(finished, tmp_path):
+    folder, _ = finished
+    process = run(tmp_path, "--per_device_train_batch_size", "4", launcher=launch_two())
     assert process.returncode == 0, process.stderr
     results = read_json(tmp_path, "results.json")
     assert results["training"]["processes"] == 2 and results["training"]["batch_rows"] == 8
@@ -116,6 +120,55 @@ def test_a_resumed_run_is_the_uninterrupted_run(finished, tmp_path):
     assert results["any_order"] == whole["any_order"]
     assert results["training"]["first_step"] == 6
     assert results["training"]["tokens_seen"] == whole["training"]["tokens_seen"]
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    """A run on a stream of a few texts, which it passes more than once, and its flags."""
+    folder = tmp_path_factory.mktemp("streamed")
+    with lzma.open(folder / "text.jsonl.xz", "wt", encoding="utf-8") as file:
+        for number in range(20):
+            line = {"text": f"{number} brown foxes — and {number} dogs, {number} times, in {number}."}
+            file.write(json.dumps(line) + "\n")
+    flags = ["--train_file", folder / "text.jsonl.xz", "--streaming", "true", "--validation_texts", "4"]
+    flags += ["--shuffle_buffer_size", "10"]
+    process = run(folder / "one", *flags)
+    assert process.returncode == 0, process.stderr
+    return folder / "one", flags
+
+
+def test_a_run_on_a_stream_resumes_as_the_uninterrupted_run(streamed, tmp_path):
+    folder, flags = streamed
+    whole = read_json(folder, "results.json")
+    assert whole["data"]["streaming"] and whole["data"]["train_characters"] is None
+    # The sample that the unigram entropy comes from, here all 20 texts.
+    assert whole["unigram"]["characters"] > 20 * 35 > whole["data"]["held_out_characters"] > 4 * 35
+    assert whole["training"]["steps"] == 12
+    shutil.copytree(folder / "checkpoint-6", tmp_path / "checkpoint-6")
+    process = run(tmp_path, *flags, "--resume_from_checkpoint", "true")
+    assert process.returncode == 0, process.stderr
+    assert losses(tmp_path) == losses(folder) and len(losses(folder)[0]) == 12
+    resumed = read_json(tmp_path, "results.json")
+    assert resumed["any_order"] == whole["any_order"] and resumed["training"]["first_step"] == 6
+    assert resumed["training"]["tokens_seen"] == whole["training"]["tokens_seen"]
+
+
+@pytest.mark.full
+def test_two_processes_on_a_stream_have_the_losses_of_one(streamed, tmp_path):
+    """Of one file each process takes every second row, so that together they have the batches of one process."""
+    folder, flags = streamed
+    process = run(tmp_path, *flags, "--per_device_train_batch_size", "4", launcher=launch_two())
+    assert process.returncode == 0, process.stderr
+    assert read_json(tmp_path, "results.json")["training"]["processes"] == 2
+    for two, one in zip(losses(tmp_path), losses(folder), strict=True):
+        assert two == pytest.approx(one, abs=2e-5)
+
+
+def test_a_stream_needs_the_number_of_steps(tmp_path):
+    flags = ["--streaming", "true", "--train_file", "text.jsonl", "--max_steps", "-1", "--use_cpu", "true"]
+    with pytest.raises(ValueError, match="--max_steps must be the number of steps with --streaming, got -1"):
+        pretrain.main([*flags, "--output_dir", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_with_something_in_it_is_left_alone(finished):

@@ -53,6 +53,8 @@ class DataCollatorWithOrders:
       prepended, if the tokenizer has one. BOS is always given. Without BOS the first token of the order is given.
     - `example_index`: the example's index in the data set, see [`with_example_index`]. The order is a function of
       `seed`, the epoch and this index, so batches, workers and processes do not change it.
+    - `example_epoch` (optional): the pass over the data that the example belongs to. `AnyOrderTrainer` adds it to
+      streams, which it repeats without telling the collator. Default: the epoch of [`start_epoch`].
     - `attention_mask` (optional): 0 marks padding at either end, which is dropped.
     - `labels` (optional): equal to `input_ids`, or -100 for given tokens. Given tokens come first, in sentence order.
       The order is drawn for the others.
@@ -176,7 +178,9 @@ class DataCollatorWithOrders:
         stream = None
         if index is not None:
             index = as_integer("example_index", index)
-            stream = {"example_index": index, "seed": self.seed, "epoch": self._clock.epoch}
+            epoch = feature.get("example_epoch")
+            epoch = self._clock.epoch if epoch is None else as_integer("example_epoch", epoch, smallest=0)
+            stream = {"example_index": index, "seed": self.seed, "epoch": epoch}
         elif self.always_needs_index or not has_order:
             raise ValueError(
                 f"Orders are drawn by example, but {name} has no `example_index`. Add the column with "

@@ -41,6 +41,10 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
     are numbered. Rows are in generation order, and the logits of row r predict the label of row r + 1 (of row r for
     `bidirectional`).
 
+    `train_dataset` may be a `datasets.IterableDataset`, the whole stream in every process (`max_steps` is needed). Each
+    process and each worker of its data loader reads a part of its own, pass after pass, see [`StreamPart`]. A resumed
+    run reads and skips what was trained on, so its batches are those of an uninterrupted run.
+
     A training can be killed at any moment, because a checkpoint appears when it is complete and old ones are removed
     after that. `train(resume_from_checkpoint=True)` continues from the last complete checkpoint (see
     [`resolve_checkpoint`]) with the losses and weights of an uninterrupted run. `save_model` replaces an earlier model
@@ -164,6 +168,19 @@ class AnyOrderTrainer(TrainerHooks, Trainer):
         if self.fused_loss and not return_outputs:
             inputs["fused_loss"] = True
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def get_train_dataloader(self):
+        """As in `Trainer`. Each process reads its own part of a `datasets.IterableDataset`, see the class."""
+        from datasets import IterableDataset
+
+        from .streams import make_stream_loader
+
+        parallelism = self.accelerator.parallelism_config
+        # With tensor or context parallelism several processes need the same rows: accelerate sends them.
+        is_shared = parallelism is not None and parallelism.tp_size * parallelism.cp_size > 1
+        if is_shared or not isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        return make_stream_loader(self.train_dataset, self.data_collator, self.args, self.current_batch_size)
 
     def run_epoch(self, **kwargs):
         if self.state.global_step < self.state.max_steps:
