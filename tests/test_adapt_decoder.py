@@ -295,6 +295,34 @@ def test_an_any_order_model_is_adapted_as_it_is_and_has_no_control(finished):
     assert saved.config.attention_variant == "adaptive_norm"
 
 
+def test_a_stream_is_adapted_to_and_goes_on_with_the_same_losses(finished):
+    folder, _ = finished
+    flags = [
+        "--streaming",
+        "true",
+        "--validation_file",
+        "text.jsonl",
+        "--shuffle_buffer_size",
+        "7",
+        "--control",
+        "false",
+    ]
+    # The held-out texts are those of the training: too short to be dropped.
+    flags += ["--validation_fraction", "0.06", "--validation_texts", "20"]
+    assert run(folder, "stream", *flags).returncode == 0
+    whole = read_json(folder / "stream", "adaptation.json")
+    assert whole["data"]["train_rows"] is None
+    for name in ("settings.json", "converted", "adapted/checkpoint-2"):
+        source, target = folder / "stream" / name, folder / "stream_resumed" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    process = run(folder, "stream_resumed", *flags)
+    assert process.returncode == 0, process.stderr
+    resumed = read_json(folder / "stream_resumed", "adaptation.json")
+    assert resumed["runs"]["adapted"]["curve"] == whole["runs"]["adapted"]["curve"]
+    assert resumed["runs"]["adapted"]["after"] == whole["runs"]["adapted"]["after"]
+
+
 def test_a_folder_with_another_run_is_left_alone(finished, monkeypatch):
     folder, _ = finished
     monkeypatch.chdir(folder)

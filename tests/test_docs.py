@@ -28,6 +28,7 @@ PAGES = {
         *sorted((ROOT / "docs").glob("*.md")),
         ROOT / "configuration" / "accelerate" / "README.md",
         ROOT / "examples" / "results" / "README.md",
+        ROOT / "examples" / "space" / "README.md",
     )
 }
 # What stands behind the language says why a block cannot run: "bash notest: needs SLURM".

@@ -133,7 +133,7 @@ def test_the_wheels_metadata(wheel):
     metadata = HeaderParser().parsestr(archive.read(path).decode())
     assert (metadata["Name"], metadata["Version"]) == (PROJECT["name"], PROJECT["version"])
     assert metadata["License-Expression"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra")) == {"train", "eval", "peft", "gguf", "lm-eval", "test", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == set("train eval peft gguf lm-eval space test dev".split())
     required = [Requirement(each) for each in metadata.get_all("Requires-Dist")]
     assert {each.name for each in required if each.marker is None} == {"jinja2", "numpy", "torch", "transformers"}
     # The page of the package index is the README.
@@ -222,7 +222,7 @@ def test_the_tested_versions_are_in_the_promised_ranges(file):
 
 def test_the_oldest_tested_versions_are_the_lower_bounds():
     tested = pins("constraints-oldest.txt")
-    for each in requirements("train", "eval", "peft", "gguf", "lm-eval", "test"):
+    for each in requirements("train", "eval", "peft", "gguf", "lm-eval", "space", "test"):
         (bound,) = (Version(part.version) for part in each.specifier if part.operator == ">=")
         assert tested[each.name.lower().replace("_", "-")] == bound, each.name
 

@@ -142,17 +142,17 @@ def test_the_table_of_what_is_known_before_training_comes_out_again(source, toke
     windows = script.draw_windows(
         settings.load()["validation"]["text"], tokenizer, settings.windows, settings.window, settings.seed
     )
-    if script.digest(windows) != committed["text"]["windows"]:
+    if script.hash_windows(windows) != committed["text"]["windows"]:
         pytest.skip("the reference text of this version of Python is another one")
     restriction = {"context_orders": ["left_to_right"], "orders": ["uniform"]}
     _, entries = script.measure(source, windows, script.WAYS, settings.seed, **restriction)
     for entry in entries:
-        expected = script.find(committed["entries"], entry["model"], entry["task"], entry["context_order"])
+        expected = script.find_entry(committed["entries"], entry["model"], entry["task"], entry["context_order"])
         assert entry["nats_per_token"] == pytest.approx(expected["nats_per_token"], abs=0.02)
-    left_only = script.find(entries, script.DECODER, "middle")["nats_per_token"]
+    left_only = script.find_entry(entries, script.DECODER, "middle")["nats_per_token"]
     print(f"\nleft side only {left_only:.3f}")
     for name in script.WAYS:
-        both = script.find(entries, name, "middle", "left_to_right")["nats_per_token"]
+        both = script.find_entry(entries, name, "middle", "left_to_right")["nats_per_token"]
         print(f"{name}: {both:.3f}")
         assert (both < left_only) == (name == "two_stream, neighbor start")
 
