@@ -36,6 +36,7 @@ Fill the blanks of texts with an any-order model.
   <blank:3>    three tokens        The <blank:3> sat on the mat.
   <blank:2-6>  from 2 to 6 tokens  The <blank:2-6> sat on the mat.
 
+Words often have several tokens: <blank:1-6> is for a word or three.
 A blank of unknown length is filled at every length, and the text with the highest log-probability is printed. All its
 tokens after the first one count, from left to right (see --score-end). Write \\<blank> for these characters themselves.
 

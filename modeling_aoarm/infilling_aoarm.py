@@ -86,13 +86,13 @@ def infill(
     the blank's first token holds the space. Text directly behind a blank continues it: `<blank>ing` is the end of a
     word. With `the<blank> sat` the model decides whether a new word begins.
 
-    **Unknown lengths.** Every combination of a text's lengths is a candidate. `generate` fills each one, and the
-    candidate with the highest log p(filled text | its first token) is returned. The log-probability is a sum, not an
-    average per token, so longer candidates pay for more tokens. It is the probability that a text *begins* with these
-    tokens, so a blank at the very end nearly always gets its shortest length. `score_end=True` compares whole texts: it
-    also scores an end-of-sentence token behind the text. Use it with models that saw ends in training (`pad_with_eos`
-    of `DataCollatorForAnyOrderLM`); for others it adds noise. Special tokens in blanks, and all tokens behind an end of
-    sentence in a blank, are neither shown nor scored.
+    **Unknown lengths.** Words often have several tokens: `<blank:1-6>` is for a word or three. Every combination of a
+    text's lengths is a candidate. `generate` fills each one, and the candidate with the highest log p(filled text | its
+    first token) is returned. The log-probability is a sum, not an average per token, so longer candidates pay for more
+    tokens. It is the probability that a text *begins* with these tokens, so a blank at the very end nearly always gets
+    its shortest length. `score_end=True` compares whole texts: it also scores an end-of-sentence token behind the text.
+    Use it with models that saw ends in training (`pad_with_eos` of `DataCollatorForAnyOrderLM`); for others it adds
+    noise. Special tokens in blanks, and all tokens behind an end of sentence in a blank, are neither shown nor scored.
 
     Args:
         model: a model with `generate(..., generation_mask=...)` and `score`.
