@@ -297,18 +297,9 @@ def test_an_any_order_model_is_adapted_as_it_is_and_has_no_control(finished):
 
 def test_a_stream_is_adapted_to_and_goes_on_with_the_same_losses(finished):
     folder, _ = finished
-    flags = [
-        "--streaming",
-        "true",
-        "--validation_file",
-        "text.jsonl",
-        "--shuffle_buffer_size",
-        "7",
-        "--control",
-        "false",
-    ]
-    # The held-out texts are those of the training: too short to be dropped.
-    flags += ["--validation_fraction", "0.06", "--validation_texts", "20"]
+    # The first 20 texts are held out, and the stream goes on without them.
+    flags = ["--streaming", "true", "--validation_fraction", "0.06", "--validation_texts", "20"]
+    flags += ["--shuffle_buffer_size", "7", "--control", "false"]
     assert run(folder, "stream", *flags).returncode == 0
     whole = read_json(folder / "stream", "adaptation.json")
     assert whole["data"]["train_rows"] is None

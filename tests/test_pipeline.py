@@ -9,11 +9,11 @@ import torch
 from clean_process import run_clean_process
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, pipeline
-from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines import PIPELINE_REGISTRY, clean_custom_task
 from transformers.pipelines.pt_utils import KeyDataset
 from variants import any_order_variants, every_variant, random_rows, tiny_model
 
-from modeling_aoarm import InfillingPipeline, infill
+from modeling_aoarm import AOARMConfig, InfillingPipeline, infill
 from modeling_aoarm.data.tokenizers import character_tokenizer
 from modeling_aoarm.infilling_aoarm import read_blanks
 from modeling_aoarm.pipeline_aoarm import fill_chat, write_chat
@@ -181,7 +181,12 @@ def test_pipelines_of_others_are_saved_beside_it(tokenizer, tmp_path):
     assert saved["echo"] == {"impl": "test_pipeline.EchoPipeline", "pt": ["LlamaForCausalLM"]}
     assert saved["infilling"]["impl"] == "pipeline_aoarm.InfillingPipeline"
     # The task whose class is registered is found in the registry.
-    assert set(type(filler.model.config).from_pretrained(tmp_path).custom_pipelines) == {"echo"}
+    config = AOARMConfig.from_pretrained(tmp_path)
+    assert set(config.custom_pipelines) == {"echo"}
+    # As `pipeline` does it: it leaves classes in the config.
+    clean_custom_task(config.custom_pipelines["echo"])
+    assert config.custom_pipelines["echo"]["pt"] == (LlamaForCausalLM,)
+    assert json.loads(config.to_json_string())["custom_pipelines"] == saved
 
 
 @every_variant

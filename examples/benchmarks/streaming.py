@@ -14,8 +14,8 @@ and once all of its text. So little memory at the end means that nothing has pil
 The peak is the process's largest resident set, from its start. It has torch and the libraries, about half a gigabyte,
 and pages of files that `datasets` maps.
 
-Runs on the CPU, about 7 minutes on one core and fewer on two, one thread for each process. Writes `benchmark_streaming.json` (all
-numbers, raw and derived) and `benchmark_streaming.png` to `--output_dir`.
+Runs on the CPU, about 7 minutes on one core and fewer on two, one thread for each process. Writes
+`benchmark_streaming.json` (all numbers, raw and derived) and `benchmark_streaming.png` to `--output_dir`.
 """
 
 import json

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from modeling_aoarm import convert_causal_lm
 from modeling_aoarm.blanks_aoarm import read_vocabulary
 from modeling_aoarm.cli import check_source, find_device, load_model
+from modeling_aoarm.peft import merge_adapter
 
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -46,9 +47,7 @@ def load(name: str, adapter: str | None = None) -> tuple[PreTrainedModel, PreTra
         else:
             model, tokenizer = convert(name, dtype)
     if adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        model = merge_adapter(model, adapter)
     # Takes a second, which the first visitor should not wait.
     read_vocabulary(tokenizer)
     return model.to(device).eval(), tokenizer
