@@ -194,9 +194,9 @@ def test_links_lead_somewhere(page):
 
 def test_every_path_that_is_named_exists():
     folders = "modeling_aoarm|configuration|examples|tests|model_cards|docs"
-    paths = {path for text in PAGES.values() for path in re.findall(rf"(?<![\w/])(?:{folders})/[\w./]*", text)}
+    paths = {path for text in PAGES.values() for path in re.findall(rf"(?<![\w/])(?:{folders})/[\w./-]*", text)}
     assert len(paths) > 30
-    assert [path for path in paths if not (ROOT / path.rstrip(".")).exists()] == []
+    assert [path for path in paths if not (ROOT / path.rstrip(".-")).exists()] == []
 
 
 def test_every_name_of_the_package_exists():
