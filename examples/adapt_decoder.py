@@ -18,8 +18,7 @@ Your own decoder (a folder, a GGUF file or a Hub name) and your own text:
         --train_file articles.jsonl.xz --block_size 512 --max_steps 5000 --learning_rate 5e-4
 
 `--streaming true` reads a text that is too much to tokenise beforehand. An any-order model is adapted as it is, without
-a control. Started again with the same arguments, the script goes on
-where it stopped.
+a control. Started again with the same arguments, the script goes on where it stopped.
 
 The output folder gets `converted` (the model before), `adapted` (the adapter, or the model with `--method full`, with a
 model card), `control`, and `adaptation.json` and `adaptation.png`. For the same held-out text, before and after, they
@@ -203,12 +202,15 @@ def is_any_order(settings: AdaptationArguments) -> bool:
 
 
 def convert(settings: AdaptationArguments, variant: str) -> AOARMForCausalLM:
-    """Converts the decoder, or loads an any-order model as it is. Weights are float32."""
+    """Converts the decoder. Weights are float32."""
     folder, options = locate(settings.model_name_or_path)
-    if is_any_order(settings):
-        code = {"trust_remote_code": settings.trust_remote_code}
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **code)
     return convert_causal_lm(folder, variant, dtype=torch.float32, **options)
+
+
+def load_any_order(settings: AdaptationArguments) -> AOARMForCausalLM:
+    """Loads an any-order model as it is. Weights are float32."""
+    code = {"trust_remote_code": settings.trust_remote_code}
+    return AutoModelForCausalLM.from_pretrained(settings.model_name_or_path, dtype=torch.float32, **code)
 
 
 def make_trainable(model: AOARMForCausalLM, settings: AdaptationArguments) -> AOARMForCausalLM | PeftModel:
@@ -259,24 +261,26 @@ def spread(rows: Dataset, length: int, count: int) -> Dataset:
 
 
 def hold_out(
-    settings: AdaptationArguments, tokenizer: PreTrainedTokenizerBase, validation: Dataset, count: int
-) -> HeldOut:
-    """Chooses held-out rows, draws their blanks, and cuts rows of another domain out of text that ships with Python."""
+    settings: AdaptationArguments, tokenizer: PreTrainedTokenizerBase, validation: Dataset, *counts: int
+) -> list[HeldOut]:
+    """Chooses held-out rows, draws their blanks, and cuts rows of another domain out of text that ships with Python.
 
-    def choose(texts: Dataset) -> Dataset:
-        rows = tokenize_and_chunk(texts, tokenizer, settings.block_size)
-        chosen = spread(rows, settings.block_size, count)
-        if not len(chosen):
-            raise ValueError(f"--block_size must be at most the length of a held-out text, got {settings.block_size}.")
-        return chosen
-
-    rows = choose(validation)
-    offset = int(tokenizer.bos_token_id is not None)
-    lengths = [len(ids) + offset for ids in rows["input_ids"]]
-    blanks = place_middles(lengths, settings.shortest_middle, settings.longest_middle, settings.margin)
+    Returns:
+        For each of `counts`, up to as many rows.
+    """
     is_reference = settings.dataset_name is None and settings.train_file is None
-    other = None if is_reference else choose(Dataset.from_dict({"text": reference_texts()}))
-    return HeldOut(rows, blanks, other)
+    texts = [validation] if is_reference else [validation, Dataset.from_dict({"text": reference_texts()})]
+    cut = [tokenize_and_chunk(each, tokenizer, settings.block_size) for each in texts]
+    offset = int(tokenizer.bos_token_id is not None)
+    held_out = []
+    for count in counts:
+        rows, *others = (spread(each, settings.block_size, count) for each in cut)
+        if not all(map(len, (rows, *others))):
+            raise ValueError(f"--block_size must be at most the length of a held-out text, got {settings.block_size}.")
+        lengths = [len(ids) + offset for ids in rows["input_ids"]]
+        blanks = place_middles(lengths, settings.shortest_middle, settings.longest_middle, settings.margin)
+        held_out.append(HeldOut(rows, blanks, others[0] if others else None))
+    return held_out
 
 
 def measure(
@@ -491,7 +495,8 @@ def main(argv: list[str]) -> None:
     logging.basicConfig()
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     output = Path(args.output_dir)
-    has_control = settings.control and not is_any_order(settings)
+    needs_conversion = not is_any_order(settings)
+    has_control = settings.control and needs_conversion
     tokenizer = load_tokenizer(settings)
     given = {name: value for name, value in vars(args).items() if name in TRAINING_DEFAULTS and name != "output_dir"}
     given |= {"seed": args.seed, "bf16": args.bf16, "gradient_accumulation_steps": args.gradient_accumulation_steps}
@@ -504,13 +509,14 @@ def main(argv: list[str]) -> None:
         train_rows = tokenize_and_chunk(texts["train"], tokenizer, settings.block_size)
         if settings.streaming:
             train_rows = train_rows.shuffle(seed=args.seed, buffer_size=settings.shuffle_buffer_size)
-        held_out = hold_out(settings, tokenizer, texts["validation"], settings.eval_windows)
-        final = hold_out(settings, tokenizer, texts["validation"], settings.final_windows or settings.eval_windows)
+        counts = settings.eval_windows, settings.final_windows or settings.eval_windows
+        held_out, final = hold_out(settings, tokenizer, texts["validation"], *counts)
 
     converted = output / "converted"
     if not converted.is_dir() and args.should_save:
         with replacing_folder(converted) as folder:
-            convert(settings, settings.attention_variant).save_pretrained(folder)
+            base = convert(settings, settings.attention_variant) if needs_conversion else load_any_order(settings)
+            base.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     trainings = {"adapted": settings.orders} | ({"control": "left_to_right"} if has_control else {})
     command = shlex.join(["examples/adapt_decoder.py", *argv])

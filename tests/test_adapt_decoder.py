@@ -86,7 +86,7 @@ def held_out(finished):
     settings = adapt_decoder.AdaptationArguments(
         train_file=str(folder / "text.jsonl"), validation_fraction=0.2, block_size=24, longest_middle=6, margin=3
     )
-    return adapt_decoder.hold_out(settings, tokenizer, settings.load()["validation"], 12), tokenizer
+    return adapt_decoder.hold_out(settings, tokenizer, settings.load()["validation"], 12)[0], tokenizer
 
 
 def score_and_fill_token_by_token(model, held_out, tokenizer, sees_right):

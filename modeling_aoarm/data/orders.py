@@ -69,9 +69,8 @@ def _draw_block(rng: np.random.Generator, length: int, min_context: int, longest
         span_lengths = span_lengths[span_lengths > 0]
         while len(span_lengths) - 1 > length - span_lengths.sum():
             span_lengths = span_lengths[:-1]
-        num_blanks, num_spans = int(span_lengths.sum()), len(span_lengths)
-        num_gaps = length - num_blanks + 1
-    span_gaps = np.sort(rng.choice(num_gaps, num_spans, replace=False))
+        num_blanks = int(span_lengths.sum())
+    span_gaps = np.sort(rng.choice(length - num_blanks + 1, len(span_lengths), replace=False))
     blanks = np.arange(num_blanks) + np.repeat(span_gaps, span_lengths)
     return np.concatenate([np.delete(np.arange(length), blanks), blanks]), length - num_blanks
 

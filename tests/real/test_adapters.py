@@ -33,7 +33,7 @@ def measure(folder: Path) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file=FILE)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     texts = TextArguments().load()["validation"]
-    held_out = script.hold_out(script.AdaptationArguments(model_name_or_path=FILE), tokenizer, texts, 10)
+    [held_out] = script.hold_out(script.AdaptationArguments(model_name_or_path=FILE), tokenizer, texts, 10)
     results = script.measure(model, tokenizer, held_out, batch_size=5)
     both, left = results["both_sides"], results["left_side"]
     return {
