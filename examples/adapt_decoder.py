@@ -7,8 +7,8 @@ spans after the given text, any order, and left to right, so that it keeps what 
 itself, trained from left to right on the same tokens with the same rank and rate: it learns the text's domain too, but
 sees the left side of a blank only.
 
-With the defaults (SmolLM2-135M-Instruct, which `make weights` downloads, and text that ships with Python; 20 minutes on
-2 CPU cores):
+With the defaults (SmolLM2-135M-Instruct, which `make weights` downloads, and text that ships with Python; about half an
+hour on a CPU):
 
     python examples/adapt_decoder.py
 
@@ -65,6 +65,7 @@ from modeling_aoarm.data.text import StreamingTextArguments, reference_texts, to
 from modeling_aoarm.decoding_aoarm import default_context_order
 from modeling_aoarm.evaluation import Blank, InfillingResult, evaluate_infilling, evaluate_likelihood, place_middles
 from modeling_aoarm.evaluation.stats import estimate_ratio
+from modeling_aoarm.gguf import locate_checkpoint
 from modeling_aoarm.io import replacing_folder, save_figure, versions, write_json
 from modeling_aoarm.model_card import CardArguments
 from modeling_aoarm.peft import merge_adapter
@@ -172,9 +173,7 @@ def locate(name: str) -> tuple[str, dict[str, str]]:
             f"--model_name_or_path must be a folder, a GGUF file or a Hub name; the default {DEFAULT_MODEL} is not "
             "there. Download it with `make weights`."
         )
-    if name.endswith(".gguf"):
-        return str(Path(name).parent), {"gguf_file": Path(name).name}
-    return name, {}
+    return locate_checkpoint(name)
 
 
 def load_tokenizer(settings: AdaptationArguments) -> PreTrainedTokenizerBase:

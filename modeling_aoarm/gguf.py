@@ -7,6 +7,7 @@ model, so the file is checked first.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,13 @@ READ = (
     "attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon block_count context_length "
     "embedding_length feed_forward_length rope.freq_base vocab_size"
 ).split()
+
+
+def locate_checkpoint(name: str) -> tuple[str, dict[str, str]]:
+    """Returns what `from_pretrained` takes for a folder, a Hub name or the path of a GGUF file: a name and options."""
+    if name.endswith(".gguf"):
+        return str(Path(name).parent), {"gguf_file": Path(name).name}
+    return name, {}
 
 
 def require_gguf() -> None:
@@ -102,4 +110,4 @@ def tensor_names(architecture: str, model_class: type[PreTrainedModel], config: 
     return {name: names.get_name(name, (".weight", ".bias")) for name in parameters}
 
 
-__all__ = ["check_gguf", "read_gguf", "require_gguf", "tensor_names"]
+__all__ = ["check_gguf", "locate_checkpoint", "read_gguf", "require_gguf", "tensor_names"]

@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from modeling_aoarm.gguf import locate_checkpoint
 from modeling_aoarm.io import save_figure, versions, write_json
 
 
@@ -223,9 +224,7 @@ def load_checkpoint(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     Args:
         name: a folder, a GGUF file or a name on the Hub.
     """
-    folder, options = name, {}
-    if name.endswith(".gguf"):
-        folder, options = Path(name).parent, {"gguf_file": Path(name).name}
+    folder, options = locate_checkpoint(name)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     if options and hasattr(model.config, "quantization_config"):
         # Loading has turned the weights into float32.

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from modeling_aoarm import convert_causal_lm
 from modeling_aoarm.blanks_aoarm import read_vocabulary
 from modeling_aoarm.cli import check_source, find_device, load_model
+from modeling_aoarm.gguf import locate_checkpoint
 from modeling_aoarm.peft import merge_adapter
 
 
@@ -38,8 +39,9 @@ def load(name: str, adapter: str | None = None) -> tuple[PreTrainedModel, PreTra
     device, path = find_device(None), Path(name)
     # Many CPUs are slow in half precision.
     dtype = "float32" if device.type == "cpu" else "auto"
-    if path.suffix == ".gguf" and path.is_file():
-        model, tokenizer = convert(str(path.parent), dtype, gguf_file=path.name)
+    source, gguf = locate_checkpoint(name)
+    if gguf and path.is_file():
+        model, tokenizer = convert(source, dtype, **gguf)
     else:
         check_source("--model", name)
         if AutoConfig.from_pretrained(name).model_type == "aoarm":
