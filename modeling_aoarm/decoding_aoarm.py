@@ -11,21 +11,21 @@ The loop that calls them is in [`~modeling_aoarm.decoding_loop_aoarm`]. A new wa
 an entry in `ADAPTIVE_ORDERS`, see `docs/extending.md`.
 """
 
+import functools
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from transformers.generation import GenerationConfig
 
-from .canvas_aoarm import CONTEXT_ORDERS, check_count, is_named
+from .canvas_aoarm import CONTEXT_ORDERS, CanvasRows, check_count, is_named
 from .compat_aoarm import generation_config_values
-from .decoding_loop_aoarm import CanvasFilling, on_device
+from .decoding_loop_aoarm import CanvasFilling, Filled, on_device
 
 
-# How many logits are compared at once to find the most certain targets: what fits into a CPU's cache, and for
-# accelerators what takes little memory.
-LOGITS_AT_ONCE = {"cpu": 2**19}
-LOGITS_AT_ONCE_ELSEWHERE = 2**25
+# How many logits are compared at once to find the most certain targets on a CPU: what fits into its cache.
+LOGITS_IN_CACHE = 2**19
 
 # About minus the logarithm of the smallest positive number: more certain than any other target, and finite.
 MOST_CERTAIN = 100.0
@@ -98,6 +98,9 @@ class FixedOrder(DecodingWay):
         sizes: for each example, how many blanks each pass fills.
     """
 
+    # Whether a pass itself decides how many blanks it fills.
+    decides_counts = False
+
     def __init__(self, sizes: list[list[int]]):
         self.sizes = sizes
         self.most = max(self.draws(), default=0)
@@ -115,18 +118,37 @@ class FixedOrder(DecodingWay):
             sizes = self.sizes[each.example]
             counts.append(min(sizes[min(filling.round, len(sizes) - 1)], each.remaining) if each.remaining else 0)
         most = self.most if filling.runner.has_fixed_shapes else max(counts)
-        count = on_device(counts, filling.committed.device)
-        logits = self.predict_next(filling, most, count).float()
-        tokens = filling.sampler.draw(filling.process_next(logits), filling.draw_uniforms(most))
+        uniforms = filling.draw_uniforms(most)
+        filled, count = self.fill_next(filling, on_device(counts, filling.committed.device), uniforms)
         reread = self.rows_to_reread(filling)
-        filling.commit(tokens, logits, count, read=filling.committed - reread)
-        filling.note_progress(counts, reread)
+        filling.commit(filled, count, read=filling.committed - reread)
+        filling.note_progress(None if self.decides_counts else counts, reread)
 
-    def predict_next(self, filling: CanvasFilling, most: int, count: torch.Tensor) -> torch.Tensor:
-        """Makes the pass. Returns logits about the next rows, `[active, most, vocab]`; `count` of them are filled."""
+    def fill_next(
+        self, filling: CanvasFilling, count: torch.Tensor, uniforms: torch.Tensor
+    ) -> tuple[Filled, torch.Tensor]:
+        """Makes the pass.
+
+        Args:
+            filling: the canvases.
+            count: int64 `[active]`, how many blanks are to be filled.
+            uniforms: `[active, most]`, random numbers, as many as the largest count.
+
+        Returns:
+            Tokens for the next rows, `[active, most]`, and how many of them are committed, int64 `[active]`.
+        """
+        most = uniforms.shape[1]
         if most > 1:
             filling.read_context()
-        return filling.ask(most, most_unread=self.most)[:, 0]
+        read = functools.partial(self.read_next, filling, uniforms)
+        return filling.ask(most, most_unread=self.most, read=read), count
+
+    @staticmethod
+    def read_next(
+        filling: CanvasFilling, uniforms: torch.Tensor, states: torch.Tensor, compute_logits: Callable
+    ) -> Filled:
+        """Fills the next rows from the last row's states about them, `[active, 1, most, hidden]`."""
+        return filling.fill(states[:, 0], compute_logits, uniforms)
 
     def rows_to_reread(self, filling: CanvasFilling) -> int:
         """How many rows of a pass are read again by the next one."""
@@ -134,12 +156,18 @@ class FixedOrder(DecodingWay):
 
 
 class AdaptiveOrder(FixedOrder):
-    """Fills the blanks that the model is most certain about, by one of the rules of [`certainty`]."""
+    """Fills the blanks that the model is most certain about, by one of the rules of [`certainty`].
+
+    Args:
+        sizes: for each example, how many blanks each pass fills at most.
+        limit: which of them it fills, [`Threshold`] or [`EntropyBound`], but at least the surest one. `None`: all.
+    """
 
     rule = "confidence"
 
-    def __init__(self, sizes: list[list[int]]):
+    def __init__(self, sizes: list[list[int]], limit: "Threshold | EntropyBound | None" = None):
         super().__init__(sizes)
+        self.limit, self.decides_counts = limit, limit is not None
         self.blanks = max(map(sum, sizes), default=0)
         self.asks_about_several = True
 
@@ -154,42 +182,85 @@ class AdaptiveOrder(FixedOrder):
         # In a single stream the last row's key belongs to its target, which is only chosen now.
         return int(filling.runner.model.config.attention_variant != "two_stream")
 
-    def predict_next(self, filling: CanvasFilling, most: int, count: torch.Tensor) -> torch.Tensor:
+    def fill_next(
+        self, filling: CanvasFilling, count: torch.Tensor, uniforms: torch.Tensor
+    ) -> tuple[Filled, torch.Tensor]:
         targets = self.blanks if filling.runner.has_fixed_shapes else filling.most_remaining
         if targets > 1:
             filling.read_context()
-        logits = filling.ask(targets, most_unread=self.most + self.rows_to_reread(filling))[:, 0]
-        return self.select_most_certain(filling, logits, most, count)
+        read = functools.partial(self.choose_and_fill, filling, count, uniforms)
+        return filling.ask(targets, most_unread=self.most + self.rows_to_reread(filling), read=read)
 
-    def select_most_certain(
-        self, filling: CanvasFilling, logits: torch.Tensor, most: int, count: torch.Tensor
-    ) -> torch.Tensor:
-        """Puts the most certain blanks next; the others stay in sentence order behind them.
+    def choose_and_fill(
+        self,
+        filling: CanvasFilling,
+        count: torch.Tensor,
+        uniforms: torch.Tensor,
+        states: torch.Tensor,
+        compute_logits: Callable,
+    ) -> tuple[Filled, torch.Tensor]:
+        """Puts the blanks to be filled next, and fills them.
+
+        Args:
+            filling, count, uniforms: see [`fill_next`].
+            states: `[active, 1, targets, hidden]`, the last row's about all remaining blanks.
+            compute_logits: maps states to logits.
+        """
+        states, columns, measures = states[:, 0], filling.next_columns(states.shape[2]), []
+        for part, logits in filling.logits_in_parts(states, compute_logits):
+            measures.append(self.measure(filling, logits, columns[:, part]))
+        if len(measures) == 1:
+            # All logits are there.
+            states, compute_logits = logits, torch.nn.Identity()
+        certain, limited = (torch.cat(each, dim=1) for each in zip(*measures, strict=True))
+        order, count = self.rank(certain, limited, columns >= 0, count)
+        filling.put_next(order)
+        chosen = order[:, : uniforms.shape[1]].to(states.device)
+        states = states.gather(1, chosen[..., None].expand(-1, -1, states.shape[2]))
+        return filling.fill(states, compute_logits, uniforms), count
+
+    def measure(
+        self, filling: CanvasFilling, logits: torch.Tensor, columns: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How certain the model is about targets, by the order's rule and by the limit's, `[active, targets]` each.
 
         Args:
             filling: the canvases.
-            logits: `[active, targets, vocab]`, about the rows that come next.
-            most: the largest of `count`.
-            count: int64 `[active]`, how many blanks are wanted.
+            logits: `[active, targets, vocab]`.
+            columns: int64 `[active, targets]`, the targets' columns.
+        """
+        size = logits.shape[1]
+        if logits.device.type == "cpu":
+            size = max(1, LOGITS_IN_CACHE // (len(logits) * logits.shape[2]))
+        measures = []
+        for part, own in zip(logits.split(size, 1), columns.split(size, 1), strict=True):
+            scores = filling.restrict(part.float(), own, filling.rightmost[:, None])
+            certain = self.certainty(scores)
+            is_same = self.limit is None or self.limit.rule == self.rule
+            measures.append((certain, certain if is_same else certainty(scores, self.limit.rule)))
+        return tuple(torch.cat(each, dim=1) for each in zip(*measures, strict=True))
+
+    def rank(
+        self, certain: torch.Tensor, limited: torch.Tensor, is_blank: torch.Tensor, count: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Puts the targets to be filled first, the surest before the others, and leaves the rest in sentence order.
+
+        Args:
+            certain, limited: see [`measure`].
+            is_blank: bool `[active, targets]`; others are not filled.
+            count: int64 `[active]`, how many are filled at most.
 
         Returns:
-            The logits about the rows that now come next, `[active, most, vocab]`.
+            The targets' numbers in their new order, int64 `[active, targets]`, and how many are filled, int64
+            `[active]`.
         """
-        columns = filling.next_columns(logits.shape[1])
-        certain = []
-        # In parts: float32 copies of all logits would be the largest tensors by far.
-        at_once = LOGITS_AT_ONCE.get(logits.device.type, LOGITS_AT_ONCE_ELSEWHERE)
-        size = max(1, at_once // (len(logits) * logits.shape[2]))
-        for part, own in zip(logits.split(size, 1), columns.split(size, 1), strict=True):
-            certain.append(self.certainty(filling.restrict(part.float(), own, filling.rightmost[:, None])))
-        certain = torch.cat(certain, dim=1).masked_fill(columns < 0, -torch.inf)
-        # The leftmost of equally certain blanks comes first.
-        ranks = certain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        choice = torch.minimum(ranks, count[:, None]).argsort(dim=1, stable=True)
-        next_rows = filling.next_rows(logits.shape[1])
-        in_order = torch.arange(filling.rows.columns.shape[1], device=choice.device).expand(len(choice), -1)
-        filling.rows = filling.rows.rearrange(in_order.scatter(1, next_rows, next_rows.gather(1, choice)))
-        return logits.gather(1, choice[:, :most, None].expand(-1, -1, logits.shape[2]))
+        # The leftmost of equally certain targets comes first.
+        order = certain.masked_fill(~is_blank, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        if self.limit is not None:
+            is_sure = self.limit.is_met(limited.gather(1, order)) & is_blank.gather(1, order)
+            order = order.gather(1, (~is_sure).long().argsort(dim=1, stable=True))
+            count = torch.minimum(is_sure.sum(1).clamp(min=1), count)
+        return torch.minimum(order.argsort(dim=1), count[:, None]).argsort(dim=1, stable=True), count
 
 
 class EntropyOrder(AdaptiveOrder):
@@ -203,6 +274,40 @@ class MarginOrder(AdaptiveOrder):
 
     rule = "margin"
 
+
+class Threshold:
+    """All blanks whose likeliest token has a probability above `bound` are filled (Fast-dLLM, 2505.22618)."""
+
+    rule = "confidence"
+
+    def __init__(self, bound: float):
+        self.bound = bound
+
+    def is_met(self, certain: torch.Tensor) -> torch.Tensor:
+        """Whether targets are filled, bool `[active, targets]`, from their certainty by `rule`, the surest first."""
+        # Certainty is in log-odds, and finite.
+        return certain > torch.tensor(self.bound, dtype=torch.float64).logit()
+
+
+class EntropyBound:
+    """The surest blanks are filled as long as the sum of their entropies without the largest is below `bound` nats.
+
+    That bounds how far their joint distribution is from the independent one that they are drawn from, in nats of mutual
+    information (entropy-bounded unmasking, 2505.24857).
+    """
+
+    rule = "entropy"
+
+    def __init__(self, bound: float):
+        self.bound = bound
+
+    def is_met(self, certain: torch.Tensor) -> torch.Tensor:
+        """See [`Threshold.is_met`]."""
+        entropies = (-certain).exp()
+        return entropies.cumsum(1) - entropies.cummax(1).values < self.bound
+
+
+LIMITS = {"threshold": Threshold, "entropy": EntropyBound}
 
 # The values of `decoding_order` whose orders depend on the tokens.
 ADAPTIVE_ORDERS: dict[str, type[DecodingWay]] = {
@@ -248,23 +353,44 @@ class Speculation(DecodingWay):
             self.draft_probs = self.draft_probs[examples]
 
     def step(self, filling: CanvasFilling) -> None:
-        length, is_fixed, sampler = self.draft_length, filling.runner.has_fixed_shapes, filling.sampler
+        length, is_fixed = self.draft_length, filling.runner.has_fixed_shapes
         most = min(length, (self.most_blanks if is_fixed else filling.most_remaining) - 1)
         drafts = most if is_fixed and filling.round else max(each.drafted for each in filling.progress)
-        logits = filling.ask(1 + most, asking=1 + drafts, drafts=drafts).float()
         uniforms = filling.draw_uniforms(2 * length + 1)
-        p = sampler.distribution(filling.process_next(logits[:, :, 0], follows_drafts=True))
-        tokens = filling.rows.tokens.gather(1, filling.next_rows(1 + drafts))
-        accepted, weights = self.verify(p, tokens[:, :drafts], filling.drafted, uniforms[:, :drafts])
-        new = sampler.draw_from(weights, uniforms[:, length])
-        tokens = tokens.scatter(1, accepted[:, None], new[:, None])
+        read = functools.partial(self.read_next, filling, uniforms)
+        filled, accepted, logits = filling.ask(1 + most, asking=1 + drafts, drafts=drafts, read=read)
         count = torch.minimum(accepted + 1, filling.rows.totals - filling.committed)
-        has_ended = filling.commit(tokens, logits[:, :, 0], count, read=filling.committed + accepted)
+        has_ended = filling.commit(filled, count, read=filling.committed + accepted)
         filling.drafted = torch.zeros_like(filling.drafted)
         if most:
-            examples = torch.arange(len(logits), device=logits.device)
-            self.make_drafts(filling, logits[examples, accepted, 1:], uniforms[:, length + 1 :][:, :most], has_ended)
+            self.make_drafts(filling, logits, uniforms[:, length + 1 :][:, :most], has_ended)
         filling.note_progress()
+
+    def read_next(
+        self, filling: CanvasFilling, uniforms: torch.Tensor, states: torch.Tensor, compute_logits: Callable
+    ) -> tuple[Filled, torch.Tensor, torch.Tensor]:
+        """Verifies the drafts, and draws the token behind the accepted ones.
+
+        Args:
+            filling: the canvases.
+            uniforms: the pass's random numbers.
+            states: `[active, drafts + 1, targets, hidden]`.
+            compute_logits: maps states to logits.
+
+        Returns:
+            Tokens for the next rows, `[active, drafts + 1]`; how many of them are accepted drafts, int64 `[active]`;
+            and float32 logits for the next drafts, `[active, targets - 1, vocab]`.
+        """
+        drafts, sampler, device = states.shape[1] - 1, filling.sampler, filling.committed.device
+        logits = compute_logits(states[:, :, 0]).to(device).float()
+        p = sampler.distribution(filling.process_next(logits, follows_drafts=True))
+        tokens = filling.rows.tokens.gather(1, filling.next_rows(1 + drafts))
+        accepted, weights = self.verify(p, tokens[:, :drafts], filling.drafted, uniforms[:, :drafts])
+        new = sampler.draw_from(weights, uniforms[:, self.draft_length])
+        filled = Filled.by(logits, tokens.scatter(1, accepted[:, None], new[:, None]))
+        examples = torch.arange(len(states), device=states.device)
+        further = states[examples, accepted.to(states.device), 1:]
+        return filled, accepted, compute_logits(further).to(device).float()
 
     def verify(
         self, p: torch.Tensor, drafts: torch.Tensor, drafted: torch.Tensor, uniforms: torch.Tensor
@@ -318,34 +444,57 @@ def accepts(p: torch.Tensor, q: torch.Tensor, uniforms: torch.Tensor) -> torch.T
 
 DECODING_OPTIONS = ("decoding_order", "tokens_per_step", "draft_length")
 SCHEDULE = re.compile(r"(linear|cosine)\((\d{1,9})\)")
+LIMIT = re.compile(r"(threshold|entropy)\((\d{1,9}(?:\.\d{1,18})?|\.\d{1,18})\)")
+
+
+def parse_limit(tokens_per_step: int | str | None) -> Threshold | EntropyBound | None:
+    """What `"threshold(p)"` and `"entropy(bound)"` stand for; `None` for anything else."""
+    limit = LIMIT.fullmatch(tokens_per_step) if isinstance(tokens_per_step, str) else None
+    return None if limit is None else LIMITS[limit[1]](float(limit[2]))
 
 
 def check_decoding_options(decoding_order: object, tokens_per_step: int | str | None, draft_length: int | None) -> None:
-    """Checks how many blanks a pass fills, and that drafts come in an order that is known before.
+    """Checks how many blanks a pass fills, and that the options fit each other.
 
     Raises:
         ValueError: see [`AOARMGenerationConfig`].
     """
     is_schedule = isinstance(tokens_per_step, str) and (match := SCHEDULE.fullmatch(tokens_per_step)) and int(match[2])
     is_number = isinstance(tokens_per_step, int) and not isinstance(tokens_per_step, bool) and tokens_per_step >= 1
-    if tokens_per_step is not None and not is_schedule and not is_number:
+    limit = parse_limit(tokens_per_step)
+    is_limit = isinstance(limit, EntropyBound) or (limit is not None and limit.bound <= 1)
+    if tokens_per_step is not None and not is_schedule and not is_number and not is_limit:
         raise ValueError(
-            "`tokens_per_step` must be an integer of at least 1, 'linear(n)' or 'cosine(n)' with n passes, got "
+            "`tokens_per_step` must be an integer of at least 1, 'linear(n)' or 'cosine(n)' with n passes, "
+            "'threshold(p)' with a probability such as 0.9, or 'entropy(bound)' with a number of nats such as 0.1; got "
             f"{tokens_per_step!r}."
         )
-    if draft_length is None:
-        return
-    check_count("draft_length", draft_length)
-    if is_named(decoding_order, *ADAPTIVE_ORDERS):
-        raise ValueError(
+    if draft_length is not None:
+        check_count("draft_length", draft_length)
+    if conflict := find_conflict(decoding_order, tokens_per_step, draft_length):
+        raise ValueError(conflict)
+
+
+def find_conflict(decoding_order: object, tokens_per_step: int | str | None, draft_length: int | None) -> str | None:
+    """Says why checked options exclude each other; `None` if they do not."""
+    is_adaptive, names = is_named(decoding_order, *ADAPTIVE_ORDERS), ", ".join(map(repr, ADAPTIVE_ORDERS))
+    if parse_limit(tokens_per_step) is not None and decoding_order is not None and not is_adaptive:
+        order = decoding_order if isinstance(decoding_order, str) else "a tensor"
+        return (
+            f"`tokens_per_step={tokens_per_step!r}` fills the blanks that the model is surest about, so "
+            f"`decoding_order` must be {names} or left out, got {order!r}."
+        )
+    if draft_length is not None and is_adaptive:
+        return (
             f"`draft_length` needs an order that is known before, got decoding_order={decoding_order!r}, which depends "
             f"on the tokens, with draft_length={draft_length}."
         )
-    if tokens_per_step not in (None, 1):
-        raise ValueError(
+    if draft_length is not None and tokens_per_step not in (None, 1):
+        return (
             "`draft_length` and `tokens_per_step` above 1 exclude each other: drafts keep the one-by-one distribution, "
             f"several tokens a step do not. Got draft_length={draft_length} and tokens_per_step={tokens_per_step!r}."
         )
+    return None
 
 
 def resolve_decoding_options(*levels: dict[str, object]) -> dict[str, object]:
@@ -364,22 +513,21 @@ def resolve_decoding_options(*levels: dict[str, object]) -> dict[str, object]:
     chosen: dict[str, object] = dict.fromkeys(DECODING_OPTIONS)
     for level in levels:
         check_decoding_options(**level)
-        excluded = set()
-        if chosen["draft_length"] is not None:
-            excluded = {"tokens_per_step"}
-            if is_named(level["decoding_order"], *ADAPTIVE_ORDERS):
-                excluded |= {"decoding_order"}
-        if chosen["tokens_per_step"] is not None or is_named(chosen["decoding_order"], *ADAPTIVE_ORDERS):
-            excluded |= {"draft_length"}
-        chosen |= {name: value for name, value in level.items() if chosen[name] is None and name not in excluded}
+        excludes_drafts = chosen["tokens_per_step"] is not None
+        for name, value in level.items():
+            is_excluded = find_conflict(**chosen | {name: value}) or (name == "draft_length" and excludes_drafts)
+            if chosen[name] is None and not is_excluded:
+                chosen[name] = value
     return chosen
 
 
 def step_sizes(tokens_per_step: int | str | None, blanks: int) -> list[int]:
-    """How many of an example's blanks each forward pass fills; the numbers sum to `blanks`.
+    """How many of an example's blanks each forward pass fills, or may fill; the numbers sum to `blanks`.
 
     A schedule over n passes fills at least one blank in each, so short canvases need fewer passes.
     """
+    if parse_limit(tokens_per_step) is not None:
+        return [blanks] if blanks else []
     schedule = SCHEDULE.fullmatch(tokens_per_step) if isinstance(tokens_per_step, str) else None
     sizes, done = [], 0
     while done < blanks:
@@ -401,8 +549,27 @@ def way_of_decoding(
     if draft_length:
         return Speculation(draft_length, blanks)
     sizes = [step_sizes(tokens_per_step, count) for count in blanks]
-    adaptive = decoding_order if is_named(decoding_order, *ADAPTIVE_ORDERS) else None
-    return FixedOrder(sizes) if adaptive is None else ADAPTIVE_ORDERS[adaptive](sizes)
+    if is_named(decoding_order, *ADAPTIVE_ORDERS):
+        return ADAPTIVE_ORDERS[decoding_order](sizes, parse_limit(tokens_per_step))
+    return FixedOrder(sizes)
+
+
+def check_way(way: DecodingWay, rows: CanvasRows, attention_variant: str, **options: object) -> None:
+    """Raises a ValueError for orders and targets that `causal` does not know.
+
+    Args:
+        way: how to decode.
+        rows: what to decode.
+        attention_variant: the model's.
+        **options: what the way was asked for by, for the message.
+    """
+    rows.check_order(attention_variant)
+    if way.asks_about_several and attention_variant == "causal":
+        options = {name: "a tensor" if isinstance(each, torch.Tensor) else each for name, each in options.items()}
+        raise ValueError(
+            "attention_variant='causal' knows no target but the next position: `tokens_per_step`, `draft_length` and "
+            f"adaptive orders need another variant. Got {options}."
+        )
 
 
 class AOARMGenerationConfig(GenerationConfig):
@@ -414,7 +581,9 @@ class AOARMGenerationConfig(GenerationConfig):
         decoding_order: `"left_to_right"` (used when `None`), `"random"`, `"confidence"`, `"entropy"` or `"margin"`.
         tokens_per_step: how many blanks one forward pass fills: a number (1 when `None`), or `"linear(n)"` or
             `"cosine(n)"`, which fill each canvas in n passes, with equally many blanks or with few at first (MaskGIT,
-            2202.04200). A sentence end that cuts a pass short can make it more passes.
+            2202.04200). A sentence end that cuts a pass short can make it more passes. In adaptive orders also as many
+            as the model is sure of, and at least one: `"threshold(p)"` ([`Threshold`]) or `"entropy(bound)"`
+            ([`EntropyBound`]), whose order is `"confidence"` or `"entropy"` when it is `None`.
         draft_length: how many drafts one forward pass verifies in speculative decoding; `None` for none.
         context_order: the order of the given tokens, also in `score`: `"left_to_right"` (used when `None`) or
             `"suffix_first"`, see `generate`.
@@ -469,14 +638,18 @@ __all__ = [
     "DECODING_OPTIONS",
     "AdaptiveOrder",
     "DecodingWay",
+    "EntropyBound",
     "EntropyOrder",
     "FixedOrder",
     "MarginOrder",
     "Speculation",
+    "Threshold",
     "certainty",
     "check_decoding_options",
+    "check_way",
     "decoding_orders",
     "default_context_order",
+    "parse_limit",
     "resolve_decoding_options",
     "step_sizes",
     "way_of_decoding",

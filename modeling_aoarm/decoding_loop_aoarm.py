@@ -7,7 +7,7 @@ rows that are not in the cache yet, and its last rows ask about the rows that co
 many targets, and what is committed, is up to the way of decoding, see [`~modeling_aoarm.decoding_aoarm`].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from transformers.generation import LogitsProcessorList
 from .cache_aoarm import CanvasCache
 from .canvas_aoarm import CanvasRows, RowSpan
 from .compat_aoarm import require
-from .runner_aoarm import ModelRunner
+from .runner_aoarm import LogitsReader, ModelRunner, rows_at_once
 
 
 # Processors whose meaning does not depend on where tokens stand. Others read the rows before as the text to the left.
@@ -152,9 +152,24 @@ def draw_from(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulated, uniforms[..., None] * cumulated[..., -1:], right=True)[..., 0]
 
 
-def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The log-probabilities (nats) of `tokens` `[...]` under `logits` `[..., vocab]`."""
-    return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+class Filled(NamedTuple):
+    """Tokens for the next rows of each example.
+
+    Args:
+        tokens: int64 `[active, targets]`.
+        log_probs: float32 `[active, targets]`, nats, of the model's own distribution.
+        is_likeliest: bool `[active, targets]`, whether the model finds no token likelier.
+    """
+
+    tokens: torch.Tensor
+    log_probs: torch.Tensor
+    is_likeliest: torch.Tensor
+
+    @classmethod
+    def by(cls, logits: torch.Tensor, tokens: torch.Tensor) -> "Filled":
+        """Tokens `[active, targets]` with what float32 `logits` `[active, targets, vocab]` say about them."""
+        log_probs = logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+        return cls(tokens, log_probs, logits.argmax(-1) == tokens)
 
 
 def on_device(values: list, device: torch.device) -> torch.Tensor:
@@ -194,6 +209,8 @@ class CanvasFilling:
         sampler: draws tokens.
         background: int64 `[batch, columns]`, the tokens of columns without a row: padding, and closed blanks.
         cached: int64 `[batch]`, how many rows the cache has read.
+        holds_answers: whether the blanks hold their tokens already, which are scored instead of drawn. Then an end of
+            sentence closes no blanks.
         restriction: sets of tokens, bool `[sets, vocab]`, the last of all tokens, and the set of each column, int64
             `[batch, columns]`; `None` where any token may stand everywhere.
         keeps_batch: whether examples that are done stay in the batch.
@@ -203,8 +220,8 @@ class CanvasFilling:
     """
 
     # The tensors with an entry for each example, and those that are results.
-    STATE = ("examples", "logprobs", "steps", "committed", "cached", "drafted", "rightmost", "column_sets")
-    RESULTS = ("logprobs", "steps", "committed", "cached", "drafted")
+    RESULTS = ("logprobs", "is_likeliest", "steps", "committed", "cached", "drafted")
+    STATE = (*RESULTS, "examples", "rightmost", "column_sets")
 
     def __init__(
         self,
@@ -215,6 +232,7 @@ class CanvasFilling:
         sampler: TokenSampler,
         background: torch.Tensor,
         cached: torch.Tensor,
+        holds_answers: bool = False,
         restriction: tuple[torch.Tensor, torch.Tensor] | None = None,
         keeps_batch: bool = False,
         keeps_cache: bool = False,
@@ -222,13 +240,16 @@ class CanvasFilling:
         progress_bar: bool = False,
     ):
         self.runner, self.way, self.sampler, self.background = runner, way, sampler, background
+        self.holds_answers = holds_answers
         self.token_sets, column_sets = (None, torch.zeros_like(background)) if restriction is None else restriction
         # One more entry, for the column of padding rows.
         self.column_sets = torch.nn.functional.pad(column_sets, (0, 1), value=-1)
         self.examples = torch.arange(len(cached), device=cached.device)
         self.all_rows, self.rows = rows, rows.select(self.examples)
         self.logprobs = torch.zeros_like(rows.tokens, dtype=torch.float32)
+        self.is_likeliest = torch.zeros_like(rows.tokens, dtype=torch.bool)
         self.steps = torch.full_like(rows.tokens, -1)
+        self.num_context = num_context
         self.committed, self.cached, self.drafted = num_context, cached, torch.zeros_like(cached)
         # The last column that holds a token.
         is_given = torch.arange(rows.columns.shape[1], device=cached.device) < num_context[:, None]
@@ -242,8 +263,8 @@ class CanvasFilling:
         # An upper bound of `committed`.
         self.most_committed = max(each.committed for each in self.progress)
         self.streamer = streamer
-        total = sum(each.remaining for each in self.progress)
-        self.bar = tqdm(total=total, unit="token", disable=not progress_bar, desc="Filling blanks")
+        total, title = sum(each.remaining for each in self.progress), "Scoring" if holds_answers else "Filling"
+        self.bar = tqdm(total=total, unit="token", disable=not progress_bar, desc=f"{title} blanks")
 
     @property
     def most_remaining(self) -> int:
@@ -272,7 +293,9 @@ class CanvasFilling:
 
     # Steps of a pass, for ways of decoding
 
-    def ask(self, targets: int, asking: int = 1, drafts: int = 0, most_unread: int = 1) -> torch.Tensor:
+    def ask(
+        self, targets: int, asking: int = 1, drafts: int = 0, most_unread: int = 1, read: LogitsReader | None = None
+    ) -> Any:
         """Makes a pass over the rows that are not in the cache yet.
 
         Args:
@@ -280,14 +303,59 @@ class CanvasFilling:
             asking: how many rows ask, counted from the last.
             drafts: how many rows of drafts are read behind the committed ones.
             most_unread: the most rows that a pass leaves unread. Passes of fixed shapes always read so many.
+            read: reads predictions from states `[active, asking, targets, hidden]` and the function from states to
+                logits, so that not all logits need exist at once.
 
         Returns:
-            Logits `[active, asking, targets, vocab]`, in the model's dtype.
+            What `read` returns. Without it, logits `[active, asking, targets, vocab]`, in the model's dtype.
         """
         width = max(each.committed - each.cached for each in self.progress)
         if self.runner.has_fixed_shapes and self.runner.has_read:
             width = max(width, most_unread)
-        return self.runner.ask(self.rows, self.span(width + drafts, drafts), asking, targets)
+        return self.runner.ask(self.rows, self.span(width + drafts, drafts), asking, targets, read=read)
+
+    def logits_in_parts(
+        self, states: torch.Tensor, compute_logits: Callable[[torch.Tensor], torch.Tensor]
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Computes logits about targets, a part of the targets at a time: float32 copies of all would be large.
+
+        Args:
+            states: `[active, targets, hidden]`.
+            compute_logits: maps states to logits.
+
+        Yields:
+            Which targets, and their logits `[active, part, vocab]` in the model's dtype.
+        """
+        size = max(1, rows_at_once(self.runner.model.config.vocab_size) // len(states))
+        if self.keeps_batch:
+            # The caller's processors get all targets together.
+            size = states.shape[1]
+        for start in range(0, states.shape[1], size):
+            logits = compute_logits(states[:, start : start + size])
+            yield slice(start, start + logits.shape[1]), logits.to(self.committed.device)
+
+    def fill(
+        self,
+        states: torch.Tensor,
+        compute_logits: Callable[[torch.Tensor], torch.Tensor],
+        uniforms: torch.Tensor,
+    ) -> Filled:
+        """Draws tokens for the next rows, none of which sees another; or scores the tokens that they hold.
+
+        Args:
+            states: `[active, targets, hidden]`, about the next rows.
+            compute_logits: maps states to logits.
+            uniforms: `[active, targets]`, random numbers in [0, 1).
+        """
+        held, parts = self.rows.tokens.gather(1, self.next_rows(states.shape[1])), []
+        for part, logits in self.logits_in_parts(states, compute_logits):
+            logits = logits.float()
+            if self.holds_answers:
+                tokens = held[:, part]
+            else:
+                tokens = self.sampler.draw(self.process_next(logits, part.start), uniforms[:, part])
+            parts.append(Filled.by(logits, tokens))
+        return parts[0] if len(parts) == 1 else Filled(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
     def span(self, width: int, ahead: int = 0) -> RowSpan:
         """The `width` rows that end `ahead` rows behind the last committed one."""
@@ -319,6 +387,12 @@ class CanvasFilling:
         """The columns of the next rows, int64 `[active, count]`, -1 where there are no more."""
         return self.rows.columns.gather(1, self.next_rows(count))
 
+    def put_next(self, order: torch.Tensor) -> None:
+        """Rearranges the next rows: int64 `[active, targets]`, their numbers, counted from the next row."""
+        next_rows = self.next_rows(order.shape[1])
+        numbers = torch.arange(self.rows.columns.shape[1], device=order.device).expand(len(order), -1)
+        self.rows = self.rows.rearrange(numbers.scatter(1, next_rows, next_rows.gather(1, order)))
+
     def restrict(self, logits: torch.Tensor, columns: torch.Tensor, rightmost: torch.Tensor) -> torch.Tensor:
         """Takes out the tokens that may not stand in a column: sentence ends left of a token, other sets' tokens.
 
@@ -333,18 +407,19 @@ class CanvasFilling:
         sets = self.column_sets.gather(1, columns.remainder(self.column_sets.shape[1]))
         return scores.masked_fill(~self.token_sets[sets], -torch.inf)
 
-    def process_next(self, logits: torch.Tensor, follows_drafts: bool = False) -> torch.Tensor:
+    def process_next(self, logits: torch.Tensor, start: int = 0, follows_drafts: bool = False) -> torch.Tensor:
         """Restricts and processes logits about the next rows, which are filled one after the other.
 
         Args:
             logits: float32 `[active, targets, vocab]`.
+            start: how many of the next rows come before the first target.
             follows_drafts: whether target i is predicted with i drafts before it, instead of none.
         """
         targets = logits.shape[1]
         if self.sampler.eos_token_ids is not None or self.token_sets is not None:
-            columns = self.next_columns(targets)
+            columns = self.next_columns(start + targets)
             rightmost = torch.cat([self.rightmost[:, None], columns[:, :-1]], dim=1).cummax(1).values
-            logits = self.restrict(logits, columns, rightmost)
+            logits = self.restrict(logits, columns[:, start:], rightmost[:, start:])
         rows = self.tokens_before(targets, follows_drafts) if self.sampler.processors else None
         return self.sampler.process(logits, rows)
 
@@ -361,25 +436,23 @@ class CanvasFilling:
         rows = rows.where(rows < (self.committed + self.drafted)[:, None, None], 0)
         return self.rows.tokens.gather(1, rows.flatten(1)).view(rows.shape)
 
-    def commit(
-        self, tokens: torch.Tensor, logits: torch.Tensor, count: torch.Tensor, read: torch.Tensor
-    ) -> torch.Tensor | None:
+    def commit(self, filled: Filled, count: torch.Tensor, read: torch.Tensor) -> torch.Tensor | None:
         """Makes the first tokens for the next rows final, except those behind an end of sentence.
 
         An end of sentence closes the blanks to its right: they leave the order.
 
         Args:
-            tokens: int64 `[active, targets]`.
-            logits: float32 `[active, targets, vocab]`, what the model predicted for them.
+            filled: tokens for the next rows.
             count: int64 `[active]`, how many of them are committed.
             read: int64 `[active]`, how many rows the cache now holds with their right tokens and targets.
 
         Returns:
             In which examples a sentence ended, bool `[active]`; `None` where no token ends a sentence.
         """
+        tokens, has_ended = filled.tokens, None
         rows, numbers = self.next_rows(tokens.shape[1]), torch.arange(tokens.shape[1], device=tokens.device)
-        ends, has_ended = self.sampler.eos_token_ids, None
-        if ends is not None:
+        ends = self.sampler.eos_token_ids
+        if ends is not None and not self.holds_answers:
             is_end = torch.isin(tokens, ends) & (numbers < count[:, None])
             has_ended = is_end.any(1)
             count = torch.where(has_ended, is_end.long().argmax(1) + 1, count)
@@ -387,16 +460,18 @@ class CanvasFilling:
         # The last row absorbs discarded writes.
         written = rows.where(is_committed, self.rows.columns.shape[1] - 1)
         self.rows.tokens.scatter_(1, written, tokens)
-        self.logprobs.scatter_(1, written, log_probs_of(logits, tokens))
+        self.logprobs.scatter_(1, written, filled.log_probs)
+        self.is_likeliest.scatter_(1, written, filled.is_likeliest)
         self.steps.scatter_(1, written, self.runner.passes - 1)
         self.committed = self.committed + count
         self.most_committed += tokens.shape[1]
         if self.runner.cache is not None:
             # The last row has no target yet.
             self.cached = torch.minimum(read, self.committed - 1)
-        if has_ended is not None:
+        if ends is not None:
             columns = self.rows.columns.gather(1, rows).masked_fill(~is_committed, -1)
             self.rightmost = torch.maximum(self.rightmost, columns.amax(1))
+        if has_ended is not None:
             last = columns.gather(1, (count - 1).clamp(min=0)[:, None])
             self.close_blanks(last.masked_fill(~has_ended[:, None], self.rows.num_columns))
         return has_ended
@@ -469,6 +544,22 @@ class CanvasFilling:
             whole.insert(examples, part)
         return whole
 
+    def of_blanks(self, values: torch.Tensor) -> torch.Tensor:
+        """Entries of the whole batch's blanks in the order in which they were filled, `[batch, most filled]`.
+
+        Args:
+            values: `[batch, rows + 1]`. Examples with fewer filled blanks have entries without a meaning on the right.
+        """
+        most = int((self.results["committed"] - self.num_context).max())
+        numbers = self.num_context[:, None] + torch.arange(most, device=values.device)
+        return values.gather(1, numbers.clamp(max=values.shape[1] - 1))
+
+    def realised_order(self) -> torch.Tensor:
+        """The columns in the order in which they were filled, int64 `[batch, most filled]`, -1 on the right."""
+        filled = self.results["committed"] - self.num_context
+        columns = self.of_blanks(self.all_rows.columns)
+        return columns.masked_fill(torch.arange(columns.shape[1], device=columns.device) >= filled[:, None], -1)
+
     def canvases(self) -> torch.Tensor:
         """The canvases of the whole batch as they are stored, int64 `[batch, columns]`."""
         return self.all_rows.to_columns(self.all_rows.tokens, self.background)
@@ -500,4 +591,4 @@ class CanvasFilling:
         self.streamer.put_draft(value=canvas, **states)
 
 
-__all__ = ["CanvasFilling", "Progress", "TokenSampler", "check_order_free", "draw_from", "log_probs_of", "on_device"]
+__all__ = ["CanvasFilling", "Filled", "Progress", "TokenSampler", "check_order_free", "draw_from", "on_device"]

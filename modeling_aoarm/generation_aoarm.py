@@ -33,10 +33,11 @@ from .compat_aoarm import (
 )
 from .decoding_aoarm import (
     DECODING_OPTIONS,
-    DecodingWay,
     check_decoding_options,
+    check_way,
     decoding_orders,
     default_context_order,
+    parse_limit,
     resolve_decoding_options,
     way_of_decoding,
 )
@@ -245,7 +246,9 @@ class AOARMGenerationMixin:
         copies = kwargs.pop("num_return_sequences", None)
         configs = generation_config, self.generation_config
         options = resolve_decoding_options(called, *(_options_of(config) for config in configs))
-        order = "left_to_right" if options["decoding_order"] is None else options["decoding_order"]
+        order, limit = options["decoding_order"], parse_limit(options["tokens_per_step"])
+        if order is None:
+            order = "left_to_right" if limit is None else limit.rule
         if context_order is None and cache is None:
             context_order = default_context_order(*configs)
         generation_config, attention_mask = self._prepare_canvas_config(generation_config, kwargs)
@@ -263,7 +266,7 @@ class AOARMGenerationMixin:
         # No canvas has more blanks than there are positions.
         draft_length = min(options["draft_length"] or 0, self.config.max_position_embeddings)
         way = way_of_decoding(order, options["tokens_per_step"], draft_length, blanks.sum(1).tolist())
-        self._check_way(way, rows, options)
+        check_way(way, rows, self.config.attention_variant, **options)
 
         # 2. to 4. Passes that fill the rows.
         runner, cached = self.runner_class.for_generation(self, generation_config, rows, way, cache, copies)
@@ -291,7 +294,7 @@ class AOARMGenerationMixin:
 
         # 5. Back to columns.
         canvas = filling.canvases()
-        return self._output(filling, canvas, num_context) if generation_config.return_dict_in_generate else canvas
+        return self._output(filling, canvas) if generation_config.return_dict_in_generate else canvas
 
     def _asked_options(self, called: dict[str, Any], generation_config: Any) -> dict[str, Any]:
         """What the call and its generation config ask for beyond the defaults that the model has anyway."""
@@ -393,17 +396,6 @@ class AOARMGenerationMixin:
         cache.check_continues(self.config, canvas, given, real)
         return cache.order_context(given)
 
-    def _check_way(self, way: DecodingWay, rows: CanvasRows, options: dict[str, Any]) -> None:
-        """Raises a ValueError for orders and targets that `causal` does not know."""
-        rows.check_order(self.config.attention_variant)
-        if way.asks_about_several and self.config.attention_variant == "causal":
-            if isinstance(options["decoding_order"], torch.Tensor):
-                options = options | {"decoding_order": "a tensor"}
-            raise ValueError(
-                "attention_variant='causal' knows no target but the next position: `tokens_per_step`, `draft_length` "
-                f"and adaptive orders need another variant. Got {options}."
-            )
-
     def _make_sampler(
         self,
         generation_config: GenerationConfig,
@@ -428,16 +420,12 @@ class AOARMGenerationMixin:
             ends = ends if len(ends) else None
         return TokenSampler(processors, generation_config.do_sample, ends, generator, draws), pad_token
 
-    def _output(self, filling: CanvasFilling, canvas: torch.Tensor, num_context: torch.Tensor) -> AOARMGenerateOutput:
+    def _output(self, filling: CanvasFilling, canvas: torch.Tensor) -> AOARMGenerateOutput:
         """The results in the form that callers get."""
         results, rows = filling.results, filling.all_rows
-        filled = results["committed"] - num_context
-        numbers = torch.arange(int(filled.max()), device=filled.device)
-        is_filled, numbers = numbers < filled[:, None], num_context[:, None] + numbers
-        numbers = numbers.clamp(max=rows.columns.shape[1] - 1)
-        order, logprobs, steps = (
-            each.gather(1, numbers) for each in (rows.columns, results["logprobs"], results["steps"])
-        )
+        filled, order = results["committed"] - filling.num_context, filling.realised_order()
+        is_filled = order >= 0
+        logprobs, steps = (filling.of_blanks(results[name]) for name in ("logprobs", "steps"))
         steps = steps.masked_fill(~is_filled, -1)
         passes = steps.amax(1) + 1 if steps.shape[1] else torch.zeros_like(filled)
         cache = filling.whole_cache()
@@ -448,7 +436,7 @@ class AOARMGenerationMixin:
             )
         return AOARMGenerateOutput(
             sequences=canvas,
-            decoding_order=order.masked_fill(~is_filled, -1),
+            decoding_order=order,
             logprobs=logprobs.masked_fill(~is_filled, 0.0),
             decoding_steps=steps,
             forward_passes=filling.runner.passes,

@@ -69,7 +69,7 @@ from .configuration_aoarm import TABLE_VARIANTS, AOARMConfig, head_auto_class
 from .decoding_aoarm import AOARMGenerationConfig
 from .generation_aoarm import AOARMGenerationMixin
 from .positions_aoarm import RowPositions, make_attention_mask, read_indices, resolve_segments
-from .runner_aoarm import MaskedRunner
+from .runner_aoarm import LogitsReader, MaskedRunner, rows_at_once
 from .scoring_aoarm import AOARMScoringMixin, MaskedScoringMixin
 
 
@@ -105,17 +105,19 @@ class AOARMCausalLMOutputWithPast(CacheUnderBothNames, CausalLMOutputWithPast):
     Args:
         loss: mean cross-entropy in nats per token over the labels that are not -100.
         logits: `[batch, rows, vocab]`, or `[batch, rows, targets, vocab]`: row r is about `target_position_ids[:, r]`.
-            `None` with `fused_loss` or `scored_ids`.
+            `None` with `fused_loss`, `scored_ids` or `logits_reader`.
         past_key_values, hidden_states, attentions, content_hidden_states, content_attentions:
             see [`AOARMModelOutputWithPast`].
         token_log_probs: float32, nats, the log-probabilities of `scored_ids`, in their shape.
         token_is_likeliest: bool, whether each of `scored_ids` is the likeliest token.
+        readings: what `logits_reader` returned.
     """
 
     content_hidden_states: tuple[Tensor, ...] | None = None
     content_attentions: tuple[Tensor, ...] | None = None
     token_log_probs: torch.FloatTensor | None = None
     token_is_likeliest: torch.BoolTensor | None = None
+    readings: Any = None
 
 
 @dataclass
@@ -123,13 +125,14 @@ class AOARMMaskedLMOutput(MaskedLMOutput):
     """
     Args:
         loss: nats per label that is not -100, or per `num_items_in_batch`, which `Trainer` counts.
-        logits: `[batch, rows, vocab]`, or `[batch, kept, vocab]`; `None` with `scored_ids`.
+        logits: `[batch, rows, vocab]`, or `[batch, kept, vocab]`; `None` with `scored_ids` or `logits_reader`.
         hidden_states, attentions: as in the library, `[batch, rows, hidden]` and `[batch, heads, rows, keys]`.
-        token_log_probs, token_is_likeliest: see [`AOARMCausalLMOutputWithPast`].
+        token_log_probs, token_is_likeliest, readings: see [`AOARMCausalLMOutputWithPast`].
     """
 
     token_log_probs: torch.FloatTensor | None = None
     token_is_likeliest: torch.BoolTensor | None = None
+    readings: Any = None
 
 
 # Attention
@@ -737,10 +740,6 @@ class AOARMModel(AOARMPreTrainedModel):
 # The heads
 
 
-# How many logits exist at once when tokens are scored: 128 MiB in float32.
-LOGITS_AT_ONCE = 2**25
-
-
 def fused_causal_lm_loss(
     hidden_states: Tensor, head: nn.Module, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
@@ -804,17 +803,28 @@ class AOARMLanguageModel(AOARMPreTrainedModel):
         return self.lm_head(hidden_states)
 
     def predict_rows(
-        self, hidden_states: Tensor, logits_to_keep: int | Tensor, scored_ids: Tensor | None, labels: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Makes the outputs that predict tokens: `logits`, or `token_log_probs` and `token_is_likeliest`.
+        self,
+        hidden_states: Tensor,
+        logits_to_keep: int | Tensor,
+        scored_ids: Tensor | None,
+        logits_reader: LogitsReader | None,
+        labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """Makes the outputs that predict tokens: `logits`, `readings`, or `token_log_probs` and `token_is_likeliest`.
 
         Args:
             hidden_states: `[batch, rows, ..., hidden]`, after the final norm.
-            logits_to_keep, scored_ids, labels: see [`AOARMForCausalLM.forward`].
+            logits_to_keep, scored_ids, logits_reader, labels: see [`AOARMForCausalLM.forward`].
 
         Raises:
-            ValueError: `scored_ids` does not have one token for each row that is kept, or comes with labels.
+            ValueError: `scored_ids` does not have one token for each row that is kept; more than one of `scored_ids`,
+                `logits_reader` and `labels` is given.
         """
+        if sum(each is not None for each in (scored_ids, logits_reader, labels)) > 1:
+            raise ValueError(
+                "`scored_ids`, `logits_reader` and `labels` exclude each other: with one of the first two there are no "
+                "logits. Got several."
+            )
         if isinstance(logits_to_keep, int):
             hidden_states = hidden_states[:, -logits_to_keep:]
         elif logits_to_keep.ndim == 1:
@@ -822,17 +832,17 @@ class AOARMLanguageModel(AOARMPreTrainedModel):
         else:
             examples = torch.arange(len(hidden_states), device=hidden_states.device)[:, None]
             hidden_states = hidden_states[examples, logits_to_keep]
+        if logits_reader is not None:
+            return {"readings": logits_reader(hidden_states, self.compute_logits)}
         if scored_ids is None:
             return {"logits": self.compute_logits(hidden_states)}
-        if labels is not None:
-            raise ValueError("`scored_ids` and `labels` exclude each other: with `scored_ids` there are no logits.")
         if scored_ids.shape != hidden_states.shape[:-1]:
             raise ValueError(
                 f"`scored_ids` must have one token for each row that is kept, {list(hidden_states.shape[:-1])}; got "
                 f"{list(scored_ids.shape)}."
             )
         log_probs, is_likeliest = [], []
-        rows = max(1, LOGITS_AT_ONCE // self.vocab_size)
+        rows = rows_at_once(self.config.vocab_size)
         for states, ids in zip(hidden_states.flatten(0, -2).split(rows), scored_ids.flatten().split(rows), strict=True):
             logits = self.compute_logits(states).float()
             log_probs.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
@@ -879,6 +889,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         scored_ids: torch.LongTensor | None = None,
         query_input_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
+        logits_reader: LogitsReader | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMCausalLMOutputWithPast:
         """Predicts the token at row r's target position from the rows up to r. See also [`AOARMModel.forward`].
@@ -893,12 +904,15 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
                 logits and their gradients, most of a step's memory with a large vocabulary.
             scored_ids: int64 `[batch, rows]`, or `[batch, kept]` with `logits_to_keep`: tokens whose log-probabilities
                 are returned instead of logits. They are computed in pieces.
+            logits_reader: is called with the states of the rows that are kept, `[batch, kept, hidden]` or `[batch,
+                kept, targets, hidden]`, and with the function from states `[..., hidden]` to logits `[..., vocab]`.
+                What it returns is returned as `readings` instead of logits, which need not all exist at once then.
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels with several targets per row, with targets other than
-                the next row's position, or on the first row of a packed segment; for `scored_ids` of a wrong shape or
-                together with labels; for `fused_loss` without labels or with an output layer that is not a plain linear
-                one.
+                the next row's position, or on the first row of a packed segment; for `scored_ids` of a wrong shape; for
+                more than one of `scored_ids`, `logits_reader` and labels; for `fused_loss` without labels or with an
+                output layer that is not a plain linear one.
         """
         if fused_loss and labels is None:
             raise ValueError("`fused_loss` returns only the loss, so it needs `labels`, got None.")
@@ -926,7 +940,7 @@ class AOARMForCausalLM(AOARMLanguageModel, AOARMScoringMixin, AOARMGenerationMix
         if fused_loss:
             loss = fused_causal_lm_loss(hidden_states, self.lm_head, labels, kwargs.get("num_items_in_batch"))
         else:
-            predictions = self.predict_rows(hidden_states, logits_to_keep, scored_ids, labels)
+            predictions = self.predict_rows(hidden_states, logits_to_keep, scored_ids, logits_reader, labels)
             if labels is not None:
                 loss = self.loss_function(**predictions, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
@@ -1010,6 +1024,7 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
         loss_weights: torch.FloatTensor | None = None,
         logits_to_keep: int | Tensor = 0,
         scored_ids: torch.LongTensor | None = None,
+        logits_reader: LogitsReader | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AOARMMaskedLMOutput:
         """Predicts each row's own token from all rows. See also [`AOARMModel.forward`].
@@ -1022,11 +1037,12 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
                 all rows that are modelled, and rows that are not masked weigh 0. The loss is divided by the number of
                 labels, which depends neither on the masks drawn nor on the number of processes and accumulated
                 batches. Default: 1, for labels of masked rows only.
-            logits_to_keep, scored_ids: as in [`AOARMForCausalLM.forward`].
+            logits_to_keep, scored_ids, logits_reader: as in [`AOARMForCausalLM.forward`].
 
         Raises:
             ValueError: as in [`AOARMModel.forward`]; for labels, weights or `scored_ids` of a wrong shape, weights
-                without labels, labels with `scored_ids`, and a label that is the mask token.
+                without labels, more than one of labels, `scored_ids` and `logits_reader`, and a label that is the mask
+                token.
         """
         if loss_weights is not None and labels is None:
             raise ValueError("`loss_weights` need `labels`, got none.")
@@ -1038,7 +1054,8 @@ class AOARMForMaskedLM(AOARMLanguageModel, MaskedScoringMixin, AOARMGenerationMi
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        predictions, loss = self.predict_rows(outputs.last_hidden_state, logits_to_keep, scored_ids, labels), None
+        states, loss = outputs.last_hidden_state, None
+        predictions = self.predict_rows(states, logits_to_keep, scored_ids, logits_reader, labels)
         if labels is not None:
             self.check_labels(labels, loss_weights, predictions["logits"].shape[:2])
             loss = self.weighted_loss(**predictions, labels=labels, loss_weights=loss_weights, **kwargs)

@@ -7,6 +7,7 @@ The row itself asks about its first target, to which its cached key then belongs
 only the last rows of a pass ask, because query streams are streams of all rows.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +25,16 @@ HIDDEN = -3e4
 # A masked model reads one canvas for each question. One call of it reads at most so many columns.
 COLUMNS_PER_CALL = 16384
 
-# Logits `[batch, asking, targets, vocab]`; or log-probabilities and "is the likeliest", each `[batch, asking]`.
-Answer = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+# How many logits a pass holds at once where it can do with parts of them: 128 MiB in float32.
+LOGITS_AT_ONCE = 2**25
+
+# Reads predictions from states `[..., hidden]` and the function that maps them to logits `[..., vocab]`.
+LogitsReader = Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], Any]
+
+
+def rows_at_once(vocab_size: int) -> int:
+    """How many rows of logits a pass holds at once where it can do with parts of them."""
+    return max(1, LOGITS_AT_ONCE // vocab_size)
 
 
 class ModelRunner:
@@ -78,8 +87,14 @@ class ModelRunner:
         raise NotImplementedError
 
     def ask(
-        self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None
-    ) -> Answer:
+        self,
+        rows: CanvasRows,
+        span: RowSpan,
+        asking: int = 1,
+        targets: int = 1,
+        scored_ids: torch.Tensor | None = None,
+        read: LogitsReader | None = None,
+    ) -> Any:
         """Predicts the next rows after each asking row.
 
         Args:
@@ -88,13 +103,34 @@ class ModelRunner:
             asking: how many rows of the span ask, counted from the last.
             targets: how many of the next rows each of them asks about.
             scored_ids: int64 `[batch, asking]`, tokens of each asking row's only target, to be scored.
+            read: reads predictions from states `[batch, asking, targets, hidden]`, so that not all logits need exist at
+                once. For targets behind the last row they have no meaning.
 
         Returns:
-            Logits `[batch, asking, targets, vocab]`; for targets behind the last row they have no meaning. Where tokens
-            are scored: their log-probabilities in nats, float32, and whether each is the likeliest, bool, both
-            `[batch, asking]`.
+            What `read` returns; without it, logits `[batch, asking, targets, vocab]`. Where tokens are scored: their
+            log-probabilities in nats, float32, and whether each is the likeliest, bool, both `[batch, asking]`.
         """
         raise NotImplementedError
+
+    def read_logits(self, model: Any, read: LogitsReader | None, arrange: Callable, **inputs) -> Any:
+        """Makes a pass and reads its predictions.
+
+        Args:
+            model: the model, or its compiled form.
+            read: see [`ask`]. Default: logits.
+            arrange: brings states `[batch, kept, ..., hidden]` to the shape `[batch, asking, targets, hidden]`.
+            **inputs: the model's.
+        """
+        if read is None:
+            return arrange(self.call(model, **inputs).logits)
+        if self.is_synced or model is not self.model or getattr(model, "_compiled_call_impl", None) is not None:
+            # The head runs once in every process, and compiled code takes no function as an argument.
+            return read(arrange(self.call(model, **inputs).logits), torch.nn.Identity())
+
+        def reader(states: torch.Tensor, compute_logits: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+            return read(arrange(states), compute_logits)
+
+        return self.call(model, **inputs, logits_reader=reader).readings
 
     def sync_processes(self, synced_gpus: bool | None) -> None:
         """Says whether all processes make their passes together. Default: where weights are shared out among them."""
@@ -167,28 +203,36 @@ class RowRunner(ModelRunner):
         return cls(model, own, cache is not None, compiled_model), cached
 
     def ask(
-        self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None
-    ) -> Answer:
+        self,
+        rows: CanvasRows,
+        span: RowSpan,
+        asking: int = 1,
+        targets: int = 1,
+        scored_ids: torch.Tensor | None = None,
+        read: LogitsReader | None = None,
+    ) -> Any:
         inputs = rows.read(span, targets, self.model.config.starts_from_neighbors)
         has_streams = self.is_two_stream and asking == span.width and targets > 1
         copies = 0 if has_streams else asking * (targets - 1)
         model = self.compiled_model if self.compiled_model is not None and self.has_read else self.model
         attention_mask, cache = self.place(inputs, span, asking, copies)
-        output = self.call(
-            model,
-            attention_mask=attention_mask,
-            **model_inputs(inputs, asking, has_streams),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=asking + copies,
-            **({} if scored_ids is None else {"scored_ids": scored_ids}),
-        )
+        inputs = model_inputs(inputs, asking, has_streams) | {
+            "attention_mask": attention_mask,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+            "logits_to_keep": asking + copies,
+        }
         if scored_ids is not None:
+            output = self.call(model, **inputs, scored_ids=scored_ids)
             return output.token_log_probs, output.token_is_likeliest
-        if has_streams:
-            return output.logits
-        own, copied = output.logits[:, :asking, None], output.logits[:, asking:]
-        return torch.cat([own, copied.unflatten(1, (asking, -1))], dim=2) if copies else own
+
+        def arrange(states: torch.Tensor) -> torch.Tensor:
+            if has_streams:
+                return states
+            own, copied = states[:, :asking, None], states[:, asking:]
+            return torch.cat([own, copied.unflatten(1, (asking, -1))], dim=2) if copies else own
+
+        return self.read_logits(model, read, arrange, **inputs)
 
     def place(
         self, inputs: RowInputs, span: RowSpan, asking: int, copies: int
@@ -282,12 +326,20 @@ class MaskedRunner(ModelRunner):
         return cls(model), torch.zeros_like(rows.totals)
 
     def ask(
-        self, rows: CanvasRows, span: RowSpan, asking: int = 1, targets: int = 1, scored_ids: torch.Tensor | None = None
-    ) -> Answer:
+        self,
+        rows: CanvasRows,
+        span: RowSpan,
+        asking: int = 1,
+        targets: int = 1,
+        scored_ids: torch.Tensor | None = None,
+        read: LogitsReader | None = None,
+    ) -> Any:
         # Each asking row needs a canvas of its own, in which the rows after it are masked.
         known = span.end[:, None] + torch.arange(1 - asking, 1, device=span.end.device)
         per_call = max(1, COLUMNS_PER_CALL // rows.columns.numel())
         parts = known.split(per_call, dim=1)
+        if read is not None:
+            return self.predict(rows, known, targets, read=read)
         if scored_ids is None:
             return torch.cat([self.predict(rows, part, targets) for part in parts], dim=1)
         scored = [
@@ -297,8 +349,13 @@ class MaskedRunner(ModelRunner):
         return tuple(torch.cat(each, dim=1)[..., 0] for each in zip(*scored, strict=True))
 
     def predict(
-        self, rows: CanvasRows, known: torch.Tensor, targets: int, scored_ids: torch.Tensor | None = None
-    ) -> Answer:
+        self,
+        rows: CanvasRows,
+        known: torch.Tensor,
+        targets: int,
+        scored_ids: torch.Tensor | None = None,
+        read: LogitsReader | None = None,
+    ) -> Any:
         """Runs the model once.
 
         Args:
@@ -306,9 +363,10 @@ class MaskedRunner(ModelRunner):
             known: int64 `[batch, questions]`, how many rows, counted from the first, have tokens that are seen.
             targets: how many of the rows after them to predict.
             scored_ids: int64 `[batch, questions, targets]`, tokens to be scored there.
+            read: see [`ask`].
 
         Returns:
-            float32 logits `[batch, questions, targets, vocab]`; behind the last row they have no meaning. Or the
+            Logits `[batch, questions, targets, vocab]`, or what `read` reads from states of this shape. Or the
             log-probabilities of `scored_ids` and whether each is the likeliest, both `[batch, questions, targets]`.
         """
         questions, is_row = known.shape[1], rows.columns >= 0
@@ -323,18 +381,17 @@ class MaskedRunner(ModelRunner):
         input_ids = tokens[:, None].where(is_known & is_row[:, None], self.model.config.mask_token_id)
         asked = (known[..., None] + torch.arange(targets, device=known.device)).clamp(max=tokens.shape[1] - 1)
         asked = ranks.gather(1, asked.flatten(1)).view(*known.shape, targets)
-        output = self.call(
-            self.model,
-            input_ids=input_ids.flatten(0, 1),
-            attention_mask=is_row.long().repeat_interleave(questions, 0),
-            position_ids=position_ids.clamp(min=0).repeat_interleave(questions, 0),
-            logits_to_keep=asked.flatten(0, 1),
-            scored_ids=None if scored_ids is None else scored_ids.flatten(0, 1),
-        )
+        inputs = {
+            "input_ids": input_ids.flatten(0, 1),
+            "attention_mask": is_row.long().repeat_interleave(questions, 0),
+            "position_ids": position_ids.clamp(min=0).repeat_interleave(questions, 0),
+            "logits_to_keep": asked.flatten(0, 1),
+        }
         if scored_ids is not None:
+            output = self.call(self.model, **inputs, scored_ids=scored_ids.flatten(0, 1))
             scored = output.token_log_probs, output.token_is_likeliest
             return tuple(each.unflatten(0, known.shape) for each in scored)
-        return output.logits.float().unflatten(0, known.shape)
+        return self.read_logits(self.model, read, lambda states: states.unflatten(0, known.shape), **inputs)
 
 
 def check_backend(model: Any) -> None:
@@ -347,4 +404,13 @@ def check_backend(model: Any) -> None:
         )
 
 
-__all__ = ["COLUMNS_PER_CALL", "MaskedRunner", "ModelRunner", "RowRunner", "check_backend"]
+__all__ = [
+    "COLUMNS_PER_CALL",
+    "LOGITS_AT_ONCE",
+    "LogitsReader",
+    "MaskedRunner",
+    "ModelRunner",
+    "RowRunner",
+    "check_backend",
+    "rows_at_once",
+]

@@ -1,11 +1,12 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""Log-probabilities of filled canvases: exact for given or drawn orders, and for masked models also estimates."""
+"""Log-probabilities of filled canvases: exact in any order, and for masked models also estimates."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers.generation import GenerationConfig, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from .canvas_aoarm import (
@@ -20,7 +21,8 @@ from .canvas_aoarm import (
     resolve_order,
     scatter_to_columns,
 )
-from .decoding_aoarm import default_context_order
+from .decoding_aoarm import ADAPTIVE_ORDERS, check_way, decoding_orders, default_context_order, way_of_decoding
+from .decoding_loop_aoarm import CanvasFilling, TokenSampler
 from .runner_aoarm import COLUMNS_PER_CALL
 
 
@@ -64,7 +66,11 @@ class AOARMScoringMixin:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         context_order: str | torch.Tensor | None = None,
     ) -> AOARMScoreOutput:
-        """Computes log p(blanks | rest) of filled canvases, exact in each order, with one forward pass for each order.
+        """Computes log p(blanks | rest) of filled canvases, exact in each order.
+
+        It takes one forward pass for each order. An adaptive order takes a pass for each blank: the model chooses the
+        next blank as in `generate`, from the tokens before it, and then gets the canvas's own token there. That is the
+        log-probability that the text has under this way of decoding (DUEL, 2603.01367), and sums to one over all texts.
 
         Args:
             input_ids: int64 `[batch, columns]`, filled canvases in sentence order.
@@ -73,8 +79,9 @@ class AOARMScoringMixin:
             observed_mask: bool `[batch, columns]`, False for columns that are neither scored nor seen, which gives
                 marginals. Positions stay as they are. Default: everything is observed.
             attention_mask: `[batch, columns]`, 0 for padding on either side. It defines the positions.
-            decoding_order: `"random"`, `"left_to_right"`, or int64 `[batch, blanks]` or `[orders, batch, blanks]`,
-                blank columns, -1 on the right. The context comes before all blanks.
+            decoding_order: `"random"`, `"left_to_right"`; `"confidence"`, `"entropy"` or `"margin"`; or int64 `[batch,
+                blanks]` or `[orders, batch, blanks]`, blank columns, -1 on the right. The context comes before all
+                blanks.
             num_orders: how many orders to draw; 1 where the order is not drawn.
             generator: random numbers for `"random"`: one generator, one for each example, or the global ones.
             context_order: the order of the context's rows, on which the result depends: `"left_to_right"`,
@@ -88,6 +95,8 @@ class AOARMScoringMixin:
         masks = generation_mask, observed_mask, attention_mask
         canvas, blanks, real, context = self._check_canvas(input_ids, *masks, context_order)
         orders = self._list_orders(decoding_order, blanks, num_orders, generator)
+        if is_named(decoding_order, *ADAPTIVE_ORDERS):
+            return self._score_adaptively(canvas, real, context, orders[0], decoding_order)
         scored = [self._score_order(canvas, real, context, order) for order in orders]
         return _make_output(*map(torch.stack, zip(*scored, strict=True)), orders)
 
@@ -151,8 +160,8 @@ class AOARMScoringMixin:
             if len(decoding_order) == 0:
                 raise ValueError("`decoding_order` must have at least one order, got shape [0, batch, blanks].")
             return torch.stack([resolve_order("decoding_order", order, blanks) for order in decoding_order])
-        orders = [resolve_order("decoding_order", decoding_order, blanks, generator) for _ in range(num_orders)]
-        return torch.stack(orders)
+        arguments = "decoding_order", decoding_order, blanks, generator, decoding_orders()
+        return torch.stack([resolve_order(*arguments) for _ in range(num_orders)])
 
     def _score_order(
         self, canvas: torch.Tensor, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor
@@ -170,6 +179,30 @@ class AOARMScoringMixin:
         tokens = canvas.gather(1, order.clamp(min=0))
         scored = self.runner_class(self).ask(rows, span, asking=blanks, scored_ids=tokens)
         return tuple(scatter_to_columns(each, order, torch.zeros_like(canvas, dtype=each.dtype)) for each in scored)
+
+    def _score_adaptively(
+        self, canvas: torch.Tensor, real: torch.Tensor, context: torch.Tensor, order: torch.Tensor, rule: str
+    ) -> AOARMScoreOutput:
+        """Scores the blanks, int64 `[batch, blanks]`, in the order in which the model would fill them by a rule."""
+        rows, num_context = CanvasRows.lay_out(canvas, real, context, order), (context >= 0).sum(1)
+        way = way_of_decoding(rule, None, 0, (order >= 0).sum(1).tolist())
+        check_way(way, rows, self.config.attention_variant, decoding_order=rule)
+        runner, cached = self.runner_class.for_generation(self, GenerationConfig(), rows, way, None, 1)
+        runner.sync_processes(None)
+        # As `generate` does, the order leaves ends of sentences out where they may not stand.
+        ends = self.generation_config.eos_token_id
+        ends = torch.tensor(ends if isinstance(ends, list) else [-1 if ends is None else ends], device=canvas.device)
+        ends = ends[(ends >= 0) & (ends < self.config.vocab_size)]
+        sampler = TokenSampler(LogitsProcessorList(), False, ends if len(ends) else None, None, way.draws())
+        filling = CanvasFilling(
+            runner, rows, num_context, way, sampler, background=canvas, cached=cached, holds_answers=True
+        )
+        filling.run()
+        scored = (
+            filling.all_rows.to_columns(values, torch.zeros_like(canvas, dtype=values.dtype))[None]
+            for values in (filling.results["logprobs"], filling.results["is_likeliest"])
+        )
+        return _make_output(*scored, filling.realised_order()[None])
 
 
 class MaskedScoringMixin(AOARMScoringMixin):
@@ -195,7 +228,8 @@ class MaskedScoringMixin(AOARMScoringMixin):
         that holds the mask token scores minus infinity.
 
         Args:
-            method: `"exact"` makes one forward pass for each blank and order (several in one call of the model). Each
+            method: `"exact"` makes one forward pass for each blank and order (several in one call of the model, if the
+                order does not depend on the tokens). Each
                 sample of `"elbo"` masks k of an example's N blanks in one pass, k uniform on 1 ... N and the blanks at
                 random. N / k times the sum of their log-probabilities is an unbiased estimate of the log-likelihood
                 averaged over all orders (ARDM, arXiv:2110.02037).
