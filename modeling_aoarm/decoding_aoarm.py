@@ -160,12 +160,12 @@ class AdaptiveOrder(FixedOrder):
 
     Args:
         sizes: for each example, how many blanks each pass fills at most.
-        limit: which of them it fills, [`Threshold`] or [`EntropyBound`], but at least the surest one. `None`: all.
+        limit: which of them it fills, if that is up to the model.
     """
 
     rule = "confidence"
 
-    def __init__(self, sizes: list[list[int]], limit: "Threshold | EntropyBound | None" = None):
+    def __init__(self, sizes: list[list[int]], limit: "Limit | None" = None):
         super().__init__(sizes)
         self.limit, self.decides_counts = limit, limit is not None
         self.blanks = max(map(sum, sizes), default=0)
@@ -275,39 +275,54 @@ class MarginOrder(AdaptiveOrder):
     rule = "margin"
 
 
-class Threshold:
-    """All blanks whose likeliest token has a probability above `bound` are filled (Fast-dLLM, 2505.22618)."""
+class Limit:
+    """Says which blanks a pass fills, where that is up to the model. It fills at least the surest one.
 
+    Args:
+        bound: the number in `tokens_per_step="name(bound)"`.
+    """
+
+    # The rule of [`certainty`] that it reads, and the largest bound that has a meaning.
     rule = "confidence"
+    largest_bound = math.inf
 
     def __init__(self, bound: float):
         self.bound = bound
 
     def is_met(self, certain: torch.Tensor) -> torch.Tensor:
-        """Whether targets are filled, bool `[active, targets]`, from their certainty by `rule`, the surest first."""
+        """Whether blanks are filled, bool `[active, targets]`, from their certainty by `rule`, the surest first.
+
+        The surest by the decoding order come first, which may have another rule.
+        """
+        raise NotImplementedError
+
+
+class Threshold(Limit):
+    """All blanks are filled whose likeliest token has a probability above the bound (Fast-dLLM, 2505.22618)."""
+
+    largest_bound = 1
+
+    def is_met(self, certain: torch.Tensor) -> torch.Tensor:
         # Certainty is in log-odds, and finite.
         return certain > torch.tensor(self.bound, dtype=torch.float64).logit()
 
 
-class EntropyBound:
-    """The surest blanks are filled as long as the sum of their entropies without the largest is below `bound` nats.
+class EntropyBound(Limit):
+    """The surest blanks are filled as long as the sum of their entropies without the largest is below the bound.
 
-    That bounds how far their joint distribution is from the independent one that they are drawn from, in nats of mutual
-    information (entropy-bounded unmasking, 2505.24857).
+    In nats. What is lost by drawing tokens that do not see each other is their mutual information, which is at most
+    that sum (entropy-bounded unmasking, 2505.24857).
     """
 
     rule = "entropy"
 
-    def __init__(self, bound: float):
-        self.bound = bound
-
     def is_met(self, certain: torch.Tensor) -> torch.Tensor:
-        """See [`Threshold.is_met`]."""
         entropies = (-certain).exp()
         return entropies.cumsum(1) - entropies.cummax(1).values < self.bound
 
 
-LIMITS = {"threshold": Threshold, "entropy": EntropyBound}
+# The names that `tokens_per_step` may have with a bound.
+LIMITS: dict[str, type[Limit]] = {"threshold": Threshold, "entropy": EntropyBound}
 
 # The values of `decoding_order` whose orders depend on the tokens.
 ADAPTIVE_ORDERS: dict[str, type[DecodingWay]] = {
@@ -444,13 +459,15 @@ def accepts(p: torch.Tensor, q: torch.Tensor, uniforms: torch.Tensor) -> torch.T
 
 DECODING_OPTIONS = ("decoding_order", "tokens_per_step", "draft_length")
 SCHEDULE = re.compile(r"(linear|cosine)\((\d{1,9})\)")
-LIMIT = re.compile(r"(threshold|entropy)\((\d{1,9}(?:\.\d{1,18})?|\.\d{1,18})\)")
+BOUND = re.compile(r"(\w{1,99})\((\d{1,9}(?:\.\d{1,18})?|\.\d{1,18})\)")
 
 
-def parse_limit(tokens_per_step: int | str | None) -> Threshold | EntropyBound | None:
+def parse_limit(tokens_per_step: int | str | None) -> Limit | None:
     """What `"threshold(p)"` and `"entropy(bound)"` stand for; `None` for anything else."""
-    limit = LIMIT.fullmatch(tokens_per_step) if isinstance(tokens_per_step, str) else None
-    return None if limit is None else LIMITS[limit[1]](float(limit[2]))
+    match = BOUND.fullmatch(tokens_per_step) if isinstance(tokens_per_step, str) else None
+    if match is None or match[1] not in LIMITS or float(match[2]) > LIMITS[match[1]].largest_bound:
+        return None
+    return LIMITS[match[1]](float(match[2]))
 
 
 def check_decoding_options(decoding_order: object, tokens_per_step: int | str | None, draft_length: int | None) -> None:
@@ -461,8 +478,7 @@ def check_decoding_options(decoding_order: object, tokens_per_step: int | str | 
     """
     is_schedule = isinstance(tokens_per_step, str) and (match := SCHEDULE.fullmatch(tokens_per_step)) and int(match[2])
     is_number = isinstance(tokens_per_step, int) and not isinstance(tokens_per_step, bool) and tokens_per_step >= 1
-    limit = parse_limit(tokens_per_step)
-    is_limit = isinstance(limit, EntropyBound) or (limit is not None and limit.bound <= 1)
+    is_limit = parse_limit(tokens_per_step) is not None
     if tokens_per_step is not None and not is_schedule and not is_number and not is_limit:
         raise ValueError(
             "`tokens_per_step` must be an integer of at least 1, 'linear(n)' or 'cosine(n)' with n passes, "
@@ -641,6 +657,8 @@ __all__ = [
     "EntropyBound",
     "EntropyOrder",
     "FixedOrder",
+    "LIMITS",
+    "Limit",
     "MarginOrder",
     "Speculation",
     "Threshold",

@@ -20,6 +20,14 @@ IN_GROUPS = [
     for order in ("random", "margin")
     for size in (2, 3, 100, "linear(3)", "cosine(3)")
 ]
+# How many blanks a pass fills is up to the model: of these small ones it fills one, some or all.
+UP_TO_THE_MODEL = [
+    {"decoding_order": "confidence", "tokens_per_step": "threshold(0.1)"},
+    {"decoding_order": "entropy", "tokens_per_step": "entropy(3.5)"},
+    {"decoding_order": "margin", "tokens_per_step": "threshold(0.09)"},
+    {"decoding_order": "margin", "tokens_per_step": "entropy(3.5)"},
+]
+IN_GROUPS += UP_TO_THE_MODEL
 WAYS = [*ONE_BY_ONE, *IN_GROUPS]
 CACHES = [{}, {"cache_implementation": "static"}, {"use_cache": False}]
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """Orders that the tokens decide, and several tokens a pass: against a slow loop that asks for each blank by itself."""
 
+import itertools
 import math
 
 import pytest
@@ -32,11 +33,16 @@ def how_sure(log_probs, rule):
 
 
 def slow_filling(model, canvas, blanks, rule, sizes, eos_token_id=None):
-    """Fills one canvas greedily by asking for every blank in a pass of its own; returns the tokens and the order."""
+    """Fills one canvas greedily by asking for every blank in a pass of its own; returns the tokens and the order.
+
+    `sizes` says how many blanks each pass fills, as numbers or as a function of the answers of the surest blanks.
+    """
     canvas, order = canvas.clone(), []
     rows = (~blanks).nonzero().flatten().tolist()
     left = blanks.nonzero().flatten().tolist()
-    for size in sizes:
+    for size in sizes if not callable(sizes) else itertools.repeat(sizes):
+        if not left:
+            break
         answers = {}
         for column in left:
             answer = conditional_of_column(model, canvas, torch.ones_like(blanks), torch.tensor(rows), column)
@@ -44,7 +50,8 @@ def slow_filling(model, canvas, blanks, rule, sizes, eos_token_id=None):
                 answer[eos_token_id] = -math.inf
                 answer = answer.log_softmax(-1)
             answers[column] = answer
-        chosen = sorted(left, key=lambda column: (-round(how_sure(answers[column], rule), 3), column))[:size]
+        chosen = sorted(left, key=lambda column: (-round(how_sure(answers[column], rule), 3), column))
+        chosen = size({column: answers[column] for column in chosen}) if callable(size) else chosen[:size]
         for column in chosen:
             canvas[column] = answers[column].argmax()
         rows, order = rows + chosen, order + chosen
@@ -75,6 +82,93 @@ def test_adaptive_orders_fill_the_surest_blanks_first(variant, way, cache, is_co
         canvas, order = slow_filling(model, example["input_ids"][0], blanks, way["decoding_order"], sizes)
         assert output.decoding_order[row, : len(order)].tolist() == order
         assert torch.equal(output.sequences[row, : len(canvas)], canvas)
+
+
+def above(bound):
+    """The blanks whose likeliest token has a larger probability; of answers by column, the surest first."""
+
+    def choose(answers):
+        sure = [column for column, answer in answers.items() if answer.double().exp().max() > bound]
+        return sure or [next(iter(answers))]
+
+    return choose
+
+
+def within(bound):
+    """The first blanks whose entropies have a sum, without the largest of them, below a bound."""
+
+    def choose(answers):
+        entropies = [float(torch.special.entr(answer.double().exp()).sum()) for answer in answers.values()]
+        counts = [n for n in range(1, len(answers) + 1) if sum(entropies[:n]) - max(entropies[:n]) < bound]
+        return list(answers)[: max(counts, default=1)]
+
+    return choose
+
+
+LIMITS = {
+    "threshold(0.3)": above(0.3),
+    "threshold(.5)": above(0.5),
+    "entropy(2)": within(2.0),
+    "entropy(3.0)": within(3.0),
+}
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize(
+    *filling_cases([{"decoding_order": rule} for rule in ("confidence", "entropy", "margin")]), ids=str
+)
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_pass_fills_what_the_model_is_sure_of(variant, way, cache, limit):
+    model, canvases = tiny_model(variant), ragged_canvases("left")
+    model.lm_head.weight.data *= 2
+    output = model.generate(**canvases, **way, **cache, tokens_per_step=limit, return_dict_in_generate=True)
+    sizes = set()
+    for row in range(4):
+        example = example_of(canvases, row)
+        blanks, start = example["generation_mask"][0], int((canvases["attention_mask"][row] == 0).sum())
+        arguments = example["input_ids"][0], blanks, way["decoding_order"], LIMITS[limit]
+        canvas, order = slow_filling(model, *arguments)
+        assert (output.decoding_order[row, : len(order)] - start).tolist() == order
+        assert torch.equal(output.sequences[row, start:], canvas)
+        sizes |= set(output.decoding_steps[row, : len(order)].unique(return_counts=True)[1].tolist())
+    assert len(sizes) > 1
+    torch.testing.assert_close(output.logprobs, replay(model, canvases, output, in_groups=True), atol=1e-5, rtol=0)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize(
+    *filling_cases([{"decoding_order": rule} for rule in ("confidence", "entropy", "margin")]), ids=str
+)
+def test_the_ends_of_both_limits_are_one_by_one_and_one_pass(variant, way, cache):
+    model, canvases = tiny_model(variant), ragged_canvases("right")
+
+    def fill(size):
+        return model.generate(**canvases, **way, **cache, tokens_per_step=size, return_dict_in_generate=True)
+
+    for ends, size in ((("threshold(1)", "entropy(0)"), 1), (("threshold(0)", "entropy(1000)"), 100)):
+        expected = fill(size)
+        for output in map(fill, ends):
+            assert torch.equal(output.sequences, expected.sequences)
+            assert torch.equal(output.decoding_order, expected.decoding_order)
+            assert torch.equal(output.decoding_steps, expected.decoding_steps)
+            assert output.forward_passes == expected.forward_passes
+            torch.testing.assert_close(output.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+
+
+@any_order_variants
+@pytest.mark.parametrize("limit", ["threshold(0.2)", "entropy(2.5)"])
+def test_a_limit_without_an_order_has_its_own(variant, limit):
+    model, canvases = tiny_model(variant), ragged_canvases("right")
+    order = "confidence" if limit.startswith("threshold") else "entropy"
+    alone = model.generate(**canvases, tokens_per_step=limit, return_dict_in_generate=True)
+    named = model.generate(**canvases, tokens_per_step=limit, decoding_order=order, return_dict_in_generate=True)
+    assert torch.equal(alone.decoding_order, named.decoding_order)
+    model.generation_config.tokens_per_step = limit
+    saved = model.generate(**canvases, return_dict_in_generate=True)
+    assert torch.equal(saved.decoding_order, named.decoding_order)
+    # A fixed order of the call is no order of sure blanks, and wins.
+    fixed = model.generate(**canvases, decoding_order="left_to_right", return_dict_in_generate=True)
+    assert fixed.forward_passes == 6
 
 
 @pytest.mark.grid

@@ -364,6 +364,10 @@ def test_ways_of_decoding_are_chosen_level_by_level():
         ([level(tokens=1), level("random", drafts=3)], level("random", 1)),
         ([level(), level(drafts=2), level("random", tokens=3)], level("random", drafts=2)),
         ([level(), level(tokens=2), level("random", drafts=3)], level("random", 2)),
+        ([level(tokens="threshold(0.9)"), level("random", drafts=3)], level(tokens="threshold(0.9)")),
+        ([level(tokens="entropy(0.1)"), level("margin", 2)], level("margin", "entropy(0.1)")),
+        ([level("random"), level("margin", "entropy(0.1)")], level("random")),
+        ([level(drafts=3), level(tokens="entropy(0.1)")], level(drafts=3)),
     ):
         assert resolve_decoding_options(*levels) == expected
     with pytest.raises(ValueError, match="draft_length.*entropy"):
@@ -405,6 +409,11 @@ def test_a_default_for_canvases_leaves_left_to_right_text_alone(variant):
         ({"tokens_per_step": True}, "tokens_per_step.*True"),
         ({"tokens_per_step": "cosine"}, "tokens_per_step.*'cosine'"),
         ({"tokens_per_step": "cosine(0)"}, r"tokens_per_step.*cosine\(0\)"),
+        ({"tokens_per_step": "threshold(1.1)"}, r"tokens_per_step.*'threshold\(p\)'.*probability.*threshold\(1.1\)"),
+        ({"tokens_per_step": "threshold(-0.1)"}, r"tokens_per_step.*threshold\(-0.1\)"),
+        ({"tokens_per_step": "entropy(nan)"}, r"tokens_per_step.*'entropy\(bound\)'.*entropy\(nan\)"),
+        ({"tokens_per_step": "entropy(0.1)", "decoding_order": "random"}, "surest about.*decoding_order.*'random'"),
+        ({"tokens_per_step": "entropy(0.1)", "draft_length": 2}, "draft_length.*tokens_per_step.*exclude"),
         ({"draft_length": 0}, "draft_length.*at least 1.*0"),
         ({"draft_length": 2.0}, "draft_length.*2.0"),
         ({"draft_length": 2, "tokens_per_step": 2}, "draft_length.*tokens_per_step.*exclude"),

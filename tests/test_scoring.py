@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from canvases import FILLING_VARIANTS, model_of_three_symbols
+from canvases import FILLING_VARIANTS, conditional_of_column, model_of_three_symbols, ragged_canvases
 from torch.utils._python_dispatch import TorchDispatchMode
 from variants import all_strings, any_order_variants, every_variant, tiny_model
 
-from modeling_aoarm import modeling_aoarm
+from modeling_aoarm import decoding_aoarm, runner_aoarm
+from modeling_aoarm.decoding_aoarm import certainty
 
 
 @pytest.mark.parametrize("variant", FILLING_VARIANTS)
@@ -22,6 +23,84 @@ def test_scores_of_all_strings_sum_to_one_in_every_order(variant):
         scores = model.score(sentences, decoding_order=torch.tensor([order]).expand(len(strings), -1))
         assert scores.log_likelihood.shape == (1, 81)
         assert abs(scores.log_likelihood.double().exp().sum() - 1) < 1e-5
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
+@pytest.mark.parametrize("variant", FILLING_VARIANTS)
+def test_adaptive_scores_of_all_strings_sum_to_one(variant, rule):
+    model = model_of_three_symbols(variant)
+    model.lm_head.weight.data *= 5
+    strings = all_strings(3, 4)
+    sentences = torch.cat([torch.zeros(len(strings), 1, dtype=torch.int64), strings], dim=1)
+    scores = model.score(sentences, decoding_order=rule)
+    assert abs(scores.log_likelihood.double().exp().sum() - 1) < 1e-5
+    # The order depends on the tokens.
+    assert len(scores.decoding_order[0].unique(dim=0)) > 1
+    assert torch.equal(scores.mean_log_likelihood, scores.log_likelihood[0])
+    # One by one, from uncached passes over each string alone.
+    everywhere = torch.ones(5, dtype=torch.bool)
+    for row in (0, 17, 80):
+        known, log_probs = [0], []
+        while len(known) < 5:
+            left = [column for column in range(5) if column not in known]
+            answers = [
+                conditional_of_column(model, sentences[row], everywhere, torch.tensor(known), column) for column in left
+            ]
+            sure = certainty(torch.stack(answers), rule)
+            column = left[sure.argmax()]
+            log_probs.append(answers[sure.argmax()][sentences[row, column]])
+            known.append(column)
+        assert scores.decoding_order[0, row].tolist() == known[1:]
+        by_step = scores.token_log_probs[0, row].gather(0, scores.decoding_order[0, row])
+        torch.testing.assert_close(by_step, torch.stack(log_probs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
+@pytest.mark.parametrize("variant", FILLING_VARIANTS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_adaptive_scores_are_what_generation_said(variant, rule, side):
+    """In a ragged batch, of greedy fillings and of drawn ones; alone and in a batch, with an end of sentence."""
+    model = tiny_model(variant, eos_token_id=2, pad_token_id=0)
+    # A published config may name an id that is no token.
+    model.generation_config.eos_token_id = [2, -1]
+    # The end is what the model would be surest of.
+    model.lm_head.weight.data[2] *= 2
+    canvases = ragged_canvases(side)
+    for do_sample in (False, True):
+        torch.manual_seed(0)
+        output = model.generate(
+            **canvases, decoding_order=rule, do_sample=do_sample, return_dict_in_generate=True, suppress_tokens=[2]
+        )
+        masks = canvases["generation_mask"], None, canvases["attention_mask"]
+        scores = model.score(output.sequences, *masks, decoding_order=rule)
+        assert torch.equal(scores.decoding_order[0], output.decoding_order)
+        torch.testing.assert_close(scores.log_likelihood[0], output.logprobs.sum(1), atol=1e-5, rtol=0)
+        fixed = model.score(output.sequences, *masks, decoding_order=output.decoding_order)
+        torch.testing.assert_close(scores.token_log_probs, fixed.token_log_probs, atol=1e-5, rtol=0)
+        assert torch.equal(scores.token_is_likeliest, fixed.token_is_likeliest)
+        for row in range(4):
+            real = canvases["attention_mask"][row].bool()
+            alone = model.score(
+                output.sequences[row : row + 1, real], masks[0][row : row + 1, real], decoding_order=rule
+            )
+            torch.testing.assert_close(
+                alone.token_log_probs[0, 0], scores.token_log_probs[0, row, real], atol=1e-5, rtol=0
+            )
+
+
+def test_an_end_of_sentence_in_a_scored_text_is_a_token():
+    """It closes no blanks, wherever it stands."""
+    model = tiny_model("two_stream", eos_token_id=2, pad_token_id=0)
+    canvas = torch.tensor([[5, 2, 7, 2, 9]])
+    scores = model.score(canvas, decoding_order="confidence")
+    assert sorted(scores.decoding_order[0, 0].tolist()) == [1, 2, 3, 4]
+    fixed = model.score(canvas, decoding_order=scores.decoding_order)
+    torch.testing.assert_close(scores.token_log_probs, fixed.token_log_probs, atol=1e-5, rtol=0)
+
+
+def test_adaptive_scores_are_refused_where_only_the_next_position_is_known():
+    with pytest.raises(ValueError, match="causal.*adaptive orders need another variant.*'confidence'"):
+        tiny_model("causal").score(torch.tensor([[1, 2, 3]]), decoding_order="confidence")
 
 
 @any_order_variants
@@ -146,7 +225,8 @@ BLANKS = torch.tensor([[False, True, True, False], [False, False, True, True]])
         ({"num_orders": 1.5}, "num_orders.*1.5"),
         ({"decoding_order": torch.zeros(0, 2, 2, dtype=torch.int64)}, "decoding_order.*at least one order"),
         ({"num_orders": 2, "decoding_order": "left_to_right"}, "num_orders.*2.*left_to_right"),
-        ({"decoding_order": "confidence"}, "decoding_order.*confidence"),
+        ({"decoding_order": "surest"}, "decoding_order.*'margin'.*'surest'"),
+        ({"decoding_order": "margin", "num_orders": 2}, "num_orders.*not drawn.*2.*'margin'"),
         ({"decoding_order": torch.tensor([[[1, 2], [2, 2]]])}, "decoding_order.*exactly once"),
         ({"generator": [torch.Generator()]}, "generator.*2 examples.*1"),
     ],
@@ -196,13 +276,58 @@ def test_scores_never_need_all_logits_at_once(variant, monkeypatch):
     canvas = torch.randint(0, 5000, (8, 10), generator=torch.Generator().manual_seed(0))
     order = "left_to_right"
     expected = model.score(canvas, decoding_order=order)
-    monkeypatch.setattr(modeling_aoarm, "LOGITS_AT_ONCE", 3 * 5000)
+    monkeypatch.setattr(runner_aoarm, "LOGITS_AT_ONCE", 3 * 5000)
     with LargestTensor() as largest:
         output = model.score(canvas, decoding_order=order)
     # The largest is now the embedding, or of so many logits; all of them are 8 * 9 * 5000.
     assert largest.numbers <= max(3, model.config.hidden_size) * 5000
     torch.testing.assert_close(output.token_log_probs, expected.token_log_probs, atol=1e-5, rtol=0)
     assert torch.equal(output.token_is_likeliest, expected.token_is_likeliest)
+
+
+WAYS_IN_PARTS = [
+    {"decoding_order": "confidence"},
+    {"decoding_order": "random", "tokens_per_step": 9},
+    {"tokens_per_step": "threshold(0)"},
+    {"decoding_order": "left_to_right", "draft_length": 2},
+]
+
+
+@pytest.mark.parametrize("way", WAYS_IN_PARTS, ids=str)
+@pytest.mark.parametrize("variant", FILLING_VARIANTS)
+def test_decoding_never_needs_all_logits_at_once(variant, way, monkeypatch):
+    """What is sampled, its order and its log-probabilities do not change."""
+    if variant == "bidirectional" and "draft_length" in way:
+        pytest.skip("bidirectional has no drafts")
+    model = tiny_model(variant, vocab_size=5000)
+    canvas = torch.randint(4, 5000, (2, 16), generator=torch.Generator().manual_seed(0))
+    blanks = torch.ones_like(canvas, dtype=torch.bool)
+    blanks[:, :2] = blanks[1, 9:] = False
+    how = {"generation_mask": blanks, "do_sample": True, "top_p": 0.9, "return_dict_in_generate": True} | way
+    expected = model.generate(canvas, **how, generator=torch.Generator().manual_seed(1))
+    # Drafts are verified with one row of logits each.
+    rows = 3
+    monkeypatch.setattr(runner_aoarm, "LOGITS_AT_ONCE", 2 * rows * 5000)
+    monkeypatch.setattr(decoding_aoarm, "LOGITS_IN_CACHE", 2 * 2 * 5000)
+    with LargestTensor() as largest:
+        output = model.generate(canvas, **how, generator=torch.Generator().manual_seed(1))
+    assert largest.numbers <= max(2 * rows, model.config.hidden_size) * 5000
+    assert torch.equal(output.sequences, expected.sequences)
+    assert torch.equal(output.decoding_order, expected.decoding_order)
+    torch.testing.assert_close(output.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+
+
+@every_variant
+def test_a_reader_of_logits_gets_the_states_and_the_head(variant):
+    model = tiny_model(variant)
+    rows = torch.randint(0, 21, (2, 5), generator=torch.Generator().manual_seed(0))
+    logits = model(rows).logits
+    output = model(rows, logits_to_keep=2, logits_reader=lambda states, head: (states.shape, head(states[:, :1])))
+    shape, part = output.readings
+    assert shape == (2, 2, model.config.hidden_size) and output.logits is None
+    torch.testing.assert_close(part, logits[:, -2:-1], atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="`scored_ids`, `logits_reader` and `labels` exclude each other"):
+        model(rows, logits_reader=lambda states, head: None, labels=rows)
 
 
 @every_variant
@@ -218,5 +343,5 @@ def test_scored_ids_give_the_log_probabilities_of_the_logits(variant):
     torch.testing.assert_close(kept.token_log_probs, log_probs[:, -2:], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"`scored_ids` must have one token for each row.*\[2, 5\]; got \[2, 4\]"):
         model(rows, scored_ids=wanted[:, :4])
-    with pytest.raises(ValueError, match="`scored_ids` and `labels` exclude each other"):
+    with pytest.raises(ValueError, match="`scored_ids`, `logits_reader` and `labels` exclude each other"):
         model(rows, scored_ids=wanted, labels=wanted)
