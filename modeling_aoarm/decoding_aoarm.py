@@ -14,14 +14,14 @@ an entry in `ADAPTIVE_ORDERS`, see `docs/extending.md`.
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers.generation import GenerationConfig
 
-from .canvas_aoarm import CONTEXT_ORDERS, CanvasRows, check_count, is_named
+from .canvas_aoarm import CONTEXT_ORDERS, CanvasRows, is_named
 from .compat_aoarm import generation_config_values
-from .decoding_loop_aoarm import CanvasFilling, Filled, on_device
+from .decoding_loop_aoarm import CanvasFilling, Filled, Progress, on_device
 
 
 # How many logits are compared at once to find the most certain targets on a CPU: what fits into its cache.
@@ -72,8 +72,9 @@ class DecodingWay:
 
     # Whether a row asks about several targets in some pass.
     asks_about_several = False
-    # How many drafts a pass verifies.
+    # How many drafts a pass verifies at most, and whether that changes from pass to pass.
     draft_length = 0
+    chooses_lengths = False
 
     def draws(self) -> list[int]:
         """How many random numbers a pass takes for each example, whatever the rest of the batch is."""
@@ -332,6 +333,75 @@ ADAPTIVE_ORDERS: dict[str, type[DecodingWay]] = {
 }
 
 
+# `draft_length="auto"` verifies at most so many drafts a pass.
+MOST_DRAFTS = 8
+# How many rows a pass computes, all streams of all examples together, in the time that it takes to read the weights.
+# Measured for CPUs (`examples/benchmarks/speculation.py`); for accelerators an estimate.
+FREE_ROWS = {"cpu": 32}
+FREE_ROWS_ELSEWHERE = 256
+
+
+class DraftPolicy:
+    """Chooses how many drafts a pass makes for the next one, from how many were accepted so far.
+
+    A draft is taken to be accepted with the same probability everywhere. It is estimated from the drafts of the last
+    passes, and is high at first. The time of a pass is taken to grow linearly in its rows. The policy chooses the
+    number of drafts with the most tokens for the time, as long as all of them could be rejected without the whole
+    filling taking more than `1 + LOSS` times the time of one by one.
+
+    Args:
+        blanks: how many blanks are filled, the most of any example.
+        streams: how many rows a pass computes for a blank without drafts: 2 in `two_stream`, else 1.
+        free_rows: how many rows double the time of a pass.
+    """
+
+    LOSS = 0.04
+    # A pass's drafts count so much of what those of the pass after it do.
+    MEMORY = 0.95
+    # Drafts that count as accepted and as verified before there are any.
+    PRIOR_ACCEPTED, PRIOR_VERIFIED = 2.0, 2.5
+
+    def __init__(self, blanks: int, streams: int, free_rows: int):
+        self.streams, self.free_rows = streams, free_rows
+        self.credit = self.LOSS * blanks
+        self.accepted = self.verified = 0.0
+
+    def time(self, drafts: int, further: int, batch: int) -> float:
+        """The time of a pass, relative to one without drafts.
+
+        Args:
+            drafts: how many drafts it verifies.
+            further: how many drafts it makes for the next pass.
+            batch: how many examples it reads.
+        """
+        rows = (1 + drafts) * (self.streams + further)
+        return (self.free_rows + batch * rows) / (self.free_rows + batch * self.streams)
+
+    def choose(self, drafts: int, most: int, batch: int) -> int:
+        """How many drafts to make, at most `most`, in a pass that verifies `drafts`."""
+        likely = (self.accepted + self.PRIOR_ACCEPTED) / (self.verified + self.PRIOR_VERIFIED)
+        best, best_speed = 0, 1.0
+        for length in range(1, most + 1):
+            speed = sum(likely**index for index in range(length + 1)) / self.time(length, length, batch)
+            risk = self.time(drafts, length, batch) + self.time(length, 0, batch) - 2
+            if speed > best_speed and risk <= self.credit:
+                best, best_speed = length, speed
+        return best
+
+    def learn(self, verified: int, accepted: int, filled: int, time: float) -> None:
+        """Takes notice of a pass.
+
+        Args:
+            verified, accepted: how many drafts were verified up to the first rejected one of each example, and how many
+                of them were accepted, summed over examples.
+            filled: by how much the most blanks that an example has left went down.
+            time: what the pass took, relative to one without drafts.
+        """
+        self.accepted = self.MEMORY * self.accepted + accepted
+        self.verified = self.MEMORY * self.verified + verified
+        self.credit += filled - time
+
+
 class Speculation(DecodingWay):
     """Any-subset speculative decoding (2504.20456), one pass a round, in an order that is known before.
 
@@ -342,14 +412,17 @@ class Speculation(DecodingWay):
     drafts are a little worse than those of a pass of their own, and cost none.
 
     Args:
-        draft_length: how many drafts a pass verifies.
+        draft_length: how many drafts a pass verifies; `"auto"`: as many as a [`DraftPolicy`] chooses.
         blanks: how many blanks each example has.
     """
 
     asks_about_several = True
 
-    def __init__(self, draft_length: int, blanks: list[int]):
-        self.draft_length, self.blanks = draft_length, blanks
+    def __init__(self, draft_length: int | str, blanks: list[int]):
+        self.chooses_lengths = draft_length == "auto"
+        self.draft_length, self.blanks = MOST_DRAFTS if self.chooses_lengths else draft_length, blanks
+        # The policy of each example in the whole batch.
+        self.policies: list[DraftPolicy] = []
         self.most_blanks = max(blanks, default=0)
         # The distributions that the drafts were drawn from, `[active, drafts, vocab]`.
         self.draft_probs: torch.Tensor | None = None
@@ -368,9 +441,10 @@ class Speculation(DecodingWay):
             self.draft_probs = self.draft_probs[examples]
 
     def step(self, filling: CanvasFilling) -> None:
-        length, is_fixed = self.draft_length, filling.runner.has_fixed_shapes
-        most = min(length, (self.most_blanks if is_fixed else filling.most_remaining) - 1)
-        drafts = most if is_fixed and filling.round else max(each.drafted for each in filling.progress)
+        length, is_fixed, before = self.draft_length, filling.runner.has_fixed_shapes, filling.progress
+        lengths = self.choose_lengths(filling) if self.chooses_lengths else [length] * len(before)
+        most = min(max(lengths), (self.most_blanks if is_fixed else filling.most_remaining) - 1)
+        drafts = most if is_fixed and filling.round else max(each.drafted for each in before)
         uniforms = filling.draw_uniforms(2 * length + 1)
         read = functools.partial(self.read_next, filling, uniforms)
         filled, accepted, logits = filling.ask(1 + most, asking=1 + drafts, drafts=drafts, read=read)
@@ -379,7 +453,46 @@ class Speculation(DecodingWay):
         filling.drafted = torch.zeros_like(filling.drafted)
         if most:
             self.make_drafts(filling, logits, uniforms[:, length + 1 :][:, :most], has_ended)
+            filling.drafted = filling.drafted.minimum(on_device(lengths, filling.drafted.device))
         filling.note_progress()
+        if self.chooses_lengths:
+            self.learn(before, filling.progress, lengths)
+
+    def group(self, progress: list[Progress]) -> dict[DraftPolicy, list[int]]:
+        """The active examples of each policy, by their numbers in `progress`."""
+        groups: dict[DraftPolicy, list[int]] = {}
+        for index, each in enumerate(progress):
+            if each.remaining:
+                groups.setdefault(self.policies[each.example], []).append(index)
+        return groups
+
+    def choose_lengths(self, filling: CanvasFilling) -> list[int]:
+        """How many drafts this pass makes for the next one, for each example of the filling."""
+        if not self.policies:
+            # With a generator for each example, samples must not depend on the batch: each has a policy of its own.
+            is_shared = not isinstance(filling.sampler.generator, Sequence)
+            streams = 2 if filling.runner.model.config.attention_variant == "two_stream" else 1
+            rows = FREE_ROWS.get(filling.committed.device.type, FREE_ROWS_ELSEWHERE)
+            shared = DraftPolicy(self.most_blanks, streams, rows)
+            self.policies = [shared if is_shared else DraftPolicy(each, streams, rows) for each in self.blanks]
+        lengths = [0] * len(filling.progress)
+        for policy, indices in self.group(filling.progress).items():
+            own = [filling.progress[index] for index in indices]
+            most = min(self.draft_length, max(each.remaining for each in own) - 1)
+            length = policy.choose(max(each.drafted for each in own), most, len(own))
+            for index in indices:
+                lengths[index] = length
+        return lengths
+
+    def learn(self, before: list[Progress], after: list[Progress], lengths: list[int]) -> None:
+        """Tells the policies what a pass did that made `lengths` drafts for the next one."""
+        for policy, indices in self.group(before).items():
+            was, now = ([progress[index] for index in indices] for progress in (before, after))
+            accepted = [new.committed - old.committed - 1 for old, new in zip(was, now, strict=True)]
+            verified = [min(old.drafted, own + 1) for old, own in zip(was, accepted, strict=True)]
+            filled = max(each.remaining for each in was) - max(each.remaining for each in now)
+            time = policy.time(max(each.drafted for each in was), lengths[indices[0]], len(was))
+            policy.learn(sum(verified), sum(accepted), filled, time)
 
     def read_next(
         self, filling: CanvasFilling, uniforms: torch.Tensor, states: torch.Tensor, compute_logits: Callable
@@ -470,7 +583,9 @@ def parse_limit(tokens_per_step: int | str | None) -> Limit | None:
     return LIMITS[match[1]](float(match[2]))
 
 
-def check_decoding_options(decoding_order: object, tokens_per_step: int | str | None, draft_length: int | None) -> None:
+def check_decoding_options(
+    decoding_order: object, tokens_per_step: int | str | None, draft_length: int | str | None
+) -> None:
     """Checks how many blanks a pass fills, and that the options fit each other.
 
     Raises:
@@ -485,13 +600,16 @@ def check_decoding_options(decoding_order: object, tokens_per_step: int | str | 
             "'threshold(p)' with a probability such as 0.9, or 'entropy(bound)' with a number of nats such as 0.1; got "
             f"{tokens_per_step!r}."
         )
-    if draft_length is not None:
-        check_count("draft_length", draft_length)
+    is_length = isinstance(draft_length, int) and not isinstance(draft_length, bool) and draft_length >= 1
+    if draft_length is not None and not is_named(draft_length, "auto") and not is_length:
+        raise ValueError(f"`draft_length` must be an integer of at least 1 or 'auto', got {draft_length!r}.")
     if conflict := find_conflict(decoding_order, tokens_per_step, draft_length):
         raise ValueError(conflict)
 
 
-def find_conflict(decoding_order: object, tokens_per_step: int | str | None, draft_length: int | None) -> str | None:
+def find_conflict(
+    decoding_order: object, tokens_per_step: int | str | None, draft_length: int | str | None
+) -> str | None:
     """Says why checked options exclude each other; `None` if they do not."""
     is_adaptive, names = is_named(decoding_order, *ADAPTIVE_ORDERS), ", ".join(map(repr, ADAPTIVE_ORDERS))
     if parse_limit(tokens_per_step) is not None and decoding_order is not None and not is_adaptive:
@@ -559,7 +677,10 @@ def step_sizes(tokens_per_step: int | str | None, blanks: int) -> list[int]:
 
 
 def way_of_decoding(
-    decoding_order: str | torch.Tensor, tokens_per_step: int | str | None, draft_length: int, blanks: list[int]
+    decoding_order: str | torch.Tensor,
+    tokens_per_step: int | str | None,
+    draft_length: int | str | None,
+    blanks: list[int],
 ) -> DecodingWay:
     """The way that options ask for, for canvases with so many blanks each; the options are checked."""
     if draft_length:
@@ -600,7 +721,8 @@ class AOARMGenerationConfig(GenerationConfig):
             2202.04200). A sentence end that cuts a pass short can make it more passes. In adaptive orders also as many
             as the model is sure of, and at least one: `"threshold(p)"` ([`Threshold`]) or `"entropy(bound)"`
             ([`EntropyBound`]), whose order is `"confidence"` or `"entropy"` when it is `None`.
-        draft_length: how many drafts one forward pass verifies in speculative decoding; `None` for none.
+        draft_length: how many drafts one forward pass verifies in speculative decoding; `"auto"` for as many as pay
+            ([`DraftPolicy`]); `None` for none.
         context_order: the order of the given tokens, also in `score`: `"left_to_right"` (used when `None`) or
             `"suffix_first"`, see `generate`.
         **kwargs: the library's own.
@@ -613,7 +735,7 @@ class AOARMGenerationConfig(GenerationConfig):
         self,
         decoding_order: str | None = None,
         tokens_per_step: int | str | None = None,
-        draft_length: int | None = None,
+        draft_length: int | str | None = None,
         context_order: str | None = None,
         **kwargs,
     ):
@@ -654,6 +776,7 @@ __all__ = [
     "DECODING_OPTIONS",
     "AdaptiveOrder",
     "DecodingWay",
+    "DraftPolicy",
     "EntropyBound",
     "EntropyOrder",
     "FixedOrder",

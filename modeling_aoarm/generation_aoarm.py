@@ -138,7 +138,7 @@ class AOARMGenerationMixin:
         generation_mask: torch.Tensor | None = None,
         decoding_order: str | torch.Tensor | None = None,
         tokens_per_step: int | str | None = None,
-        draft_length: int | None = None,
+        draft_length: int | str | None = None,
         context_order: str | torch.Tensor | None = None,
         token_sets: torch.Tensor | None = None,
         column_sets: torch.Tensor | None = None,
@@ -182,11 +182,13 @@ class AOARMGenerationMixin:
                 `"entropy"` or `"margin"`, with which each pass fills the blanks that the model is most certain about,
                 see [`~modeling_aoarm.decoding_aoarm.certainty`]; or int64 `[batch, blanks]`, blank columns in the order
                 in which to fill them, -1 on the right.
-            tokens_per_step: how many blanks one pass fills, see [`AOARMGenerationConfig`]. Tokens of one pass do not
-                see each other: above 1 this is fast and approximate.
+            tokens_per_step: how many blanks one pass fills: a number, a schedule, or as many as the model is sure of,
+                see [`AOARMGenerationConfig`]. Tokens of one pass do not see each other: above 1 this is fast and
+                approximate.
             draft_length: how many drafts one pass verifies in any-subset speculative decoding (2504.20456), for orders
-                that are known before. The samples follow the one-by-one distribution of that order exactly. The call's
-                values of these three win over the generation config, also where one excludes the other.
+                that are known before; `"auto"` for as many as pay. The samples follow the one-by-one distribution of
+                that order exactly. The call's values of these three win over the generation config, also where one
+                excludes the other.
             context_order: the order of the given tokens, which are the rows before all blanks: `"left_to_right"`;
                 `"suffix_first"`, which is the first token, then the tokens right of the first blank, then those left of
                 it; or int64 `[batch, given]`, columns, -1 on the right. Results depend on it. Default: the generation
@@ -263,8 +265,10 @@ class AOARMGenerationMixin:
         canvas, blanks, real, context = (each.repeat_interleave(copies, 0) for each in (canvas, blanks, real, context))
         num_context = (context >= 0).sum(1)
         rows = CanvasRows.lay_out(canvas, real, context, decoding_order)
-        # No canvas has more blanks than there are positions.
-        draft_length = min(options["draft_length"] or 0, self.config.max_position_embeddings)
+        draft_length = options["draft_length"]
+        if isinstance(draft_length, int):
+            # No canvas has more blanks than there are positions.
+            draft_length = min(draft_length, self.config.max_position_embeddings)
         way = way_of_decoding(order, options["tokens_per_step"], draft_length, blanks.sum(1).tolist())
         check_way(way, rows, self.config.attention_variant, **options)
 

@@ -187,6 +187,11 @@ class RowRunner(ModelRunner):
                 f"{implementation!r}."
             )
         is_fixed = implementation == "static"
+        if is_fixed and way.chooses_lengths:
+            raise ValueError(
+                "`draft_length='auto'` changes the shapes of passes, which cache_implementation='static' keeps equal; "
+                "give a number."
+            )
         if way.asks_about_several or is_fixed or cache is not None:
             check_backend(model)
         capacity = rows.columns.shape[1] - 1 + way.extra_slots(model.config.attention_variant == "two_stream")

@@ -185,7 +185,7 @@ class AOARMScoringMixin:
     ) -> AOARMScoreOutput:
         """Scores the blanks, int64 `[batch, blanks]`, in the order in which the model would fill them by a rule."""
         rows, num_context = CanvasRows.lay_out(canvas, real, context, order), (context >= 0).sum(1)
-        way = way_of_decoding(rule, None, 0, (order >= 0).sum(1).tolist())
+        way = way_of_decoding(rule, None, None, (order >= 0).sum(1).tolist())
         check_way(way, rows, self.config.attention_variant, decoding_order=rule)
         runner, cached = self.runner_class.for_generation(self, GenerationConfig(), rows, way, None, 1)
         runner.sync_processes(None)

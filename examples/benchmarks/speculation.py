@@ -4,11 +4,14 @@ Measure speculative decoding: forward passes and time in a trained model, agains
 
     python examples/benchmarks/speculation.py                                           # after `make pretrain`
     python examples/benchmarks/speculation.py --models outputs/pretrain outputs/decoupled
+    python examples/benchmarks/speculation.py --models outputs/smollm2 --shares half --block_size 48 --repetitions 1
 
 Canvases are held-out text of the reference corpus, as long as the model's training rows, with half or all of the
 characters blank. They are sampled at temperature 1, left to right and in random orders, in batches of 1 and 8. There is
 no end of sentence, so all ways fill the same blanks. A batch makes passes until its slowest canvas is full, and passes
 per token are those of the batch divided by the blanks of one canvas.
+
+With `auto` the length follows the acceptance so far ([`~modeling_aoarm.decoding_aoarm.DraftPolicy`]).
 
 All ways take turns. Ratios of times are medians over rounds of ratios within one round, and the first round does not
 count. Runs on the CPU, about 3 minutes per model on 2 cores. Writes `benchmark_speculation.json` (all numbers, raw and
@@ -44,9 +47,11 @@ from modeling_aoarm import AOARMForCausalLM, AOARMGenerateOutput
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 
 
-QUICK = dict(repetitions=2, canvases=2, batch_sizes=[1, 2], draft_lengths=[1, 4], block_size=12)
+QUICK = dict(repetitions=2, canvases=2, batch_sizes=[1, 2], draft_lengths=["1", "4", "auto"], block_size=12)
 ORDERS, SHARES = ("left_to_right", "random"), ("half", "all")
-FASTER = Target("<=", 1.0)
+# Where the figure shows drafts whose number is not fixed.
+AUTO_TICK = 9.5
+FASTER, NEVER_SLOWER = Target("<=", 1.0), Target("<=", 1.05)
 
 
 @dataclass
@@ -56,7 +61,10 @@ class SpeculationArguments(TimingArguments):
     models: list[str] = field(
         default_factory=lambda: ["outputs/pretrain"], metadata={"help": "Folders of trained models."}
     )
-    draft_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8], metadata={"help": "Drafts per pass."})
+    draft_lengths: list[str] = field(
+        default_factory=lambda: ["1", "2", "4", "8", "auto"], metadata={"help": "Drafts per pass: numbers, and auto."}
+    )
+    shares: list[str] = field(default_factory=lambda: list(SHARES), metadata={"help": "Blank columns: half, all."})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Canvases per batch."})
     canvases: int = field(default=8, metadata={"help": "Number of canvases."})
     block_size: int | None = field(
@@ -65,8 +73,14 @@ class SpeculationArguments(TimingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_at_least(1, "draft_lengths", "batch_sizes", "canvases")
+        self.check_at_least(1, "batch_sizes", "canvases")
         self.check_at_least(2, "block_size")
+        wrong = [each for each in self.draft_lengths if each != "auto" and not (each.isdigit() and int(each))]
+        if wrong or not self.draft_lengths:
+            raise ValueError(f"--draft_lengths must be numbers of at least 1, or auto; got {self.draft_lengths}.")
+        self.draft_lengths = [each if each == "auto" else int(each) for each in self.draft_lengths]
+        if not self.shares or not set(self.shares) <= set(SHARES):
+            raise ValueError(f"--shares must be of {', '.join(SHARES)}, got {self.shares}.")
         for folder in self.models:
             if not (Path(folder) / "config.json").is_file():
                 raise ValueError(f"--models must be folders of models (`make pretrain` makes one), got {folder}.")
@@ -98,18 +112,22 @@ def draw_blanks(shape: tuple[int, int], share: str, order: str, seed: int) -> to
 
 
 def sample(
-    model: AOARMForCausalLM, canvases: torch.Tensor, blanks: torch.Tensor, batch: int, draft_length: int, seed: int
+    model: AOARMForCausalLM,
+    canvases: torch.Tensor,
+    blanks: torch.Tensor,
+    batch: int,
+    draft_length: int | str,
+    seed: int,
 ) -> list[AOARMGenerateOutput]:
-    """Fills canvases batch by batch. Each has its own seed, so the batch size changes no token."""
+    """Fills canvases batch by batch, each batch with a seed of its own; `draft_length` is 0 for one by one."""
     mask = torch.zeros_like(canvases, dtype=torch.bool).scatter(1, blanks, True)
-    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(canvases))]
     parts = [slice(start, start + batch) for start in range(0, len(canvases), batch)]
     return [
         model.generate(
             canvases[part],
             generation_mask=mask[part],
             decoding_order=blanks[part],
-            generator=generators[part],
+            generator=torch.Generator().manual_seed(seed + part.start),
             draft_length=draft_length or None,
             do_sample=True,
             top_k=0,
@@ -125,7 +143,7 @@ def measure(folder: str, texts: Dataset, arguments: SpeculationArguments) -> lis
     """Measures passes and wall times of speculation and one-by-one decoding with a trained model.
 
     Returns:
-        An entry for each order, share of blanks, batch size and draft length (0 for one by one). Raw numbers are lists
+        An entry for each order, share of blanks, batch size and draft length (0: one by one, or "auto"). Raw numbers are lists
         over rounds: `seconds` for all canvases, `forward_passes` of each batch, and `tokens_per_forward`, the mean over
         canvases. Derived: passes per canvas and per token, seconds per token, and ratios to one by one.
     """
@@ -137,7 +155,7 @@ def measure(folder: str, texts: Dataset, arguments: SpeculationArguments) -> lis
     block_size = min(block_size, model.config.max_position_embeddings - 1)
     canvases = cut_canvases(texts, tokenizer, block_size, arguments.canvases)
     entries = []
-    for order, share, batch in itertools.product(ORDERS, SHARES, arguments.batch_sizes):
+    for order, share, batch in itertools.product(ORDERS, arguments.shares, arguments.batch_sizes):
         blanks = draw_blanks(canvases.shape, share, order, arguments.seed)
 
         def way(repetition, length, blanks=blanks, batch=batch):
@@ -186,15 +204,23 @@ def compare_entries(entries: list[dict]) -> list[dict]:
             ("passes_per_token", Target("<=", 0.5 if variant == "two_stream" else 0.9), "passes per token"),
             ("seconds_to_one_by_one", FASTER, "time"),
         ):
-            best = min((entry for entry in own if entry["draft_length"]), key=lambda entry: entry[name])
+            best = min((each for each in own if each["draft_length"] not in (0, "auto")), key=lambda each: each[name])
             what = f"{variant}, {order.replace('_', ' ')}, {share} blank, batch {batch}: {label}"
             what += f", {best['draft_length']} drafts"
             targets.append(compare_with_target(what, "one by one", best[name], target, model=best["model"]))
+        for entry in own:
+            if entry["draft_length"] == "auto":
+                what = f"{variant}, {order.replace('_', ' ')}, {share} blank, batch {batch}: time, auto"
+                value = entry["seconds_to_one_by_one"]
+                targets.append(compare_with_target(what, "one by one", value, NEVER_SLOWER, model=entry["model"]))
     return targets
 
 
 def draw(entries: list[dict]) -> Figure:
-    """Plots passes per token and time over the draft length, for all columns blank."""
+    """Plots passes per token and time over the draft length, for the largest share of blanks.
+
+    What the policy chooses stands apart: filled points for random orders, hollow ones from left to right.
+    """
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axes, name, label in zip(
         figure.subplots(1, 2),
@@ -202,25 +228,33 @@ def draw(entries: list[dict]) -> Figure:
         ("passes per token", "time, ratio to one by one"),
         strict=True,
     ):
-        curves = {}
+        curves, chosen, share = {}, {}, max((entry["blank_share"] for entry in entries), key=SHARES.index)
         for entry in entries:
-            if entry["blank_share"] == "all":
-                key = entry["attention_variant"], entry["order"], entry["batch_size"]
+            key = entry["attention_variant"], entry["order"], entry["batch_size"]
+            if entry["blank_share"] == share and entry["draft_length"] == "auto":
+                chosen[key] = entry[name]
+            elif entry["blank_share"] == share:
                 curves.setdefault(key, []).append((entry["draft_length"], entry[name]))
         for (variant, order, batch), points in curves.items():
             style = ("-" if order == "random" else "--") + ("o" if batch == 1 else "s")
             text = f"{variant}, {order.replace('_', ' ')}, batch {batch}"
             axes.plot(*zip(*sorted(points), strict=True), style, color=COLOURS[variant], markersize=4, label=text)
+            if (variant, order, batch) in chosen:
+                marker = "o" if batch == 1 else "s"
+                fill = COLOURS[variant] if order == "random" else "none"
+                value = chosen[variant, order, batch]
+                axes.plot([AUTO_TICK], [value], marker, color=COLOURS[variant], fillstyle="full", mfc=fill)
         axes.axhline(1, color="0.7", linewidth=1)
         # Leaves room for the legend above the curves.
         highest = max(value for points in curves.values() for _, value in points)
         axes.set_ylim(0, 1.5 * highest)
-        axes.set_xticks(sorted({entry["draft_length"] for entry in entries}))
+        lengths = sorted({entry["draft_length"] for entry in entries} - {"auto"})
+        axes.set_xticks([*lengths, *([AUTO_TICK] if chosen else [])], [*lengths, *(["auto"] if chosen else [])])
         axes.set_xlabel("drafts per pass (0: one by one)")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.suptitle("Speculative decoding, all columns blank, temperature 1")
+    figure.suptitle(f"Speculative decoding, {share} columns blank, temperature 1")
     return figure
 
 
