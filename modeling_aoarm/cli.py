@@ -20,6 +20,7 @@ from transformers.utils import logging
 from .compat import run_harness_command
 from .configuration_aoarm import AOARMConfig, head_auto_class
 from .conversion import QUERY_STREAM_INITS, VARIANTS, convert_causal_lm
+from .decoding_aoarm import decoding_orders
 from .gguf import require_gguf
 from .infilling_aoarm import Infilling, infill
 from .io import replacing_folder
@@ -99,10 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", help="folder of a saved model and its tokenizer, or a name on the Hub")
     add("texts", metavar="TEXT", nargs="*", help="a text with blanks")
     add("--file", metavar="PATH", help="more texts, one per line (UTF-8); - reads standard input")
-    orders = ("left_to_right", "random", "confidence", "entropy", "margin")
+    orders = decoding_orders()
     add("--decoding-order", choices=orders, help="the order in which blanks are filled (as in the generation config)")
-    add("--tokens-per-step", type=int, metavar="K", help="fill K tokens per forward pass: fewer passes, approximate")
-    add("--draft-length", type=int, metavar="K", help="draft K tokens and verify them in one pass: exact")
+    several = "fill K tokens per forward pass, or as many as threshold(0.9) or the like says: fewer passes, approximate"
+    add("--tokens-per-step", type=_number_or_name, metavar="K", help=several)
+    add("--draft-length", type=_number_or_name, metavar="K", help="draft K tokens, or auto, and verify them: exact")
     add("--do-sample", action="store_true", default=None, help="sample instead of taking the best token")
     add("--temperature", type=float, metavar="T", help="divides the logits; needs --do-sample")
     add("--top-k", type=int, metavar="K", help="sample from the K best tokens; needs --do-sample")
@@ -337,6 +339,11 @@ def silence_library() -> None:
     """Turns off the progress bars and warnings of transformers, which would mix with the results."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def _number_or_name(text: str) -> int | str:
+    """Reads an option that is a number or a name, which `generate` checks."""
+    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _format_json(text: str, infilling: Infilling, with_candidates: bool) -> str:

@@ -13,7 +13,7 @@ BLANKS = ((2, 3, 4, 8), (), (0, 7, 1), (0, 1, 2, 3, 4, 5))
 # Ways of decoding, and whether each token sees all that were filled before it.
 ONE_BY_ONE = [
     *({"decoding_order": order} for order in ("left_to_right", "random", "confidence", "entropy", "margin")),
-    *({"decoding_order": order, "draft_length": n} for order in ("left_to_right", "random") for n in (1, 2, 9)),
+    *({"decoding_order": order, "draft_length": n} for order in ("left_to_right", "random") for n in (1, 2, 9, "auto")),
 ]
 IN_GROUPS = [
     {"decoding_order": order, "tokens_per_step": size}
@@ -42,8 +42,17 @@ def model_of_three_symbols(variant):
 
 
 def filling_cases(ways=WAYS, caches=CACHES):
-    """Variants, ways and kinds of cache for `parametrize`. `bidirectional` has neither drafts nor a cache."""
-    cases = [(variant, way, cache) for variant in ANY_ORDER for way in ways for cache in caches]
+    """Variants, ways and kinds of cache for `parametrize`. `bidirectional` has neither drafts nor a cache.
+
+    Static caches take no number of drafts that changes.
+    """
+    pairs = [
+        (way, cache)
+        for way in ways
+        for cache in caches
+        if not (way.get("draft_length") == "auto" and cache.get("cache_implementation") == "static")
+    ]
+    cases = [(variant, *pair) for variant in ANY_ORDER for pair in pairs]
     masked = [("bidirectional", way, {}) for way in ways if "draft_length" not in way]
     return ("variant", "way", "cache"), [*cases, *masked]
 

@@ -10,6 +10,7 @@ from canvases import conditional, enumerated, fits
 from variants import any_order_variants, tiny_model
 
 from modeling_aoarm import decoding_aoarm
+from modeling_aoarm.decoding_aoarm import MOST_DRAFTS, DraftPolicy
 
 
 SAMPLES = 20_000
@@ -69,13 +70,15 @@ ORDERS = {"left_to_right": [1, 2, 3, 4, 5], "mixed": [4, 2, 5, 1, 3]}
 @pytest.mark.grid(pairs=False)
 @any_order_variants
 @pytest.mark.parametrize("order", list(ORDERS))
-@pytest.mark.parametrize("draft_length", [1, 2, 3, 4, 5])
-def test_samples_follow_the_one_by_one_distribution(variant, order, draft_length):
+@pytest.mark.parametrize("draft_length", [1, 2, 3, 4, 5, "auto"])
+def test_samples_follow_the_one_by_one_distribution(variant, order, draft_length, monkeypatch):
     """They follow it, and not that of another order or temperature."""
+    # Else drafts would not pay in such a batch.
+    monkeypatch.setitem(decoding_aoarm.FREE_ROWS, "cpu", 10**9)
     model, columns = trained_model(variant), ORDERS[order]
     (other,) = (each for each in ORDERS.values() if each != columns)
     canvases = canvases_of(columns)
-    torch.manual_seed(draft_length)
+    torch.manual_seed(4 if draft_length == "auto" else draft_length)
     output = sample(model, canvases, torch.tensor([columns]), draft_length=draft_length, num_return_sequences=SAMPLES)
     expected = enumerated(model, canvases["input_ids"][0], columns)
     assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
@@ -256,3 +259,66 @@ def test_drafts_come_from_the_last_row_whose_successor_is_decided(variant, end, 
         **cache,
     )
     assert set(looked_at) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64])
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("likely", [0.0, 0.3, 0.6, 0.9, 1.0, "at first"])
+def test_a_policy_never_loses_more_time_than_it_may(streams, batch, likely):
+    """By its own measure of time, whatever is accepted; and it gains where drafts are good and passes are short."""
+    generator = torch.Generator().manual_seed(0)
+    for blanks in (3, 20, 200):
+        policy = DraftPolicy(blanks, streams, 32)
+        left, drafts, total = blanks, 0, 0.0
+        while left:
+            length = policy.choose(drafts, min(MOST_DRAFTS, left - 1), batch)
+            assert 0 <= length <= max(left - 1, 0)
+            chance = (left > blanks / 2) if likely == "at first" else likely
+            accepted = int((torch.rand(drafts, generator=generator) < chance).long().cumprod(0).sum())
+            filled, time = min(accepted + 1, left), policy.time(drafts, length, batch)
+            policy.learn(min(drafts, accepted + 1), accepted, filled, time)
+            left, total, drafts = left - filled, total + time, min(length, max(left - filled - 1, 0))
+        assert total <= blanks * (1 + DraftPolicy.LOSS) + 1e-9
+        if blanks == 200 and batch == 1 and likely in (0.6, 0.9, 1.0):
+            assert total < (1.0 if likely == 0.6 else 0.7) * blanks
+        if blanks == 200 and likely == 0.0:
+            assert total >= blanks
+
+
+def test_a_policy_follows_the_acceptance():
+    """Few drafts where few are accepted, more where many are, fewer in a larger batch, and it forgets."""
+
+    def taught(verified, accepted, passes=30):
+        policy = DraftPolicy(1000, 2, 32)
+        for _ in range(passes):
+            policy.learn(verified, accepted, 1, 1.0)
+        return policy
+
+    assert taught(4, 0).choose(0, 8, 1) == 0
+    assert 0 < taught(4, 2).choose(0, 8, 1) < taught(4, 4).choose(0, 8, 1)
+    assert taught(4, 4).choose(0, 8, 64) < taught(4, 4).choose(0, 8, 1)
+    policy = taught(4, 0)
+    for _ in range(100):
+        policy.learn(0, 0, 1, 1.0)
+    assert policy.choose(0, 8, 1) > 0
+
+
+@any_order_variants
+def test_drafts_follow_the_acceptance_in_generation(variant, monkeypatch):
+    """Drafts that are accepted save passes; where all are rejected there is a pass for each token."""
+    model = tiny_model(variant, vocab_size=5, pad_token_id=0)
+    canvas = torch.zeros(1, 41, dtype=torch.int64)
+    blanks = torch.ones_like(canvas, dtype=torch.bool)
+    blanks[0, 0] = False
+    monkeypatch.setitem(decoding_aoarm.FREE_ROWS, "cpu", 10**9)
+    how = {"generation_mask": blanks, "do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    accepted = model.generate(canvas, **how, draft_length="auto")
+    monkeypatch.setattr(decoding_aoarm, "accepts", lambda p, q, uniforms: torch.zeros_like(p, dtype=torch.bool))
+    rejected = model.generate(canvas, **how, draft_length="auto")
+    assert accepted.forward_passes < 40 and rejected.forward_passes == 40
+
+
+def test_a_changing_number_of_drafts_is_refused_for_equal_shapes():
+    canvases = canvases_of([1, 2, 3])
+    with pytest.raises(ValueError, match="draft_length='auto'.*cache_implementation='static'.*give a number"):
+        tiny_model("two_stream").generate(**canvases, draft_length="auto", cache_implementation="static")

@@ -143,9 +143,9 @@ def measure(folder: str, texts: Dataset, arguments: SpeculationArguments) -> lis
     """Measures passes and wall times of speculation and one-by-one decoding with a trained model.
 
     Returns:
-        An entry for each order, share of blanks, batch size and draft length (0: one by one, or "auto"). Raw numbers are lists
-        over rounds: `seconds` for all canvases, `forward_passes` of each batch, and `tokens_per_forward`, the mean over
-        canvases. Derived: passes per canvas and per token, seconds per token, and ratios to one by one.
+        An entry for each order, share of blanks, batch size and draft length (0: one by one, or "auto"). Raw numbers
+        are lists over rounds: `seconds` for all canvases, `forward_passes` of each batch, and `tokens_per_forward`, the
+        mean over canvases. Derived: passes per canvas and per token, seconds per token, and ratios to one by one.
     """
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
