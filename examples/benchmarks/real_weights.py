@@ -6,8 +6,8 @@ Measure the speed of converted real weights: time per generated token, against t
     python examples/benchmarks/real_weights.py       # once the file is there
 
 `generate` continues a prompt, in the library's Llama and in each converted variant. The variants also fill the same
-number of blanks behind the prompt in random orders. Decoding is greedy, one example at a time, in float32 on the CPU.
-No text ends early, so all ways make the same number of tokens.
+number of blanks behind the prompt in random orders and by confidence. Decoding is greedy, one example at a time, in
+float32 on the CPU. No text ends early, so all ways make the same number of tokens.
 
 All ways take turns, and the first round does not count. A ratio is that of the shortest times of all rounds, which load
 on the machine changes least. The JSON also has the median over rounds. Writes `benchmark_real_weights.json` (all
@@ -24,10 +24,13 @@ from matplotlib.figure import Figure
 from timing import (
     COLOURS,
     Report,
+    Target,
     TimingArguments,
+    compare_with_target,
     compute_median_ratio,
     parse_arguments,
     print_table,
+    print_targets,
     time_in_turns,
 )
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
@@ -37,6 +40,8 @@ from modeling_aoarm import AOARMForCausalLM, convert_causal_lm
 
 QUICK = dict(repetitions=2, new_tokens=4)
 VARIANTS = ("decoupled_rope", "two_stream")
+# For the time of confidence order, relative to left to right.
+CONFIDENCE = Target("<=", 1.8)
 PROMPT = "The history of the railway began in Britain, where coal was carried from the mines to the rivers. In 1825"
 
 
@@ -49,7 +54,7 @@ class RealWeightsArguments(TimingArguments):
     )
     gguf_file: str = field(default="SmolLM2-135M-Instruct.Q4_1.gguf", metadata={"help": "Name of the file."})
     repetitions: int = field(default=15, metadata={"help": "Measured rounds, after one that does not count."})
-    new_tokens: int = field(default=32, metadata={"help": "Tokens per way."})
+    new_tokens: int = field(default=48, metadata={"help": "Tokens per way."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,14 +75,16 @@ def continue_prompt(repetition: int, model: PreTrainedModel, prompt: torch.Tenso
     )
 
 
-def fill_blanks(repetition: int, model: AOARMForCausalLM, prompt: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """Fills blanks behind the prompt greedily, in a random order that differs from round to round."""
+def fill_blanks(
+    repetition: int, model: AOARMForCausalLM, prompt: torch.Tensor, count: int, order: str, seed: int
+) -> torch.Tensor:
+    """Fills blanks behind the prompt greedily; random orders differ from round to round."""
     canvas = torch.cat([prompt, prompt.new_zeros(1, count)], dim=1)
     blanks = torch.arange(canvas.shape[1])[None] >= prompt.shape[1]
     return model.generate(
         canvas,
         generation_mask=blanks,
-        decoding_order="random",
+        decoding_order=order,
         generator=torch.Generator().manual_seed(seed + repetition),
         do_sample=False,
         eos_token_id=None,
@@ -94,7 +101,8 @@ def measure(arguments: RealWeightsArguments) -> list[dict]:
     for variant, model in models.items():
         given = dict(model=model, prompt=prompt, count=count)
         ways[variant, "left_to_right"] = functools.partial(continue_prompt, **given)
-        ways[variant, "random"] = functools.partial(fill_blanks, seed=arguments.seed, **given)
+        for order in ("random", "confidence"):
+            ways[variant, order] = functools.partial(fill_blanks, order=order, seed=arguments.seed, **given)
     measured = time_in_turns(ways, arguments.repetitions, arguments.gguf_file)
     reference, texts = measured["Llama", "left_to_right"]
     entries = []
@@ -112,6 +120,7 @@ def measure(arguments: RealWeightsArguments) -> list[dict]:
                 "seconds_per_token": min(seconds) / count,
                 "seconds_to_llama": min(seconds) / min(reference),
                 "seconds_to_llama_median": compute_median_ratio(seconds, reference),
+                "seconds_to_left_to_right": min(seconds) / min(measured[name, "left_to_right"][0]),
             }
         )
     return entries
@@ -149,7 +158,23 @@ def main(argv: list[str]) -> None:
     ]
     columns = ("model", "order", "ms / token", "time ratio", "median ratio", "same text")
     print_table(f"{arguments.gguf_file}, {arguments.new_tokens} tokens", columns, rows, left=2)
-    results = {"gguf_file": arguments.gguf_file, "repetitions": arguments.repetitions, "real_weights": entries}
+    targets = [
+        compare_with_target(
+            f"{entry['model']}: time in confidence order",
+            "left to right",
+            entry["seconds_to_left_to_right"],
+            CONFIDENCE if entry["model"] == "two_stream" else None,
+        )
+        for entry in entries
+        if entry["order"] == "confidence"
+    ]
+    print_targets(targets)
+    results = {
+        "gguf_file": arguments.gguf_file,
+        "repetitions": arguments.repetitions,
+        "real_weights": entries,
+        "targets": targets,
+    }
     report.write(arguments.output_dir, results, draw(entries))
 
 
