@@ -372,7 +372,8 @@ def test_speculation_takes_at_most_as_many_passes_as_one_by_one(speculation):
     printed = " ".join(printed.split())
     assert "any order: 2.500 (unigram entropy 4.688)" in printed and "any order: unknown" in printed
     entries = report["speculation"]
-    assert len(entries) == 2 * 2 * 2 * 2 * 3
+    # Models, orders, shares, batches, and numbers of drafts: none, 1, 4 and auto.
+    assert len(entries) == 2 * 2 * 2 * 2 * 4
     one_by_one = {same_setting(entry): entry for entry in entries if entry["draft_length"] == 0}
     for entry in entries:
         reference = one_by_one[same_setting(entry)]
@@ -405,7 +406,12 @@ def test_figures_of_speculation_follow_from_the_raw_numbers(speculation):
         variant = entry["what"].partition(",")[0]
         if "passes per token" in entry["what"]:
             assert entry["target"] == ("<= 0.5" if variant == "two_stream" else "<= 0.9")
-            assert entry["value"] in {each["passes_per_token"] for each in entries if each["draft_length"]}
+            assert entry["value"] in {each["passes_per_token"] for each in entries if each["draft_length"] in (1, 4)}
+        elif entry["what"].endswith("auto"):
+            assert entry["target"] == "<= 1.05"
+            assert entry["value"] in {
+                each["seconds_to_one_by_one"] for each in entries if each["draft_length"] == "auto"
+            }
         else:
             assert entry["target"] == "<= 1"
 

@@ -161,18 +161,20 @@ def test_the_benchmark_of_real_weights_runs(tmp_path):
     assert process.returncode == 0, process.stderr
     report = read_json(output, "benchmark_real_weights.json")
     ways = [(entry["model"], entry["order"]) for entry in report["real_weights"]]
+    orders = ("left_to_right", "random", "confidence")
     assert ways == [
         ("Llama", "left_to_right"),
-        ("decoupled_rope", "left_to_right"),
-        ("decoupled_rope", "random"),
-        ("two_stream", "left_to_right"),
-        ("two_stream", "random"),
+        *((variant, order) for variant in ("decoupled_rope", "two_stream") for order in orders),
     ]
     reference = report["real_weights"][0]["seconds"]
     for entry in report["real_weights"]:
         assert entry["same_text"] is (True if entry["order"] == "left_to_right" else None)
         assert len(entry["seconds"]) == 2 and entry["new_tokens"] == 4
         assert entry["seconds_to_llama"] == pytest.approx(min(entry["seconds"]) / min(reference))
+    one_by_one, _, by_confidence = report["real_weights"][4:]
+    ratio = min(by_confidence["seconds"]) / min(one_by_one["seconds"])
+    assert by_confidence["seconds_to_left_to_right"] == pytest.approx(ratio)
+    assert [each["value"] for each in report["targets"]][1] == pytest.approx(ratio)
 
 
 def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
