@@ -337,7 +337,7 @@ ADAPTIVE_ORDERS: dict[str, type[DecodingWay]] = {
 MOST_DRAFTS = 8
 # How many rows a pass computes, all streams of all examples together, in the time that it takes to read the weights.
 # Measured for CPUs (`examples/benchmarks/speculation.py`); for accelerators an estimate.
-FREE_ROWS = {"cpu": 32}
+FREE_ROWS = {"cpu": 24}
 FREE_ROWS_ELSEWHERE = 256
 
 
@@ -345,9 +345,9 @@ class DraftPolicy:
     """Chooses how many drafts a pass makes for the next one, from how many were accepted so far.
 
     A draft is taken to be accepted with the same probability everywhere. It is estimated from the drafts of the last
-    passes, and is high at first. The time of a pass is taken to grow linearly in its rows. The policy chooses the
-    number of drafts with the most tokens for the time, as long as all of them could be rejected without the whole
-    filling taking more than `1 + LOSS` times the time of one by one.
+    passes, and is high at first. The time of a pass is taken to grow linearly in its rows, besides a constant for
+    drafts of any number. The policy chooses the number of drafts with the most tokens for the time, as long as all of
+    them could be rejected without the whole filling taking more than `1 + LOSS` times the time of one by one.
 
     Args:
         blanks: how many blanks are filled, the most of any example.
@@ -355,7 +355,9 @@ class DraftPolicy:
         free_rows: how many rows double the time of a pass.
     """
 
-    LOSS = 0.04
+    LOSS = 0.03
+    # What a pass with drafts takes longer, however few they are.
+    OVERHEAD = 0.15
     # A pass's drafts count so much of what those of the pass after it do.
     MEMORY = 0.95
     # Drafts that count as accepted and as verified before there are any.
@@ -375,7 +377,8 @@ class DraftPolicy:
             batch: how many examples it reads.
         """
         rows = (1 + drafts) * (self.streams + further)
-        return (self.free_rows + batch * rows) / (self.free_rows + batch * self.streams)
+        overhead = self.OVERHEAD if drafts or further else 0.0
+        return (self.free_rows + batch * rows) / (self.free_rows + batch * self.streams) + overhead
 
     def choose(self, drafts: int, most: int, batch: int) -> int:
         """How many drafts to make, at most `most`, in a pass that verifies `drafts`."""
