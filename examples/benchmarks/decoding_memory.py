@@ -68,7 +68,7 @@ STYLES = {
     "has to be kept": ("black", ":"),
 }
 MIB = 2**20
-QUICK = dict(models=["two_stream", "bidirectional"], blanks=[24, 48, 96], vocabularies=[3000], batch=2)
+QUICK = dict(models=["two_stream"], blanks=[24, 48, 96], vocabularies=[3000], batch=2)
 QUICK |= dict(logits_at_once=2**14)
 
 
