@@ -110,9 +110,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# About 40 minutes on 2 cores that have nothing else to do. Speculation needs the model of `make pretrain`.
+# About 50 minutes on 2 cores that have nothing else to do. Speculation needs the model of `make pretrain`.
 benchmarks: pretrain
-	for part in training decoding query_starts speculation memory collation streaming; do \
+	for part in training decoding query_starts speculation memory decoding_memory collation streaming; do \
 		$(BIN)/python examples/benchmarks/$$part.py || exit 1; \
 	done
 

@@ -36,13 +36,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.hf_argparser import HfArg
 
 from modeling_aoarm.cli import check_source, load_model
-from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 from modeling_aoarm.decoding_aoarm import default_context_order
 from modeling_aoarm.evaluation import (
     bound_likelihood,
@@ -59,6 +56,7 @@ from modeling_aoarm.evaluation import (
 )
 from modeling_aoarm.evaluation.likelihood import make_generator
 from modeling_aoarm.evaluation.plots import plot_estimates, plot_samples
+from modeling_aoarm.evaluation.scripts import HeldOutRowsArguments, print_entries
 from modeling_aoarm.io import convert_for_json, replacing, versions, write_json
 
 
@@ -77,12 +75,9 @@ ORDERS = ("left_to_right", "random", "confidence", "entropy", "margin")
 
 
 @dataclass
-class EvaluationArguments(TextArguments):
+class EvaluationArguments(HeldOutRowsArguments):
     """The model, the text, and what is measured."""
 
-    block_size: int = HfArg(default=64, help="Most tokens of a row, without BOS.")
-    join_with: str | None = HfArg(default=None, help="Join texts with this string. Default: rows end with their text.")
-    max_examples: int = HfArg(default=128, help="Number of held-out rows, spread over the text.")
     model: str = HfArg(default="outputs/pretrain", help="Folder or Hub name of an any-order model.")
     judge: str | None = HfArg(default=None, help="Folder or Hub name of a causal model, for the perplexity of samples.")
     output_dir: str = HfArg(default="outputs/evaluation", help="Where everything is written.")
@@ -104,10 +99,6 @@ class EvaluationArguments(TextArguments):
         default=None, help="Default: random and left_to_right, if the variant knows them.", metadata={"choices": ORDERS}
     )
     temperatures: list[float] = HfArg(default_factory=lambda: [0.4, 0.6, 0.8, 1.0, 1.2], help="Of samples.")
-    batch_size: int = HfArg(default=32, help="Rows per call of the model.")
-    seed: int = HfArg(default=0, help="Seed of orders, places of blanks, and samples.")
-    device: str | None = HfArg(default=None, help="cpu, cuda, ... Default: cuda if there is one.")
-    trust_remote_code: bool = HfArg(default=False, help="Run the code that comes with the models.")
 
 
 def choose_measures(args: EvaluationArguments, variant: str) -> tuple[list[str], dict[str, str]]:
@@ -119,27 +110,6 @@ def choose_measures(args: EvaluationArguments, variant: str) -> tuple[list[str],
         if variant == "causal" and name in skipped:
             raise ValueError(f"--measures must fit the variant, got {name}: {skipped[name]}.")
     return [name for name in MEASURES if name in args.measures], {}
-
-
-def select_rows(texts: Dataset, tokenizer: PreTrainedTokenizerBase, args: EvaluationArguments) -> Dataset:
-    """Selects at most `--max_examples` rows of at least two tokens, spread evenly over the text."""
-    rows = tokenize_and_chunk(texts, tokenizer, args.block_size, args.join_with)
-    rows = rows.select([index for index, ids in enumerate(rows["input_ids"]) if len(ids) > 1])
-    if len(rows) == 0:
-        raise ValueError(f"the held-out text must have rows of at least two tokens, got none in {args.text_source}.")
-    count = min(args.max_examples, len(rows))
-    return rows.select([index * len(rows) // count for index in range(count)])
-
-
-def print_entries(title: str, entries: list[dict], *names: str) -> None:
-    """Prints a table of these values of the entries."""
-    table = Table(*(name.replace("_", " ") for name in names), title=title, title_justify="left")
-    for entry in entries:
-        values = [entry.get(name) for name in names]
-        table.add_row(
-            *(f"{each:.4f}" if isinstance(each, float) else str("-" if each is None else each) for each in values)
-        )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @dataclass
@@ -332,11 +302,8 @@ def check_arguments(args: EvaluationArguments) -> None:
     """Checks what can be checked before anything is loaded."""
     if args.model == EvaluationArguments.model and not Path(args.model).is_dir():
         raise FileNotFoundError(f"--model must be the folder of a model, there is no {args.model}: `make pretrain`.")
-    names = ("elbo_draws", "blanks_per_example", "context_orders", "num_samples", "batch_size", "max_examples")
-    least = dict.fromkeys(names, 1) | {"block_size": 2} | ({} if args.num_orders is None else {"num_orders": 1})
-    for name, smallest in least.items():
-        if getattr(args, name) < smallest:
-            raise ValueError(f"--{name} must be at least {smallest}, got {getattr(args, name)}.")
+    names = ("elbo_draws", "blanks_per_example", "context_orders", "num_samples")
+    args.check_least(**dict.fromkeys(names, 1), **({} if args.num_orders is None else {"num_orders": 1}))
     if min(args.temperatures, default=0) <= 0:
         raise ValueError(f"--temperatures must be above 0, at least one, got {args.temperatures}.")
     if len(set(args.blank_lengths)) < len(args.blank_lengths) or min(args.blank_lengths, default=0) < 1:
@@ -352,11 +319,8 @@ def main(argv: list[str]) -> None:
         measures, skipped = choose_measures(args, model.config.attention_variant)
         judge = load_judge(args, model.device) if args.judge is not None and "samples" in measures else None
         texts = args.load()
-        rows = select_rows(texts["validation"], tokenizer, args)
+        rows = args.select_rows(texts["validation"], tokenizer, model.config)
         longest = max(map(len, rows["input_ids"])) + (tokenizer.bos_token_id is not None)
-        most = model.config.max_position_embeddings
-        if longest > most:
-            raise ValueError(f"--block_size and BOS need {longest} positions, got max_position_embeddings={most}.")
         if {"infilling", "context_orders"} & set(measures) and max(args.blank_lengths) >= longest:
             rule = f"must be below the {longest} tokens of the longest row"
             raise ValueError(f"--blank_lengths {rule}, got {args.blank_lengths}.")

@@ -3,6 +3,7 @@
 
 import itertools
 import json
+from math import prod
 from statistics import mean, median
 
 import pytest
@@ -471,6 +472,42 @@ def test_memory(tmp_path):
             assert all(0 < entry["optimizer_bytes"] - 8 * entry["parameters"] < 1000 for entry in own)
         for before, entry in itertools.pairwise(own):
             assert entry["bytes_per_row"] == (entry["peak_bytes"] - before["peak_bytes"]) / before["length"]
+
+
+def test_memory_of_decoding(tmp_path):
+    """What has to be kept is what its shapes say, and no tensor has logits of all blanks."""
+    report, printed = run("decoding_memory", tmp_path)
+    check_targets(report, printed)
+    largest = [entry for entry in report["targets"] if entry["what"].endswith("largest logits")]
+    assert len(largest) == 5 and all(entry["met"] for entry in largest)
+    script = load_script(f"{FOLDER}/decoding_memory.py")
+    for entry in report["entries"]:
+        size, batch = entry["batch"] * entry["blanks"] * 4, entry["batch"]
+        assert entry["all_logits_bytes"] == size * entry["vocabulary"] and entry["state_bytes"] == size * 72
+        # Keys and values of two layers.
+        assert entry["cache_bytes"] == 4 * 72 * batch * entry["blanks"] * 4 * (entry["way"] != script.SCORE)
+        if entry["way"] == script.ADAPTIVE:
+            assert script.count_kept(entry) < entry["peak_bytes"] < entry["all_logits_bytes"]
+        assert 4 * prod(entry["largest_logits"]) < entry["all_logits_bytes"]
+
+
+@pytest.mark.parametrize("name", ["two_stream", "bidirectional"])
+def test_the_count_of_decoding_sees_all_logits_where_they_are_held(name, monkeypatch):
+    """And the peak of the first passes is that of the whole call."""
+    script = load_script(f"{FOLDER}/decoding_memory.py")
+    batch, blanks, vocabulary = 2, 24, 5000
+    model, peaks = make_model(name, 0, blanks + 1, vocab_size=vocabulary, **script.SIZES), {}
+    ways = {"two_stream": [script.SCORE, script.ADAPTIVE, script.DRAFTED], "bidirectional": [script.ADAPTIVE]}[name]
+    for held in (2**14, 2**40):
+        monkeypatch.setattr(script.runner_aoarm, "LOGITS_AT_ONCE", held)
+        for way in ways:
+            entry, whole = (script.measure_peak(model, way, batch, blanks, passes, seed=0) for passes in (2, 100))
+            assert whole["peak_bytes"] == pytest.approx(entry["peak_bytes"], rel=0.02)
+            has_all = held == 2**40 and way != script.DRAFTED
+            assert (prod(entry["largest_logits"]) == batch * blanks * vocabulary) == has_all
+            peaks[held, way] = entry["peak_bytes"]
+    for way in set(ways) - {script.DRAFTED}:
+        assert peaks[2**40, way] > peaks[2**14, way] + 2 * batch * blanks * vocabulary
 
 
 # Collation

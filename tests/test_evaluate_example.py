@@ -1,5 +1,5 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
-"""The example as a user runs it: the figures of the package's functions, and in its files the examples behind them."""
+"""The examples as a user runs them: figures of the package's functions, and in their files the examples behind them."""
 
 import importlib.util
 import itertools
@@ -9,7 +9,8 @@ import sys
 import datasets
 import numpy as np
 import pytest
-from scripts import REPOSITORY, read_json, run_script
+import torch
+from scripts import REPOSITORY, load_script, read_json, run_script
 from variants import tiny_model
 
 from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
@@ -227,4 +228,89 @@ def test_a_judge_must_predict_from_left_to_right(script, folder, tmp_path, resto
 def test_a_measure_that_the_variant_does_not_have_is_refused(script, folder, tmp_path, restored_logging):
     with pytest.raises(SystemExit, match="--measures must fit the variant, got bound: causal knows one order"):
         script.main(arguments(folder, "causal", tmp_path / "output", "--measures", "bound"))
+    assert not (tmp_path / "output").exists()
+
+
+# score_orders.py
+
+ADAPTIVE = ["confidence", "entropy", "margin"]
+
+
+def score_arguments(folder, output, *names):
+    data = ("--train_file", folder / "text.txt", "--validation_fraction", 0.25, "--max_examples", 5)
+    chosen = ("--models", *(folder / name for name in names), "--output_dir", output)
+    sizes = ("--block_size", 12, "--num_orders", 4, "--elbo_samples", 3, "--batch_size", 3, "--device", "cpu")
+    return [str(each) for each in (*data, *chosen, *sizes)]
+
+
+@pytest.fixture(scope="module")
+def scored(folder):
+    """What a run on two models leaves, and what it prints."""
+    names = "two_stream", "bidirectional", "causal"
+    process = run_script("examples/score_orders.py", *score_arguments(folder, folder / "scores", *names))
+    assert process.returncode == 0, process.stderr
+    assert {path.name for path in (folder / "scores").iterdir()} == {"score_orders.json", "score_orders.png"}
+    assert (folder / "scores" / "score_orders.png").read_bytes().startswith(b"\x89PNG")
+    report = read_json(folder / "scores", "score_orders.json")
+    return {(entry["variant"], entry["way"]): entry for entry in report["entries"]}, report, process.stdout
+
+
+def test_every_model_is_scored_in_the_ways_that_it_has(scored):
+    entries, report, output = scored
+    random = ["random", "mixture", "left_to_right", *ADAPTIVE]
+    ways = {"two_stream": random, "bidirectional": ["elbo", *random], "causal": ["left_to_right"]}
+    assert list(entries) == [(variant, way) for variant in ways for way in ways[variant]]
+    assert {way for _, way in entries if entries[_, way]["meaning"] == "exact"} == {"left_to_right", *ADAPTIVE}
+    assert report["command"].startswith("examples/score_orders.py --train_file") and report["settings"]["seed"] == 0
+    assert all(f"{entry['nats_per_token']:.4f}" in output for entry in entries.values())
+
+
+def test_figures_of_orders_follow_from_the_rows(scored):
+    entries, report, _ = scored
+    tokens, characters = (sum(report["data"][f"row_{name}"]) for name in ("tokens", "characters"))
+    for (variant, way), entry in entries.items():
+        nats = np.array(entry["row_nats"])
+        assert nats.shape == (5,) and entry["nats_per_token"] == pytest.approx(nats.sum() / tokens)
+        assert entry["bits_per_character"] == pytest.approx(nats.sum() / characters / math.log(2))
+        if variant == "causal" or way == "random":
+            assert entry["over_random"] is None
+        else:
+            random = entries[variant, "random"]["nats_per_token"]
+            assert entry["over_random"] == pytest.approx(entry["nats_per_token"] - random)
+    for variant in ("two_stream", "bidirectional"):
+        random, mixture = (np.array(entries[variant, way]["row_nats"]) for way in ("random", "mixture"))
+        assert (mixture <= random + 1e-5).all() and (mixture < random - 1e-5).any()
+
+
+def test_a_row_is_scored_as_if_it_were_alone(scored, folder):
+    """In the order that `score` is asked for, and in the same random orders whatever the batch."""
+    entries, _, _ = scored
+    tokenizer = character_tokenizer(LINES)
+    script = load_script("examples/score_orders.py")
+    texts = TextArguments(train_file=str(folder / "text.txt"), validation_fraction=0.25).load()
+    rows = tokenize_and_chunk(texts["validation"], tokenizer, 12)["input_ids"]
+    row = torch.tensor([[tokenizer.bos_token_id, *rows[0]]])
+    for variant in ("two_stream", "bidirectional"):
+        model = script.load_model(str(folder / variant), "cpu", "auto", False)[0]
+        for order in ("random", "left_to_right", *ADAPTIVE):
+            options = {"num_orders": 4, "generator": [script.make_generator(0, 0)]} if order == "random" else {}
+            scores = model.score(row, decoding_order=order, **options)
+            expected = [-scores.mean_log_likelihood.item()]
+            got = [entries[variant, order]["row_nats"][0]]
+            if order == "random":
+                expected.append(-scores.log_mean_likelihood.item())
+                got.append(entries[variant, "mixture"]["row_nats"][0])
+            assert got == pytest.approx(expected, abs=1e-4)
+
+
+def test_models_to_compare_have_one_tokenizer(folder, tmp_path, restored_logging):
+    script = load_script("examples/score_orders.py")
+    tokenizer = character_tokenizer([line[::-1].upper() for line in LINES])
+    tiny_model("two_stream", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    arguments = score_arguments(folder, tmp_path / "output", "two_stream", tmp_path / "other")
+    with pytest.raises(SystemExit, match="--models must have one tokenizer, got other tokens of the text for .*other"):
+        script.main(arguments)
+    with pytest.raises(SystemExit, match="--models must be different models, at least one"):
+        script.main(score_arguments(folder, tmp_path / "output", "two_stream", "two_stream"))
     assert not (tmp_path / "output").exists()
