@@ -300,18 +300,19 @@ def test_decoding_never_needs_all_logits_at_once(variant, way, monkeypatch):
     if variant == "bidirectional" and "draft_length" in way:
         pytest.skip("bidirectional has no drafts")
     model = tiny_model(variant, vocab_size=5000)
-    canvas = torch.randint(4, 5000, (2, 16), generator=torch.Generator().manual_seed(0))
+    canvas = torch.randint(4, 5000, (4, 16), generator=torch.Generator().manual_seed(0))
     blanks = torch.ones_like(canvas, dtype=torch.bool)
     blanks[:, :2] = blanks[1, 9:] = False
     how = {"generation_mask": blanks, "do_sample": True, "top_p": 0.9, "return_dict_in_generate": True} | way
     expected = model.generate(canvas, **how, generator=torch.Generator().manual_seed(1))
     # Drafts are verified with one row of logits each.
     rows = 3
-    monkeypatch.setattr(runner_aoarm, "LOGITS_AT_ONCE", 2 * rows * 5000)
-    monkeypatch.setattr(decoding_aoarm, "LOGITS_IN_CACHE", 2 * 2 * 5000)
+    monkeypatch.setattr(runner_aoarm, "LOGITS_AT_ONCE", 4 * rows * 5000)
+    monkeypatch.setattr(decoding_aoarm, "LOGITS_IN_CACHE", 4 * 2 * 5000)
     with LargestTensor() as largest:
         output = model.generate(canvas, **how, generator=torch.Generator().manual_seed(1))
-    assert largest.numbers <= max(2 * rows, model.config.hidden_size) * 5000
+    # The largest is now the embedding; all logits are 4 * 14 * 5000.
+    assert largest.numbers <= max(4 * rows, model.config.hidden_size) * 5000
     assert torch.equal(output.sequences, expected.sequences)
     assert torch.equal(output.decoding_order, expected.decoding_order)
     torch.testing.assert_close(output.logprobs, expected.logprobs, atol=1e-5, rtol=0)
