@@ -41,17 +41,14 @@ def model_of_three_symbols(variant):
     )
 
 
-def filling_cases(ways=WAYS, caches=CACHES):
-    """Variants, ways and kinds of cache for `parametrize`. `bidirectional` has neither drafts nor a cache.
+def caches_for(way, caches=CACHES):
+    """Static caches take no number of drafts that changes."""
+    return [each for each in caches if "cache_implementation" not in each or way.get("draft_length") != "auto"]
 
-    Static caches take no number of drafts that changes.
-    """
-    pairs = [
-        (way, cache)
-        for way in ways
-        for cache in caches
-        if not (way.get("draft_length") == "auto" and cache.get("cache_implementation") == "static")
-    ]
+
+def filling_cases(ways=WAYS, caches=CACHES):
+    """Variants, ways and kinds of cache for `parametrize`. `bidirectional` has neither drafts nor a cache."""
+    pairs = [(way, cache) for way in ways for cache in caches_for(way, caches)]
     cases = [(variant, *pair) for variant in ANY_ORDER for pair in pairs]
     masked = [("bidirectional", way, {}) for way in ways if "draft_length" not in way]
     return ("variant", "way", "cache"), [*cases, *masked]

@@ -18,7 +18,7 @@ from canvases import (
 from transformers import LogitsProcessor, LogitsProcessorList
 from variants import any_order_variants, tiny_model
 
-from modeling_aoarm.decoding_aoarm import certainty, step_sizes
+from modeling_aoarm.decoding_aoarm import MarginOrder, Threshold, certainty, step_sizes
 from modeling_aoarm.decoding_loop_aoarm import draw_from
 
 
@@ -133,6 +133,16 @@ def test_a_pass_fills_what_the_model_is_sure_of(variant, way, cache, limit):
         sizes |= set(output.decoding_steps[row, : len(order)].unique(return_counts=True)[1].tolist())
     assert len(sizes) > 1
     torch.testing.assert_close(output.logprobs, replay(model, canvases, output, in_groups=True), atol=1e-5, rtol=0)
+
+
+def test_sure_blanks_are_filled_wherever_the_order_ranks_them():
+    """Those above a threshold first, the surest by the order's own rule in front; the rest stay where they were."""
+    certain, odds = torch.tensor([[1.0, 3.0, 0.0, 2.0, 9.0]]), torch.tensor([[-1.0, -1.0, 1.0, 2.0, 9.0]])
+    is_blank = torch.tensor([[True, True, True, True, False]])
+    order, count = MarginOrder([[4]], Threshold(0.5)).rank(certain, odds, is_blank, torch.tensor([4]))
+    assert order.tolist() == [[3, 2, 0, 1, 4]] and count.tolist() == [2]
+    order, count = MarginOrder([[4]], Threshold(1.0)).rank(certain, odds, is_blank, torch.tensor([4]))
+    assert order.tolist() == [[1, 0, 2, 3, 4]] and count.tolist() == [1]
 
 
 @pytest.mark.grid
