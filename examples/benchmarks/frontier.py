@@ -30,7 +30,7 @@ What is measured, with standard errors over canvases:
 
 The judge (`--judge`) is a left-to-right checkpoint or an any-order model with the same vocabulary: a folder, a GGUF
 file or a name on the Hub. By default the first model judges, from left to right. Runs on the CPU in float32, about
-MINUTES per small model. Writes `benchmark_frontier.json` and `benchmark_frontier.png` to `--output_dir`.
+ten minutes for a small model. Writes `benchmark_frontier.json` and `benchmark_frontier.png` to `--output_dir`.
 """
 
 import sys
@@ -68,8 +68,8 @@ FAMILIES = {
 }
 ORDERS = {"left_to_right": "left to right", "random": "random", "confidence": "confidence"}
 STEPS = ["2", "4", "8", "linear(3)", "linear(6)", "linear(12)", "cosine(3)", "cosine(6)", "cosine(12)"]
-STEPS += [f"threshold({bound})" for bound in (0.5, 0.7, 0.8, 0.9, 0.95)]
-STEPS += [f"entropy({bound})" for bound in (0.01, 0.05, 0.1, 0.3, 1.0)]
+STEPS += [f"threshold({bound})" for bound in (0.2, 0.35, 0.5, 0.7, 0.9)]
+STEPS += [f"entropy({bound})" for bound in (0.1, 0.3, 1.0, 3.0, 6.0)]
 QUICK = dict(
     canvases=3,
     block_size=24,
