@@ -14,7 +14,7 @@ from timing import Report, Target, compare_with_target, compute_median_ratio, fo
 from transformers import LlamaConfig, LlamaForCausalLM
 from variants import tiny_model
 
-from modeling_aoarm.data.text import reference_texts
+from modeling_aoarm.data.text import TextArguments, reference_texts
 from modeling_aoarm.data.tokenizers import character_tokenizer, train_bpe_tokenizer
 
 
@@ -421,6 +421,52 @@ def test_a_missing_model_is_named(tmp_path):
     process = run_script(f"{FOLDER}/speculation.py", "--models", tmp_path / "nothing")
     assert process.returncode == 2
     assert "make pretrain" in process.stderr and str(tmp_path / "nothing") in process.stderr
+
+
+# Quality against passes
+
+
+def test_quality_against_passes(tmp_path):
+    """Passes are those of each canvas alone, drafts fill what one by one does, and the judge reads what is there."""
+    script = load_script(f"{FOLDER}/frontier.py")
+    tokenizer = character_tokenizer(reference_texts())
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
+    models = {}
+    for variant in ("two_stream", "bidirectional"):
+        models[variant] = tiny_model(variant, vocab_size=len(tokenizer), initializer_range=0.3, **special)
+        for part in (models[variant], tokenizer):
+            part.save_pretrained(tmp_path / variant)
+    report, printed = run("frontier", tmp_path / "report", "--models", *(tmp_path / variant for variant in models))
+    assert "two_stream" in printed and "threshold(0.9)" in printed
+    entries = {
+        (each["attention_variant"], each["tokens"], each["family"], each["point"]): each for each in report["frontier"]
+    }
+    assert not any("drafts" in key[2] for key in entries if key[0] == "bidirectional")
+    lengths = [length for _, length in report["blanks"]]
+    for variant in models:
+        # A pass of its own reads the given text, if there is a cache.
+        reading = int(variant == "two_stream")
+        for tokens in ("greedy", "sampled"):
+            one_by_one = entries[variant, tokens, "one by one", "confidence"]
+            at_once = entries[variant, tokens, "threshold(p)", "threshold(0)"]
+            assert one_by_one["passes_per_token"] == pytest.approx(1 + reading * len(lengths) / sum(lengths))
+            assert at_once["passes_per_token"] == pytest.approx((1 + reading) * len(lengths) / sum(lengths))
+            assert one_by_one["nats_to_one_by_one"] == 0
+    for order in ("left to right", "random"):
+        exact, drafted = (
+            entries["two_stream", "greedy", *way] for way in (("one by one", order), (f"drafts, {order}", "2"))
+        )
+        assert exact["passes_per_token"] == 1 >= drafted["passes_per_token"]
+        assert drafted["nats_per_token"] == pytest.approx(exact["nats_per_token"], abs=1e-5)
+    original = entries["two_stream", "text", "original text", ""]
+    assert original["recovered"] == original["recovered_blanks"] == 1
+    # The judge is the first model, from left to right.
+    ids = script.cut_canvases(TextArguments().load()["validation"], tokenizer, 24, 3)
+    scored = models["two_stream"].score(ids, decoding_order="left_to_right").token_log_probs[0]
+    starts = [start for start, _ in report["blanks"]]
+    nats = [-row[start:].sum().item() for row, start in zip(scored, starts, strict=True)]
+    tokens = sum(ids.shape[1] - start for start in starts)
+    assert original["nats_per_token"] == pytest.approx(sum(nats) / tokens, abs=1e-4)
 
 
 # Memory
