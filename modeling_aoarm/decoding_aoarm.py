@@ -449,17 +449,26 @@ class Speculation(DecodingWay):
         most = min(max(lengths), (self.most_blanks if is_fixed else filling.most_remaining) - 1)
         drafts = most if is_fixed and filling.round else max(each.drafted for each in before)
         uniforms = filling.draw_uniforms(2 * length + 1)
+        if drafts or most:
+            self.verify_and_draft(filling, uniforms, drafts, most)
+            filling.drafted = filling.drafted.minimum(on_device(lengths, filling.drafted.device))
+        else:
+            read = functools.partial(FixedOrder.read_next, filling, uniforms[:, length : length + 1])
+            count = (filling.rows.totals - filling.committed).clamp(max=1)
+            filling.commit(filling.ask(1, read=read), count, read=filling.committed)
+        filling.note_progress()
+        if self.chooses_lengths:
+            self.learn(before, filling.progress, lengths)
+
+    def verify_and_draft(self, filling: CanvasFilling, uniforms: torch.Tensor, drafts: int, most: int) -> None:
+        """Makes a pass that verifies up to `drafts` drafts of each example and makes `most` for the next pass."""
         read = functools.partial(self.read_next, filling, uniforms)
         filled, accepted, logits = filling.ask(1 + most, asking=1 + drafts, drafts=drafts, read=read)
         count = torch.minimum(accepted + 1, filling.rows.totals - filling.committed)
         has_ended = filling.commit(filled, count, read=filling.committed + accepted)
         filling.drafted = torch.zeros_like(filling.drafted)
         if most:
-            self.make_drafts(filling, logits, uniforms[:, length + 1 :][:, :most], has_ended)
-            filling.drafted = filling.drafted.minimum(on_device(lengths, filling.drafted.device))
-        filling.note_progress()
-        if self.chooses_lengths:
-            self.learn(before, filling.progress, lengths)
+            self.make_drafts(filling, logits, uniforms[:, self.draft_length + 1 :][:, :most], has_ended)
 
     def group(self, progress: list[Progress]) -> dict[DraftPolicy, list[int]]:
         """The active examples of each policy, by their numbers in `progress`."""
