@@ -28,6 +28,7 @@ from statistics import mean, median
 
 import torch
 from datasets import Dataset
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from timing import (
     COLOURS,
@@ -49,8 +50,6 @@ from modeling_aoarm.data.text import TextArguments, tokenize_and_chunk
 
 QUICK = dict(repetitions=2, canvases=2, batch_sizes=[1, 2], draft_lengths=["1", "4", "auto"], block_size=12)
 ORDERS, SHARES = ("left_to_right", "random"), ("half", "all")
-# Where the figure shows drafts whose number is not fixed.
-AUTO_TICK = 9.5
 FASTER, NEVER_SLOWER = Target("<=", 1.0), Target("<=", 1.05)
 
 
@@ -217,45 +216,45 @@ def compare_entries(entries: list[dict]) -> list[dict]:
 
 
 def draw(entries: list[dict]) -> Figure:
-    """Plots passes per token and time over the draft length, for the largest share of blanks.
-
-    What the policy chooses stands apart: filled points for random orders, hollow ones from left to right.
-    """
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, name, label in zip(
-        figure.subplots(1, 2),
-        ("passes_per_token", "seconds_to_one_by_one"),
-        ("passes per token", "time, ratio to one by one"),
-        strict=True,
-    ):
-        curves, chosen, share = {}, {}, max((entry["blank_share"] for entry in entries), key=SHARES.index)
-        for entry in entries:
-            key = entry["attention_variant"], entry["order"], entry["batch_size"]
-            if entry["blank_share"] == share and entry["draft_length"] == "auto":
-                chosen[key] = entry[name]
-            elif entry["blank_share"] == share:
-                curves.setdefault(key, []).append((entry["draft_length"], entry[name]))
-        for (variant, order, batch), points in curves.items():
-            style = ("-" if order == "random" else "--") + ("o" if batch == 1 else "s")
-            text = f"{variant}, {order.replace('_', ' ')}, batch {batch}"
-            axes.plot(*zip(*sorted(points), strict=True), style, color=COLOURS[variant], markersize=4, label=text)
-            if (variant, order, batch) in chosen:
-                marker = "o" if batch == 1 else "s"
-                fill = COLOURS[variant] if order == "random" else "none"
-                value = chosen[variant, order, batch]
-                axes.plot([AUTO_TICK], [value], marker, color=COLOURS[variant], fillstyle="full", mfc=fill)
-        axes.axhline(1, color="0.7", linewidth=1)
-        # Leaves room for the legend above the curves.
-        highest = max(value for points in curves.values() for _, value in points)
-        axes.set_ylim(0, 1.5 * highest)
-        lengths = sorted({entry["draft_length"] for entry in entries} - {"auto"})
-        axes.set_xticks([*lengths, *([AUTO_TICK] if chosen else [])], [*lengths, *(["auto"] if chosen else [])])
-        axes.set_xlabel("drafts per pass (0: one by one)")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.suptitle(f"Speculative decoding, {share} columns blank, temperature 1")
+    """Plots passes per token and time over the draft length, for the largest share of blanks, a row for each model."""
+    share = max((entry["blank_share"] for entry in entries), key=SHARES.index)
+    models = list(dict.fromkeys(entry["model"] for entry in entries))
+    figure = Figure(figsize=(10, 1 + 3.5 * len(models)), layout="constrained")
+    for model, row in zip(models, figure.subplots(len(models), 2, squeeze=False), strict=True):
+        own = [entry for entry in entries if entry["model"] == model and entry["blank_share"] == share]
+        draw_measure(row[0], own, "passes_per_token", "passes per token")
+        draw_measure(row[1], own, "seconds_to_one_by_one", "time, ratio to one by one")
+        row[0].set_title(f"{own[0]['attention_variant']}, {model}", fontsize="medium", loc="left")
+        row[1].legend(fontsize="small")
+    figure.suptitle(f"Speculative decoding, {share} of the columns blank, temperature 1")
     return figure
+
+
+def draw_measure(axes: Axes, entries: list[dict], name: str, label: str) -> None:
+    """Plots one measure of a model. What a policy chooses stands apart: hollow points from left to right."""
+    lengths = sorted({entry["draft_length"] for entry in entries} - {"auto"})
+    at_auto = 1.25 * lengths[-1]
+    for order, batch in dict.fromkeys((entry["order"], entry["batch_size"]) for entry in entries):
+        own = {
+            entry["draft_length"]: entry[name]
+            for entry in entries
+            if (entry["order"], entry["batch_size"]) == (order, batch)
+        }
+        colour, marker = COLOURS["two_stream" if batch == 1 else "decoupled_rope"], "o" if batch == 1 else "s"
+        style, fill = ("-", "full") if order == "random" else ("--", "none")
+        values = [own[length] for length in lengths]
+        text = f"{order.replace('_', ' ')}, batch {batch}"
+        axes.plot(lengths, values, style + marker, color=colour, fillstyle=fill, markersize=5, label=text)
+        if "auto" in own:
+            axes.plot([at_auto], [own["auto"]], marker, color=colour, fillstyle=fill, markersize=7)
+    axes.axhline(1, color="0.7", linewidth=1)
+    # Leaves room for the legend above the curves.
+    axes.set_ylim(0, 1.6 * max(entry[name] for entry in entries))
+    has_auto = any(entry["draft_length"] == "auto" for entry in entries)
+    axes.set_xticks([*lengths, *([at_auto] if has_auto else [])], [*lengths, *(["auto"] if has_auto else [])])
+    axes.set_xlabel("drafts per pass (0: one by one)")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
 
 
 def describe(entry: dict) -> str:
