@@ -233,11 +233,12 @@ class AdaptiveOrder(FixedOrder):
         size = logits.shape[1]
         if logits.device.type == "cpu":
             size = max(1, LOGITS_IN_CACHE // (len(logits) * logits.shape[2]))
-        measures = []
+        # An order from outside may have a measure of its own.
+        has_rule = type(self).certainty is AdaptiveOrder.certainty
+        is_same, measures = self.limit is None or (has_rule and self.limit.rule == self.rule), []
         for part, own in zip(logits.split(size, 1), columns.split(size, 1), strict=True):
             scores = filling.restrict(part.float(), own, filling.rightmost[:, None])
             certain = self.certainty(scores)
-            is_same = self.limit is None or self.limit.rule == self.rule
             measures.append((certain, certain if is_same else certainty(scores, self.limit.rule)))
         return tuple(torch.cat(each, dim=1) for each in zip(*measures, strict=True))
 

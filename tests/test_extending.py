@@ -120,6 +120,22 @@ def test_the_limit_fills_what_is_far_apart_together(names, model, cache):
     assert {1, 2} <= set(sizes)
 
 
+def test_a_limit_of_the_package_works_with_an_order_from_outside(names, model):
+    """The threshold is one of probabilities, whatever the order measures."""
+    sizes = set()
+    for seed in range(4):
+        canvases = ragged_canvases("left", seed)
+        canvases["input_ids"] %= 6
+        how = {"decoding_order": "collision", "tokens_per_step": "threshold(0.4)", "return_dict_in_generate": True}
+        output = model.generate(**canvases, **how)
+        for steps, logprobs in zip(output.decoding_steps, output.logprobs, strict=True):
+            for step in steps[steps >= 0].unique():
+                together = logprobs[steps == step]
+                sizes.add(len(together))
+                assert len(together) == 1 or (together.exp() > 0.4).all()
+    assert {1, 2} <= sizes
+
+
 def test_the_diffs_apply_to_the_code():
     """Lines that the page's diffs keep or remove stand in the files."""
     diffs = [code for _, code in blocks(PAGE, "diff")]

@@ -25,6 +25,7 @@ def test_scores_of_all_strings_sum_to_one_in_every_order(variant):
         assert abs(scores.log_likelihood.double().exp().sum() - 1) < 1e-5
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
 @pytest.mark.parametrize("variant", FILLING_VARIANTS)
 def test_adaptive_scores_of_all_strings_sum_to_one(variant, rule):
@@ -55,6 +56,7 @@ def test_adaptive_scores_of_all_strings_sum_to_one(variant, rule):
         torch.testing.assert_close(by_step, torch.stack(log_probs), atol=1e-5, rtol=0)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("rule", ["confidence", "entropy", "margin"])
 @pytest.mark.parametrize("variant", FILLING_VARIANTS)
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -293,6 +295,7 @@ WAYS_IN_PARTS = [
 ]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("way", WAYS_IN_PARTS, ids=str)
 @pytest.mark.parametrize("variant", FILLING_VARIANTS)
 def test_decoding_never_needs_all_logits_at_once(variant, way, monkeypatch):
