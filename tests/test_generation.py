@@ -5,7 +5,6 @@ import pytest
 import torch
 from canvases import (
     BLANKS,
-    CACHES,
     FILLING_VARIANTS,
     IN_GROUPS,
     LENGTHS,
@@ -358,7 +357,7 @@ def test_random_canvases_are_filled_completely_and_nowhere_else(variant, data):
         "attention_mask": torch.tensor([[int(kind != "padding") for kind in row] for row in kinds]),
     }
     way = data.draw(st.sampled_from(WAYS))
-    how = {**way, "do_sample": data.draw(st.booleans()), **data.draw(st.sampled_from(CACHES))}
+    how = {**way, "do_sample": data.draw(st.booleans()), **data.draw(st.sampled_from(caches_for(way)))}
     output = model.generate(**canvases, **how, return_dict_in_generate=True)
     check_filling(canvases, output)
     expected = replay(model, canvases, output, in_groups="tokens_per_step" in way)
@@ -404,7 +403,7 @@ def test_random_canvases_with_sentence_ends(variant, data):
     }
     ends = data.draw(st.sampled_from([[2], [2, 3], [0]]))
     way = data.draw(st.sampled_from(WAYS))
-    how = {**way, **data.draw(st.sampled_from(CACHES)), "eos_token_id": ends, "return_dict_in_generate": True}
+    how = {**way, **data.draw(st.sampled_from(caches_for(way))), "eos_token_id": ends, "return_dict_in_generate": True}
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     check_filling_with_ends(canvases, model.generate(**canvases, **how, do_sample=True), ends)
     if way["decoding_order"] != "random":
