@@ -213,9 +213,14 @@ def draw_keys(mask: torch.Tensor, generator: torch.Generator | Sequence[torch.Ge
     return keys
 
 
+def is_count(value: Any) -> bool:
+    """Whether `value` is an integer of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def check_count(name: str, value: Any) -> int:
     """Returns `value`. Raises a ValueError unless it is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value):
         raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
     return value
 
@@ -490,6 +495,7 @@ __all__ = [
     "check_count",
     "check_generators",
     "draw_keys",
+    "is_count",
     "is_named",
     "padded_rows",
     "resolve_context_order",

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.generation import GenerationConfig
 
-from .canvas_aoarm import CONTEXT_ORDERS, CanvasRows, is_named
+from .canvas_aoarm import CONTEXT_ORDERS, CanvasRows, is_count, is_named
 from .compat_aoarm import generation_config_values
 from .decoding_loop_aoarm import CanvasFilling, Filled, Progress, on_device
 
@@ -99,8 +99,8 @@ class FixedOrder(DecodingWay):
         sizes: for each example, how many blanks each pass fills.
     """
 
-    # Whether a pass itself decides how many blanks it fills.
-    decides_counts = False
+    # Which blanks a pass fills, if that is up to the model.
+    limit: "Limit | None" = None
 
     def __init__(self, sizes: list[list[int]]):
         self.sizes = sizes
@@ -123,7 +123,7 @@ class FixedOrder(DecodingWay):
         filled, count = self.fill_next(filling, on_device(counts, filling.committed.device), uniforms)
         reread = self.rows_to_reread(filling)
         filling.commit(filled, count, read=filling.committed - reread)
-        filling.note_progress(None if self.decides_counts else counts, reread)
+        filling.note_progress(counts if self.limit is None else None, reread)
 
     def fill_next(
         self, filling: CanvasFilling, count: torch.Tensor, uniforms: torch.Tensor
@@ -168,7 +168,7 @@ class AdaptiveOrder(FixedOrder):
 
     def __init__(self, sizes: list[list[int]], limit: "Limit | None" = None):
         super().__init__(sizes)
-        self.limit, self.decides_counts = limit, limit is not None
+        self.limit = limit
         self.blanks = max(map(sum, sizes), default=0)
         self.asks_about_several = True
 
@@ -453,7 +453,8 @@ class Speculation(DecodingWay):
         uniforms = filling.draw_uniforms(2 * length + 1)
         if drafts or most:
             self.verify_and_draft(filling, uniforms, drafts, most)
-            filling.drafted = filling.drafted.minimum(on_device(lengths, filling.drafted.device))
+            if self.chooses_lengths:
+                filling.drafted = filling.drafted.minimum(on_device(lengths, filling.drafted.device))
         else:
             read = functools.partial(FixedOrder.read_next, filling, uniforms[:, length : length + 1])
             count = (filling.rows.totals - filling.committed).clamp(max=1)
@@ -510,7 +511,7 @@ class Speculation(DecodingWay):
 
     def read_next(
         self, filling: CanvasFilling, uniforms: torch.Tensor, states: torch.Tensor, compute_logits: Callable
-    ) -> tuple[Filled, torch.Tensor, torch.Tensor]:
+    ) -> tuple[Filled, torch.Tensor, torch.Tensor | None]:
         """Verifies the drafts, and draws the token behind the accepted ones.
 
         Args:
@@ -521,7 +522,7 @@ class Speculation(DecodingWay):
 
         Returns:
             Tokens for the next rows, `[active, drafts + 1]`; how many of them are accepted drafts, int64 `[active]`;
-            and float32 logits for the next drafts, `[active, targets - 1, vocab]`.
+            and float32 logits for the next drafts, `[active, targets - 1, vocab]`, `None` if there are none.
         """
         drafts, sampler, device = states.shape[1] - 1, filling.sampler, filling.committed.device
         logits = compute_logits(states[:, :, 0]).to(device).float()
@@ -532,7 +533,7 @@ class Speculation(DecodingWay):
         filled = Filled.by(logits, tokens.scatter(1, accepted[:, None], new[:, None]))
         examples = torch.arange(len(states), device=states.device)
         further = states[examples, accepted.to(states.device), 1:]
-        return filled, accepted, compute_logits(further).to(device).float()
+        return filled, accepted, compute_logits(further).to(device).float() if further.shape[1] else None
 
     def verify(
         self, p: torch.Tensor, drafts: torch.Tensor, drafted: torch.Tensor, uniforms: torch.Tensor
@@ -606,16 +607,14 @@ def check_decoding_options(
         ValueError: see [`AOARMGenerationConfig`].
     """
     is_schedule = isinstance(tokens_per_step, str) and (match := SCHEDULE.fullmatch(tokens_per_step)) and int(match[2])
-    is_number = isinstance(tokens_per_step, int) and not isinstance(tokens_per_step, bool) and tokens_per_step >= 1
     is_limit = parse_limit(tokens_per_step) is not None
-    if tokens_per_step is not None and not is_schedule and not is_number and not is_limit:
+    if tokens_per_step is not None and not is_schedule and not is_limit and not is_count(tokens_per_step):
         raise ValueError(
             "`tokens_per_step` must be an integer of at least 1, 'linear(n)' or 'cosine(n)' with n passes, "
             "'threshold(p)' with a probability such as 0.9, or 'entropy(bound)' with a number of nats such as 0.1; got "
             f"{tokens_per_step!r}."
         )
-    is_length = isinstance(draft_length, int) and not isinstance(draft_length, bool) and draft_length >= 1
-    if draft_length is not None and not is_named(draft_length, "auto") and not is_length:
+    if draft_length is not None and not is_named(draft_length, "auto") and not is_count(draft_length):
         raise ValueError(f"`draft_length` must be an integer of at least 1 or 'auto', got {draft_length!r}.")
     if conflict := find_conflict(decoding_order, tokens_per_step, draft_length):
         raise ValueError(conflict)

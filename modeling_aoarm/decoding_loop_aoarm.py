@@ -54,6 +54,14 @@ def check_order_free(processors: LogitsProcessorList, custom: LogitsProcessorLis
             )
 
 
+def valid_ends(ends: torch.Tensor | None, vocab_size: int) -> torch.Tensor | None:
+    """The ids that can end a sentence, int64 `[ends]`; `None` if there are none. As in the library, -1 is no token."""
+    if ends is None:
+        return None
+    ends = ends[(ends >= 0) & (ends < vocab_size)]
+    return ends if len(ends) else None
+
+
 class TokenSampler:
     """Turns logits into distributions over tokens, and uniform numbers into tokens.
 
@@ -591,4 +599,13 @@ class CanvasFilling:
         self.streamer.put_draft(value=canvas, **states)
 
 
-__all__ = ["CanvasFilling", "Filled", "Progress", "TokenSampler", "check_order_free", "draw_from", "on_device"]
+__all__ = [
+    "CanvasFilling",
+    "Filled",
+    "Progress",
+    "TokenSampler",
+    "check_order_free",
+    "draw_from",
+    "on_device",
+    "valid_ends",
+]

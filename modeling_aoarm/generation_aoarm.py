@@ -41,7 +41,7 @@ from .decoding_aoarm import (
     resolve_decoding_options,
     way_of_decoding,
 )
-from .decoding_loop_aoarm import CanvasFilling, TokenSampler, check_order_free
+from .decoding_loop_aoarm import CanvasFilling, TokenSampler, check_order_free, valid_ends
 from .infilling_aoarm import Infilling, infill
 from .runner_aoarm import ModelRunner, RowRunner
 
@@ -418,10 +418,7 @@ class AOARMGenerationMixin:
         ends, pad_token = special_tokens(self, generation_config, has_attention_mask, canvas.device)
         processors = logits_processors(self, generation_config, custom, canvas)
         check_order_free(processors, custom)
-        if ends is not None:
-            # As in the library, an id that is no token (-1) never ends a sentence.
-            ends = ends[(ends >= 0) & (ends < self.config.vocab_size)]
-            ends = ends if len(ends) else None
+        ends = valid_ends(ends, self.config.vocab_size)
         return TokenSampler(processors, generation_config.do_sample, ends, generator, draws), pad_token
 
     def _output(self, filling: CanvasFilling, canvas: torch.Tensor) -> AOARMGenerateOutput:

@@ -22,7 +22,7 @@ from .canvas_aoarm import (
     scatter_to_columns,
 )
 from .decoding_aoarm import ADAPTIVE_ORDERS, check_way, decoding_orders, default_context_order, way_of_decoding
-from .decoding_loop_aoarm import CanvasFilling, TokenSampler
+from .decoding_loop_aoarm import CanvasFilling, TokenSampler, valid_ends
 from .runner_aoarm import COLUMNS_PER_CALL
 
 
@@ -192,8 +192,8 @@ class AOARMScoringMixin:
         # As `generate` does, the order leaves ends of sentences out where they may not stand.
         ends = self.generation_config.eos_token_id
         ends = torch.tensor(ends if isinstance(ends, list) else [-1 if ends is None else ends], device=canvas.device)
-        ends = ends[(ends >= 0) & (ends < self.config.vocab_size)]
-        sampler = TokenSampler(LogitsProcessorList(), False, ends if len(ends) else None, None, way.draws())
+        ends = valid_ends(ends, self.config.vocab_size)
+        sampler = TokenSampler(LogitsProcessorList(), False, ends, None, way.draws())
         filling = CanvasFilling(
             runner, rows, num_context, way, sampler, background=canvas, cached=cached, holds_answers=True
         )
