@@ -27,14 +27,16 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from tradeoff_study import figures
+from tradeoff_study.comparisons import choose_best, gaps, report_tables, table_rows
 from tradeoff_study.recipe import Recipe
 from tradeoff_study.runner import Study, finished_rows, same_speed
 from tradeoff_study.text import TextSource, as_letters
@@ -82,51 +84,51 @@ def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | Non
     return TextSource(train), TextSource(held_out)
 
 
-def print_table(title: str, rows: Iterable[Mapping], columns: Mapping[str, str]) -> None:
-    """Prints rows as a table. `columns` maps a heading to the format of its cells, such as `"{nll:.4f}"`."""
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(form.format_map(row).replace("nan", "-") for form in columns.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+def print_table(title: str, lines: Sequence[Mapping[str, str]]) -> None:
+    """Prints a table in Markdown. All lines have the headings of the first."""
+    table = Table(*lines[0], box=box.MARKDOWN)
+    for line in lines:
+        table.add_row(*line.values())
+    # As wide as it needs to be, so that no cell is broken.
+    console = Console(width=1000)
+    with console.capture() as captured:
+        console.print(table)
+    print(f"{title}\n\n{captured.get().strip()}\n")
 
 
 def print_plan(study: Study, args: StudyArguments) -> None:
     """Measures rates, and prints the training time of unfinished cells at these rates."""
-    rows = []
+    lines, total = [], 0.0
     for measured, rate in study.rates(args.plan_seconds, compile=args.compile, bf16=args.bf16).items():
         cells = [cell for cell in study.recipe.cells if same_speed(cell, measured) and study.result(cell) is None]
         minutes = sum(cell.training_symbols for cell in cells) / rate / 60
-        rows.append(vars(measured) | {"rate": rate, "cells": len(cells), "minutes": minutes})
-    columns = {name: f"{{{name}}}" for name in ("source", "length", "model", "cells")}
-    columns |= {"symbols per second": "{rate:,.0f}", "minutes": "{minutes:.1f}"}
-    print_table("Training, one process", rows, columns)
-    print(f"All cells: {sum(row['minutes'] for row in rows):.0f} minutes in one process.")
+        total += minutes
+        line = {name: str(getattr(measured, name)) for name in ("source", "length", "model")}
+        line |= {"cells": str(len(cells)), "symbols per second": f"{rate:,.0f}", "minutes": f"{minutes:.1f}"}
+        lines.append(line)
+    print_table("Training, one process", lines)
+    print(f"All cells: {total:.0f} minutes in one process.")
 
 
 def report(folder: Path) -> None:
-    """Writes the table and the figures of finished cells, and prints the table."""
+    """Writes the numbers and the figures of finished cells, and prints their tables."""
     rows = finished_rows(folder)
     if not rows:
         print(f"No cell is finished in {folder}.")
         return
-    flat, found = figures.table_rows(rows), figures.gaps(rows)
-    write_json(folder / "results.json", {"branches": flat, "gaps": found})
-    figures.plot_learning(rows, folder / "learning.png")
-    figures.plot_rows(rows, folder / "observed.png")
-    figures.plot_branches(rows, folder / "branches.png")
-    if found:
-        figures.plot_gaps(found, folder / "gaps.png")
+    best = choose_best(rows)
+    write_json(folder / "results.json", {"branches": table_rows(rows), "gaps": gaps(best)})
+    figures.plot_lengths(best, folder / "excess.png")
+    figures.plot_rates(rows, folder / "rates.png")
+    figures.plot_rows(best, folder / "observed.png")
+    figures.plot_branches(best, folder / "branches.png")
     if attention := finished_rows(folder, "attention"):
         figures.plot_attention(attention, folder / "attention.png")
     if samples := finished_rows(folder, "samples"):
         figures.plot_frontiers(samples, folder / "frontiers.png")
-    columns = {name: f"{{{name}}}" for name in ("source", "length", "order")} | {"rate": "{learning_rate}"}
-    results = columns | {"model": "{model}", "seed": "{seed}", "symbols": "{symbols:,}"}
-    results |= {"nats": "{nll:.4f}", "excess": "{excess:.4f}", "unigram": "{unigram_entropy:.4f}"}
-    print_table("Nats per symbol", [{"excess": math.nan} | row for row in flat], results)
-    compared = columns | {"other": "{other}", "seed": "{seed}", "rows to a neighbour": "{neighbour_row_lag:.1f}"}
-    compared |= {"nats": "{gap:.4f}", "s.e.": "{standard_error:.4f}"}
-    print_table(f"Nats per symbol that {figures.ONE} needs more, on the same sentences and orders", found, compared)
+    for title, lines in report_tables(rows).items():
+        if lines:
+            print_table(title, lines)
 
 
 def main(argv: list[str]) -> None:

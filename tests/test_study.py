@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from statistics import mean
 
 import pytest
 import torch
 from scripts import REPOSITORY, read_json, run_script
-from tradeoff_study import figures
+from tradeoff_study.comparisons import choose_best, final_branch, gaps, report_tables
 from tradeoff_study.markov import MarkovMixture
 from tradeoff_study.measures import HeldOut
 from tradeoff_study.models import study_model
@@ -217,7 +219,7 @@ def test_shares_may_be_whole_numbers(tmp_path):
     cell = make_cell(tokens=120, branches=(1, 2))
     study, _ = run_study([cell], tmp_path)
     assert set(study.result(cell)["branches"]) == {"1.0", "2.0"}
-    assert figures.final_branch(study.result(cell)) == study.result(cell)["branches"]["1.0"]
+    assert final_branch(study.result(cell)) == study.result(cell)["branches"]["1.0"]
 
 
 def test_the_saved_model_is_that_of_the_final_branch(tmp_path):
@@ -284,11 +286,16 @@ def test_bad_cells_are_named(changes, message):
 def test_recipes_are_read(tmp_path):
     path = tmp_path / "recipe.yaml"
     grid = {"source": "synthetic", "lengths": [4, 6], "orders": ["fixed"], "models": ["decoupled_rope"], "tokens": 120}
+    grid |= {"learning_rates": [0.002]}
     path.write_text(json.dumps({"defaults": {"seeds": [0, 1], "tokens_per_step": 12}, "grids": [grid]}))
     cells = Recipe.load(path).cells
     assert [(cell.length, cell.seed) for cell in cells] == [(4, 0), (4, 1), (6, 0), (6, 1)]
+    assert {cell.learning_rate for cell in cells} == {0.002}
     path.write_text(json.dumps({"grids": [grid | {"seeds": [0], "tokens_per_step": 12, "heads": 2}]}))
     with pytest.raises(ValueError, match="unknown fields: heads"):
+        Recipe.load(path)
+    path.write_text(json.dumps({"grids": [grid | {"seeds": [0], "tokens_per_step": 12, "learning_rate": 0.004}]}))
+    with pytest.raises(ValueError, match="unknown fields: learning_rate"):
         Recipe.load(path)
     path.write_text(json.dumps({"grids": [grid | {"seeds": [0], "tokens_per_step": 12}] * 2}))
     with pytest.raises(ValueError, match="cells more than once: synthetic-4-fixed"):
@@ -298,7 +305,7 @@ def test_recipes_are_read(tmp_path):
         Recipe.load(path)
 
 
-@pytest.mark.parametrize("name", ["study_smoke", "study_cpu", "study_cpu_rates", "study_gpu"])
+@pytest.mark.parametrize("name", ["study_smoke", "study_cpu", "study_gpu"])
 def test_the_recipes_of_the_repository_are_read(name):
     recipe = Recipe.load(REPOSITORY / "configuration" / "recipes" / f"{name}.yaml")
     assert len({cell.key for cell in recipe.cells}) == len(recipe.cells)
@@ -311,8 +318,10 @@ def test_text_cells_need_text(tmp_path):
 
 def make_row(model, examples, **changes):
     cell = make_cell(model, **changes)
-    found = {"nll": 1.0, "excess": 0.5, "example_excess": examples}
-    row = {"cell": cell.settings(), "branches": {"0.5": {}, "1.0": found}, "unigram_entropy": 1.5, "parameters": 7}
+    parts = [round(mean(examples), 6)] * cell.length
+    found = {"nll": 1.0, "excess": mean(examples), "example_excess": examples, "excess_by_row": parts}
+    row = {"cell": cell.settings(), "branches": {str(share): found for share in cell.branches}, "parameters": 7}
+    row |= {"unigram_entropy": 1.5, "training_flops_per_symbol": 8.0}
     return row | {"neighbour_row_lag": 2.0, "neighbour_distance": 1.0, "order_is_random": True}
 
 
@@ -320,37 +329,61 @@ def test_gaps_are_paired_differences():
     rows = [make_row("two_stream_content", [0.1, 0.2, 0.6]), make_row("decoupled_rope", [0.2, 0.5, 1.1])]
     rows += [make_row("decoupled_rope", [9.0, 9.0, 9.0], seed=1)]
     rows += [make_row("half_own", [1.2, 1.5, 2.1])]
-    gap, other = figures.gaps(rows)
-    assert (gap["other"], other["other"], other["gap"]) == ("two_stream_content", "half_own", pytest.approx(-1))
+    gap, other = gaps(rows)
+    assert (gap["first"], gap["second"]) == ("decoupled_rope", "two_stream_content")
+    assert (other["second"], other["gap"]) == ("half_own", pytest.approx(-1))
     assert gap["gap"] == pytest.approx(0.3)
     # Differences 0.1, 0.3 and 0.5: standard deviation 0.2.
     assert gap["standard_error"] == pytest.approx(0.2 / 3**0.5)
     assert (gap["seed"], gap["length"], gap["neighbour_row_lag"]) == (0, 6, 2.0)
+    assert (gap["first_share"], gap["second_share"]) == (1, 1)
 
 
-def test_learning_rates_are_compared_apart():
-    """Cells of another rate have files and gaps of their own, in a folder that they share with the others."""
+def test_longer_trainings_are_compared_with_equally_long_ones_and_one_stream_with_shorter_ones():
+    lengths = {"decoupled_rope": (1, 1.75, 2), "two_stream_content": (0.5, 1, 2), "two_stream_learned": (1, 2)}
+    rows = [make_row(name, [0.5, 0.4], branches=branches) for name, branches in lengths.items()]
+    found = defaultdict(list)
+    for gap in gaps(rows):
+        found[gap["first"], gap["second"]].append((gap["first_share"], gap["second_share"]))
+    for other in ("two_stream_content", "two_stream_learned"):
+        assert sorted(found["decoupled_rope", other]) == [(1, 1), (1.75, 1), (2, 1), (2, 2)]
+    assert sorted(found["two_stream_content", "two_stream_learned"]) == [(1, 1), (2, 2)]
+
+
+def test_each_model_is_compared_at_its_best_learning_rate():
+    excess = {
+        "decoupled_rope": {(0.001, 0): 0.5, (0.002, 0): 0.3, (0.004, 0): 0.4},
+        # One lucky training decides nothing where others have two, and seed 2, which one rate lacks, does not count.
+        "two_stream_content": {
+            **{(0.001, 0): 0.1, (0.002, 0): 0.3, (0.002, 1): 0.4, (0.002, 2): 0.1},
+            **{(0.004, 0): 0.4, (0.004, 1): 0.2},
+        },
+    }
     rows = [
-        make_row(name, [loss * rate], learning_rate=rate)
-        for rate in (2e-3, 4e-3)
-        for name, loss in (("decoupled_rope", 300.0), ("two_stream_content", 200.0))
+        make_row(name, [value], learning_rate=rate, seed=seed)
+        for name, values in excess.items()
+        for (rate, seed), value in values.items()
     ]
-    assert [(gap["learning_rate"], gap["gap"]) for gap in figures.gaps(rows)] == [
-        (2e-3, pytest.approx(0.2)),
-        (4e-3, pytest.approx(0.4)),
+    best = choose_best(rows)
+    kept = [tuple(row["cell"][name] for name in ("model", "learning_rate", "seed")) for row in best]
+    assert kept == [("decoupled_rope", 0.002, 0), ("two_stream_content", 0.004, 0), ("two_stream_content", 0.004, 1)]
+    [gap] = gaps(best)
+    assert gap["gap"] == pytest.approx(-0.1)
+    assert (gap["first_learning_rate"], gap["second_learning_rate"]) == (0.002, 0.004)
+    tables = list(report_tables(rows).values())
+    assert [line["uniform"] for line in tables[0]] == ["0.300", "0.400, 0.200"]
+    assert [line["rate"] for line in tables[0]] == ["0.002", "0.004"]
+    assert [(line["0.001"], line["0.002"]) for line in tables[1]] == [
+        ("0.500", "0.300"),
+        ("0.100", "0.300, 0.400, 0.100"),
     ]
-    recipes = [
-        Recipe.load(REPOSITORY / "configuration" / "recipes" / f"{name}.yaml")
-        for name in ("study_cpu", "study_cpu_rates")
-    ]
-    keys = [{cell.key for cell in recipe.cells} for recipe in recipes]
-    assert keys[0].isdisjoint(keys[1]) and "synthetic-256-uniform-decoupled_rope-rate0.004-seed0" in keys[1]
-    # All but the rate is as in the cell it is compared with.
-    known = {cell.key: cell.settings() for cell in recipes[0].cells}
-    for cell in recipes[1].cells:
-        twin = known[dataclasses.replace(cell, learning_rate=2e-3).key]
-        assert {name for name, value in cell.settings().items() if twin[name] != value} <= {"learning_rate", "branches"}
-    assert recipes[0].markov == recipes[1].markov
+    assert [line["0 to 7"] for line in tables[2]] == ["0.300", "0.400, 0.200"]
+    assert [line["length 6"] for line in tables[3]] == ["-0.100 (0.000)"]
+
+
+def test_settings_with_one_rate_keep_it():
+    rows = [make_row("decoupled_rope", [0.5], order=order, learning_rate=0.004) for order in ("fixed", "uniform")]
+    assert choose_best(rows) == rows
 
 
 @pytest.mark.full
@@ -394,7 +427,7 @@ def test_smoke_study_twice_and_killed_half_way(tmp_path):
     assert len(finished_rows(killed, "samples")) == len(recipe.selected("samples")) == 1
     for kind in ("attention", "samples"):
         assert finished_rows(tmp_path / "whole", kind) == finished_rows(killed, kind)
-    for name in ("learning", "observed", "branches", "gaps", "attention", "frontiers"):
+    for name in ("excess", "rates", "observed", "branches", "attention", "frontiers"):
         assert (killed / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "two_stream_content" in again.stdout
 

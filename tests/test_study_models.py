@@ -77,6 +77,33 @@ def test_bidirectional_content_shows_the_prefix_to_itself():
         assert torch.allclose(row, plain[:, observed], atol=1e-5) == (observed == 0)
 
 
+@torch.no_grad()
+def test_strict_content_never_attends_to_itself():
+    """Against attention with weights written out: content rows see the rows before them, the first row itself."""
+    control = make("strict_content")
+    causal = make("two_stream_content")
+    causal.set_attn_implementation("eager")
+    rows = torch.arange(LENGTH)
+    seen = rows <= rows[:, None]
+    before = (rows < rows[:, None]) | (rows + rows[:, None] == 0)
+
+    def mask(module, arguments, kwargs):
+        streams = (before, seen)[-len(arguments[0]) :]
+        added = torch.zeros(LENGTH * len(streams), LENGTH).masked_fill(~torch.cat(streams), -1e30)
+        return arguments, kwargs | {"attention_mask": added[None, None]}
+
+    for layer in causal.model.layers:
+        layer.self_attn.register_forward_pre_hook(mask, with_kwargs=True)
+    tokens, order = batch()
+    found = predict(control, tokens, order)
+    assert torch.allclose(found, predict(causal, tokens, order), atol=1e-5)
+    assert not torch.allclose(found, predict(make("two_stream_content"), tokens, order), atol=1e-2)
+    inputs = model_inputs(control, tokens, order)
+    for name, arguments in (("attention_mask", {"attention_mask": (tokens >= 0).long() * 0}), ("key_values", {})):
+        with pytest.raises(ValueError, match=f"`{name}` must be None for the control `strict_content`"):
+            control(**inputs, **arguments, use_cache=name == "key_values")
+
+
 def test_half_the_heads_are_rotated_by_the_own_position():
     control = make("half_own").model
     single, causal = make("decoupled_rope").model, make("causal").model

@@ -7,8 +7,9 @@
 | `layers_twice` | `decoupled_rope` with its stack of layers applied twice: the same parameters, twice the arithmetic |
 | `half_own` | `decoupled_rope` with half of the query heads rotated by the own position |
 | `bidirectional_content` | `two_stream_learned` whose observed rows all see each other: the cost of causality |
+| `strict_content` | `two_stream_content` whose content rows see the rows before them only, not their own key |
 
-The fifth control, `decoupled_rope` trained 1.75 times as long (the arithmetic of two streams), is a later branch of its
+A further control, `decoupled_rope` trained 1.75 times as long (the arithmetic of two streams), is a later branch of its
 own training.
 
 `bidirectional` and `bidirectional_content` read a whole prefix of an order at once, so they learn from one prefix of
@@ -16,6 +17,7 @@ each sentence, while the others learn from all.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +38,7 @@ MODELS = {
     "layers_twice": {"attention_variant": "decoupled_rope"},
     "half_own": {"attention_variant": "decoupled_rope"},
     "bidirectional_content": {"attention_variant": "two_stream", "query_stream_init": "learned"},
+    "strict_content": {"attention_variant": "two_stream", "query_stream_init": "content"},
 }
 READS_PREFIXES = ("bidirectional", "bidirectional_content")
 
@@ -80,6 +83,28 @@ def _copy_sharing_parameters(module: nn.Module) -> nn.Module:
     return shared
 
 
+def hide_own_keys(model: AOARMForCausalLM) -> None:
+    """Hides each content row's key from the row itself. The first row has no other key and keeps its own.
+
+    The model then raises a ValueError for a mask and for a cache.
+    """
+    # The content stream of the last layer makes keys and values and does not attend.
+    for layer in model.model.layers[:-1]:
+        layer.self_attn.register_forward_pre_hook(_mask_own_keys, with_kwargs=True)
+
+
+def _mask_own_keys(module: nn.Module, arguments: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    for name in ("attention_mask", "key_values"):
+        if kwargs[name] is not None:
+            raise ValueError(f"`{name}` must be None for the control `strict_content`, got {type(kwargs[name])}.")
+    streams, _, rows, _ = arguments[0].shape
+    seen = torch.ones(rows, rows, dtype=torch.bool, device=arguments[0].device).tril()
+    before = seen.tril(-1)
+    before[0, 0] = True
+    mask = torch.cat([before, *[seen] * (streams - 1)])[None, None]
+    return arguments, kwargs | {"attention_mask": mask}
+
+
 def study_model(name: str, vocab_size: int, length: int, seed: int, **sizes) -> AOARMPreTrainedModel:
     """Makes a model with new weights for sentences of `length` symbols.
 
@@ -106,4 +131,6 @@ def study_model(name: str, vocab_size: int, length: int, seed: int, **sizes) -> 
     model = HalfOwnForCausalLM(config) if name == "half_own" else model_class_for(config)(config)
     if name == "layers_twice":
         repeat_layers(model)
+    if name == "strict_content":
+        hide_own_keys(model)
     return model.eval()

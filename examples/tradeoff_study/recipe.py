@@ -17,6 +17,8 @@ from .predictions import draw_orders
 
 SOURCES = ("synthetic", "text")
 ANALYSES = ("attention", "samples")
+# The lists of a grid, and the fields of its cells. The last changes first.
+AXES = {"lengths": "length", "orders": "order", "models": "model", "learning_rates": "learning_rate", "seeds": "seed"}
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ class Recipe:
     def load(cls, path: str | os.PathLike) -> "Recipe":
         """Reads a YAML file: `markov`, `defaults` of all cells, `grids` and `analyses`.
 
-        A grid has lists of `lengths`, `orders`, `models` and `seeds`, whose combinations are its cells, and other
-        fields of [`Cell`] that they share. `branches_of` maps models to branches of their own.
+        A grid has lists of `lengths`, `orders`, `models`, `learning_rates` and `seeds`, whose combinations are its
+        cells, and other fields of [`Cell`] that they share. `branches_of` maps models to branches of their own.
 
         Raises:
             ValueError: for unknown fields, repeated cells, and values that [`Cell`] refuses.
@@ -167,16 +169,15 @@ class Recipe:
         cells = []
         for grid in content["grids"]:
             shared = content.get("defaults", {}) | grid
-            axes = ("lengths", "orders", "models", "seeds")
-            check("has a grid without these fields", {*axes, "source", "tokens"} - set(shared))
-            values = [shared.pop(axis) for axis in axes]
+            check("has a grid without these fields", {*AXES, "source", "tokens"} - set(shared))
+            values = [shared.pop(axis) for axis in AXES]
             branches_of = shared.pop("branches_of", {})
-            check("has unknown fields", set(shared) - fields)
+            check("has unknown fields", set(shared) - (fields - set(AXES.values())))
             shared["sizes"] = tuple(sorted(shared.get("sizes", {}).items()))
-            for length, order, model, seed in itertools.product(*values):
-                branches = tuple(branches_of.get(model, shared.get("branches", Cell.branches)))
-                own = {"length": length, "order": order, "model": model, "seed": seed, "branches": branches}
-                cells.append(Cell(**(shared | own)))
+            for combination in itertools.product(*values):
+                own = dict(zip(AXES.values(), combination, strict=True))
+                branches = tuple(branches_of.get(own["model"], shared.get("branches", Cell.branches)))
+                cells.append(Cell(**(shared | own | {"branches": branches})))
         keys = [cell.key for cell in cells]
         check("has cells more than once", {key for key in keys if keys.count(key) > 1})
         analyses = content.get("analyses", {})
@@ -187,8 +188,9 @@ class Recipe:
             check(f"selects cells for {name} by unknown fields", set(select) - fields)
             wrong = {field for field, values in select.items() if not isinstance(values, list)}
             check(f"must select cells for {name} by lists of values", wrong)
-            # Neither the analysis of attention nor `generate` lets observed rows see each other.
-            wrong = {cell.key for cell in recipe.selected(name) if cell.model == "bidirectional_content"}
+            # Neither the analysis of attention nor `generate` knows which rows these controls show to each other.
+            controls = ("bidirectional_content", "strict_content")
+            wrong = {cell.key for cell in recipe.selected(name) if cell.model in controls}
             if name == "samples":
                 wrong |= {cell.key for cell in recipe.selected(name) if cell.source != "text"}
             check(f"selects cells that {name} cannot read", wrong)
