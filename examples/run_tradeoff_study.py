@@ -27,16 +27,12 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from tradeoff_study import figures
-from tradeoff_study.comparisons import choose_best, gaps, report_tables, table_rows
+from tradeoff_study.comparisons import choose_best, format_markdown, gaps, report_tables, table_rows
 from tradeoff_study.recipe import Recipe
 from tradeoff_study.runner import Study, finished_rows, same_speed
 from tradeoff_study.text import TextSource, as_letters
@@ -84,18 +80,6 @@ def load_sources(args: StudyArguments, recipe: Recipe) -> tuple[TextSource | Non
     return TextSource(train), TextSource(held_out)
 
 
-def print_table(title: str, lines: Sequence[Mapping[str, str]]) -> None:
-    """Prints a table in Markdown. All lines have the headings of the first."""
-    table = Table(*lines[0], box=box.MARKDOWN)
-    for line in lines:
-        table.add_row(*line.values())
-    # As wide as it needs to be, so that no cell is broken.
-    console = Console(width=1000)
-    with console.capture() as captured:
-        console.print(table)
-    print(f"{title}\n\n{captured.get().strip()}\n")
-
-
 def print_plan(study: Study, args: StudyArguments) -> None:
     """Measures rates, and prints the training time of unfinished cells at these rates."""
     lines, total = [], 0.0
@@ -106,7 +90,7 @@ def print_plan(study: Study, args: StudyArguments) -> None:
         line = {name: str(getattr(measured, name)) for name in ("source", "length", "model")}
         line |= {"cells": str(len(cells)), "symbols per second": f"{rate:,.0f}", "minutes": f"{minutes:.1f}"}
         lines.append(line)
-    print_table("Training, one process", lines)
+    print(format_markdown("Training, one process", lines))
     print(f"All cells: {total:.0f} minutes in one process.")
 
 
@@ -128,7 +112,7 @@ def report(folder: Path) -> None:
         figures.plot_frontiers(samples, folder / "frontiers.png")
     for title, lines in report_tables(rows).items():
         if lines:
-            print_table(title, lines)
+            print(format_markdown(title, lines))
 
 
 def main(argv: list[str]) -> None:

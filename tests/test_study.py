@@ -15,7 +15,7 @@ from statistics import mean
 import pytest
 import torch
 from scripts import REPOSITORY, read_json, run_script
-from tradeoff_study.comparisons import choose_best, final_branch, gaps, report_tables
+from tradeoff_study.comparisons import choose_best, final_branch, format_markdown, gaps, report_tables
 from tradeoff_study.markov import MarkovMixture
 from tradeoff_study.measures import HeldOut
 from tradeoff_study.models import study_model
@@ -384,6 +384,16 @@ def test_each_model_is_compared_at_its_best_learning_rate():
 def test_settings_with_one_rate_keep_it():
     rows = [make_row("decoupled_rope", [0.5], order=order, learning_rate=0.004) for order in ("fixed", "uniform")]
     assert choose_best(rows) == rows
+
+
+def test_the_tables_of_the_page_are_those_of_the_committed_cells():
+    """Line by line: the page may leave lines out, and has none that the cells do not give."""
+    folder = REPOSITORY / "examples" / "results"
+    tables = report_tables(finished_rows(folder / "study_cpu"))
+    known = {line for title, lines in tables.items() for line in format_markdown(title, lines).splitlines()}
+    page = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    found = [line for line in page if line.startswith("|")]
+    assert len(found) > 20 and set(found) <= known
 
 
 @pytest.mark.full

@@ -2,9 +2,13 @@
 """Compares finished cells, each model at its own best learning rate, and writes the tables of the report."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from statistics import mean, stdev
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from .models import MODELS, READS_PREFIXES
 
@@ -143,6 +147,18 @@ def report_tables(rows: list[dict]) -> dict[str, list[dict[str, str]]]:
         "By number of observed symbols": _tabulate_observed(best),
         "How much more the first needs (standard error over sentences)": _tabulate_gaps(gaps(best)),
     }
+
+
+def format_markdown(title: str, lines: Sequence[Mapping[str, str]]) -> str:
+    """Writes a table in Markdown under its title. All lines have the headings of the first."""
+    table = Table(*lines[0], box=box.MARKDOWN)
+    for line in lines:
+        table.add_row(*line.values())
+    # As wide as it needs to be, so that no cell is broken.
+    console = Console(width=1000)
+    with console.capture() as captured:
+        console.print(table)
+    return f"{title}\n\n{captured.get().strip()}\n"
 
 
 def _grouped(rows: Iterable[dict], *names: str) -> Iterator[tuple[tuple, list[dict]]]:

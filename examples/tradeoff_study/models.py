@@ -41,6 +41,8 @@ MODELS = {
     "strict_content": {"attention_variant": "two_stream", "query_stream_init": "content"},
 }
 READS_PREFIXES = ("bidirectional", "bidirectional_content")
+# They have masks of their own, which flash kernels, the analysis of attention and `generate` do not know.
+MASKED_CONTROLS = ("bidirectional_content", "strict_content")
 
 
 class HalfOwnModel(AOARMModel):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from .models import MODELS, READS_PREFIXES
+from .models import MASKED_CONTROLS, MODELS, READS_PREFIXES
 from .predictions import draw_orders
 
 
@@ -188,9 +188,7 @@ class Recipe:
             check(f"selects cells for {name} by unknown fields", set(select) - fields)
             wrong = {field for field, values in select.items() if not isinstance(values, list)}
             check(f"must select cells for {name} by lists of values", wrong)
-            # Neither the analysis of attention nor `generate` knows which rows these controls show to each other.
-            controls = ("bidirectional_content", "strict_content")
-            wrong = {cell.key for cell in recipe.selected(name) if cell.model in controls}
+            wrong = {cell.key for cell in recipe.selected(name) if cell.model in MASKED_CONTROLS}
             if name == "samples":
                 wrong |= {cell.key for cell in recipe.selected(name) if cell.source != "text"}
             check(f"selects cells that {name} cannot read", wrong)

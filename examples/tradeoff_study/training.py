@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from modeling_aoarm.io import replacing
 
+from .models import MASKED_CONTROLS
 from .predictions import draw_orders, draw_prefixes, predict, prefix_weights, token_nll
 from .recipe import Cell
 
@@ -101,7 +102,7 @@ class CellTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # If the flash kernel has to run, all others are forbidden: torch then raises an error instead of being slow.
-        needs_flash = self.bf16 and self.model.device.type == "cuda" and self.cell.model != "bidirectional_content"
+        needs_flash = self.bf16 and self.model.device.type == "cuda" and self.cell.model not in MASKED_CONTROLS
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if needs_flash else contextlib.nullcontext():
             loss = self.loss(*self.batch(self.step))
         loss.backward()
