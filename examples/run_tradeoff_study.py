@@ -4,23 +4,25 @@ A study of the question that the paper leaves open: does one stream lose to two 
 far apart in the order?
 
 The study trains models of one size on the same sentences in the same orders, at several lengths and, at one length, in
-orders that move neighbours apart, at random or not. A synthetic source has exact conditionals, so the distance of a
-model from the optimum is known. Text gives differences between models only. A recipe lists the cells:
+orders that move neighbours apart, at random or not, and compares each model at its best learning rate. A synthetic
+source has exact conditionals, so the distance of a model from the optimum is known. Text gives differences between
+models only. A recipe lists the cells:
 
     python examples/run_tradeoff_study.py configuration/recipes/study_smoke.yaml --output_dir outputs/study_smoke
     python examples/run_tradeoff_study.py configuration/recipes/study_cpu.yaml --output_dir outputs/study_cpu \\
-        --train_file wiki27_train.txt.xz --validation_file wiki27_validation.txt.xz --compile --processes 2
+        --compile --processes 2
     python examples/run_tradeoff_study.py configuration/recipes/study_gpu.yaml --output_dir outputs/study_gpu \\
         --train_file ... --validation_file ... --device cuda --compile --bf16 --max_minutes 9
 
-*Smoke* takes a minute on 2 cores and shows nothing. *CPU* takes three and a half hours on 2 cores. *GPU* runs in
-pieces: the same command goes on from a run that ended or was killed, in any number of processes, and never computes a
-finished cell again. `--plan_seconds 10` estimates the training time first. Without files, the text is the manual inside
-CPython. `study_cpu_rates.yaml` adds half and double the learning rate to the folder of *CPU*.
+*Smoke* takes a minute on 2 cores and shows nothing. *CPU* takes some hours on 2 cores. The same command goes on from a
+run that ended or was killed, in any number of processes, and never computes a finished cell again. `--plan_seconds 10`
+estimates the training time first, and `--report_only` writes the report again. Without files, the text is the manual
+inside CPython.
 
 The output folder has a file for each finished cell (`cells`) and its model (`weights`); for the cells that the recipe
 names, `attention` (attention mass by distance, and the cost of cutting edges) and `samples` (coherence and diversity of
-sampled text); and the report: `results.json`, with one row for each branch of each cell, and figures.
+sampled text); and the report: `results.json`, with one row for each branch of each cell and paired differences between
+models, figures, and tables in Markdown, which are printed.
 """
 
 import math

@@ -433,7 +433,7 @@ def test_smoke_study_twice_and_killed_half_way(tmp_path):
     for one, other in zip(finished_rows(tmp_path / "whole"), finished_rows(killed), strict=True):
         assert figures_of(one) == figures_of(other)
     assert read_json(tmp_path / "whole", "results.json") == read_json(killed, "results.json")
-    assert len(finished_rows(killed, "attention")) == len(recipe.selected("attention")) == 7
+    assert len(finished_rows(killed, "attention")) == len(recipe.selected("attention")) == 8
     assert len(finished_rows(killed, "samples")) == len(recipe.selected("samples")) == 1
     for kind in ("attention", "samples"):
         assert finished_rows(tmp_path / "whole", kind) == finished_rows(killed, kind)
