@@ -47,14 +47,13 @@ def choose_best(rows: Iterable[dict]) -> list[dict]:
     """Keeps the cells at their model's best learning rate for the setting.
 
     Rates with fewer than two seeds are left out if another rate has two. The best has the lowest mean over the seeds
-    that the others have too. If only one rate was run in a setting, it is the best.
+    that the others have too. If only one rate was run in a setting, it is the best. The order is that of the tables.
     """
-    rows_of = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
-        cell = row["cell"]
-        rows_of[(*setting(row), cell["model"])][cell["learning_rate"]][cell["seed"]] = row
     best = []
-    for _, by_rate in sorted(rows_of.items()):
+    for _, own in _grouped(rows, "source", "length", "order", "model"):
+        by_rate = defaultdict(dict)
+        for row in own:
+            by_rate[row["cell"]["learning_rate"]][row["cell"]["seed"]] = row
         enough = min(2, max(map(len, by_rate.values())))
         candidates = [by_seed for by_seed in by_rate.values() if len(by_seed) >= enough]
         shared = set.intersection(*map(set, candidates))

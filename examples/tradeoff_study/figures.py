@@ -39,14 +39,14 @@ def _plot_panels(
     xlabel: str,
     **kwargs,
 ) -> None:
-    """Draws one panel for each source, length and order, and one line in it for each row.
+    """Draws a line of panels for each source and order, one for each length, and in it a curve for each row.
 
     `points` gives a row's x and y. `kwargs` go to `Axes.plot`.
     """
     panels = _panels(rows)
     lines = defaultdict(list)
     for place in panels:
-        lines[place[:2]].append(place)
+        lines[place[0], place[2]].append(place)
     figure, all_axes = _subplots([len(places) for places in lines.values()], 4.2)
     for axes_of_line, places in zip(all_axes, lines.values(), strict=True):
         for axes, (source, length, order) in zip(axes_of_line, places, strict=False):
@@ -68,8 +68,13 @@ def _scale_nats(axes: Axes, measure: str) -> None:
     if measure == "excess":
         # Excess differs by factors.
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "2357" else "")
+
+        def label(value: float, _) -> str:
+            low, high = axes.get_ylim()
+            return f"{value:g}" if high < 8 * low or f"{value:e}"[0] in "125" else ""
+
+        axes.yaxis.set_major_formatter(label)
+        axes.yaxis.set_minor_formatter(label)
 
 
 def _subplots(counts: list[int], width: float) -> tuple[Figure, np.ndarray]:
@@ -120,7 +125,7 @@ def plot_lengths(rows: list[dict], path: Path) -> None:
                 for row in own:
                     if row["cell"]["model"] == model:
                         heights[lengths.index(row["cell"]["length"])].append(final_branch(row)[target(row)])
-                shift = 0.5 * ((models.index(model) + 0.5) / len(models) - 0.5)
+                shift = 0.4 * ((models.index(model) + 0.5) / len(models) - 0.5)
                 points = [(place + shift, height) for place, some in sorted(heights.items()) for height in some]
                 means = [(place + shift, mean(some)) for place, some in sorted(heights.items())]
                 axes.plot(*zip(*means, strict=True), color=COLOURS[model], linewidth=1.2, alpha=0.6)
@@ -174,8 +179,7 @@ def plot_rows(rows: list[dict], path: Path) -> None:
         parts = [slice(start, start + size) for start in range(0, len(heights), size)]
         return [mean(observed[part]) for part in parts], [mean(heights[part]) for part in parts]
 
-    title = "By number of observed symbols: nats from the optimum (synthetic), nats (text)"
-    _plot_panels(rows, path, title, points, "observed symbols")
+    _plot_panels(rows, path, "By number of observed symbols", points, "observed symbols")
 
 
 def plot_branches(rows: list[dict], path: Path) -> None:
@@ -186,8 +190,8 @@ def plot_branches(rows: list[dict], path: Path) -> None:
         scale = row["cell"]["tokens"] * row["training_flops_per_symbol"] / 1e12
         return [float(share) * scale for share in shares], [row["branches"][share][target(row)] for share in shares]
 
-    title = "Decayed branches: nats from the optimum (synthetic) or nats (text), by training"
-    _plot_panels(rows, path, title, points, "training arithmetic ($10^{12}$ operations)", marker="o", markersize=4)
+    xlabel = "training arithmetic ($10^{12}$ operations)"
+    _plot_panels(rows, path, "Decayed branches, by training", points, xlabel, marker="o", markersize=4)
 
 
 def plot_attention(found: list[dict], path: Path) -> None:
