@@ -101,12 +101,15 @@ def test_recipes_with_wrong_analyses_are_refused(tmp_path):
     with pytest.raises(ValueError, match="must select cells for samples by lists of values: seed"):
         Recipe.load(path)
     path.write_text(json.dumps({"grids": [{"source": "text"}]}))
-    with pytest.raises(ValueError, match="a grid without these fields: lengths, models, orders, seeds, tokens"):
+    with pytest.raises(
+        ValueError, match="a grid without these fields: learning_rates, lengths, models, orders, seeds, tokens"
+    ):
         Recipe.load(path)
     smoke = (REPOSITORY / "configuration" / "recipes" / "study_smoke.yaml").read_text()
-    path.write_text(smoke.replace("bidirectional, layers_twice]", "bidirectional_content]"))
-    with pytest.raises(ValueError, match="selects cells that attention cannot read: .*bidirectional_content"):
-        Recipe.load(path)
+    for control in ("bidirectional_content", "strict_content"):
+        path.write_text(smoke.replace("bidirectional, layers_twice]", f"{control}]"))
+        with pytest.raises(ValueError, match=f"selects cells that attention cannot read: .*{control}"):
+            Recipe.load(path)
 
 
 @torch.no_grad()

@@ -115,7 +115,7 @@ def plot_lengths(rows: list[dict], path: Path) -> None:
         panels[source, order].extend(own)
     sources = sorted({source for source, _ in panels})
     models = [name for name in MODELS if any(row["cell"]["model"] == name for row in rows)]
-    figure, all_axes = _subplots([sum(place[0] == source for place in panels) for source in sources], 4.2)
+    figure, all_axes = _subplots([sum(place[0] == source for place in panels) for source in sources], 5.2)
     for source, axes_of_line in zip(sources, all_axes, strict=True):
         here = {order: own for (name, order), own in panels.items() if name == source}
         for axes, (order, own) in zip(axes_of_line, here.items(), strict=False):
@@ -134,7 +134,7 @@ def plot_lengths(rows: list[dict], path: Path) -> None:
             axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
             axes.set_xlabel("length of the sentence")
             _scale_nats(axes, target(own[0]))
-    figure.suptitle("Each model at its best learning rate; a point for each seed")
+    figure.suptitle("At best learning rates; a point for each seed")
     _save(figure, path)
 
 
