@@ -43,6 +43,32 @@ def setting(row: dict) -> tuple[str, int, str]:
     return tuple(row["cell"][name] for name in ("source", "length", "order"))
 
 
+def grouped(rows: Iterable[dict], *names: str) -> Iterator[tuple[tuple, list[dict]]]:
+    """Groups cells by fields, in the study's order: long sentences first, and models as it names them."""
+    ranks = {"length": lambda length: -length, "order": rank_order, "model": list(MODELS).index}
+
+    def rank(row: dict) -> tuple:
+        return tuple(
+            ranks.get(name, lambda value: value)(row["cell"][name]) for name in (*names, "order", "model", "seed")
+        )
+
+    def key(row: dict) -> tuple:
+        return tuple(row["cell"][name] for name in names)
+
+    for values, own in groupby(sorted(rows, key=rank), key=key):
+        yield values, list(own)
+
+
+def rates_of(rows: Iterable[dict]) -> list[float]:
+    """The learning rates of cells, sorted."""
+    return sorted({row["cell"]["learning_rate"] for row in rows})
+
+
+def rank_order(order: str) -> tuple:
+    """Sorts orders: uniform, fixed, and then by name."""
+    return order != "uniform", order != "fixed", order
+
+
 def choose_best(rows: Iterable[dict]) -> list[dict]:
     """Keeps the cells at their model's best learning rate for the setting.
 
@@ -50,7 +76,7 @@ def choose_best(rows: Iterable[dict]) -> list[dict]:
     that the others have too. If only one rate was run in a setting, it is the best. The order is that of the tables.
     """
     best = []
-    for _, own in _grouped(rows, "source", "length", "order", "model"):
+    for _, own in grouped(rows, "source", "length", "order", "model"):
         by_rate = defaultdict(dict)
         for row in own:
             by_rate[row["cell"]["learning_rate"]][row["cell"]["seed"]] = row
@@ -138,7 +164,7 @@ def report_tables(rows: list[dict]) -> dict[str, list[dict[str, str]]]:
     """
     best = choose_best(rows)
     tables = {}
-    for (source, length), own in _grouped(best, "source", "length"):
+    for (source, length), own in grouped(best, "source", "length"):
         measure = {"excess": "Excess nats", "nll": "Nats"}[target(own[0])]
         tables[f"{measure} per symbol, each model at its best rate: {source}, length {length}"] = _tabulate_best(own)
     return tables | {
@@ -160,24 +186,6 @@ def format_markdown(title: str, lines: Sequence[Mapping[str, str]]) -> str:
     return f"{title}\n\n{captured.get().strip()}\n"
 
 
-def _grouped(rows: Iterable[dict], *names: str) -> Iterator[tuple[tuple, list[dict]]]:
-    """Groups cells by fields, in the study's order: long sentences first, and models as it names them."""
-    ranks = {
-        "length": lambda length: -length,
-        "order": lambda order: (order != "uniform", order != "fixed", order),
-        "model": list(MODELS).index,
-    }
-
-    def rank(row: dict) -> tuple:
-        return tuple(ranks.get(name, lambda value: value)(row["cell"][name]) for name in (*names, "order", "seed"))
-
-    def key(row: dict) -> tuple:
-        return tuple(row["cell"][name] for name in names)
-
-    for values, own in groupby(sorted(rows, key=rank), key=key):
-        yield values, list(own)
-
-
 def _name(model: str, share: float = 1.0) -> str:
     return f"`{model}`" + ("" if share == 1 else f", {share:g} times the symbols")
 
@@ -187,15 +195,15 @@ def _join(values: Iterable[float], form: str = "{:.3f}") -> str:
 
 
 def _tabulate_best(rows: list[dict]) -> list[dict[str, str]]:
-    orders = [order for (order,), _ in _grouped(rows, "order")]
+    orders = [order for (order,), _ in grouped(rows, "order")]
     # The arithmetic of a step is relative to that of `ONE`, or else of the first model.
     unit = next((row for row in rows if row["cell"]["model"] == ONE), rows[0])["training_flops_per_symbol"]
     table = []
-    for (model,), own in _grouped(rows, "model"):
+    for (model,), own in grouped(rows, "model"):
         for share in sorted({float(share) for row in own for share in row["branches"] if float(share) >= 1}):
             arithmetic = share * own[0]["training_flops_per_symbol"] / unit
             line = {"model": _name(model, share), "arithmetic": f"{arithmetic:.2f}"}
-            line["rate"] = _join(sorted({row["cell"]["learning_rate"] for row in own}), "{:g}")
+            line["rate"] = _join(rates_of(own), "{:g}")
             for order in orders:
                 branches = [row["branches"].get(str(share)) for row in own if row["cell"]["order"] == order]
                 line[order] = _join(found[target(own[0])] for found in branches if found)
@@ -205,10 +213,10 @@ def _tabulate_best(rows: list[dict]) -> list[dict[str, str]]:
 
 def _tabulate_rates(rows: list[dict]) -> list[dict[str, str]]:
     table = []
-    for (_, length, order, model), own in _grouped(rows, "source", "length", "order", "model"):
-        if len({row["cell"]["learning_rate"] for row in own}) > 1:
+    for (_, length, order, model), own in grouped(rows, "source", "length", "order", "model"):
+        if len(rates_of(own)) > 1:
             line = {"model": _name(model), "length": str(length), "order": order}
-            for rate in sorted({row["cell"]["learning_rate"] for row in rows}):
+            for rate in rates_of(rows):
                 here = [row for row in own if row["cell"]["learning_rate"] == rate]
                 line[f"{rate:g}"] = _join(final_branch(row)[target(row)] for row in here)
             table.append(line)
@@ -219,7 +227,7 @@ def _tabulate_observed(rows: list[dict]) -> list[dict[str, str]]:
     table = []
     # Other models are measured at parts of their own.
     rows = [row for row in rows if row["cell"]["model"] not in READS_PREFIXES]
-    for (_, length, order, model), own in _grouped(rows, "source", "length", "order", "model"):
+    for (_, length, order, model), own in grouped(rows, "source", "length", "order", "model"):
         line = {"model": _name(model), "length": str(length), "order": order}
         for start, end in zip(OBSERVED, (*OBSERVED[1:], None), strict=True):
             parts = [final_branch(row)[f"{target(row)}_by_row"][start:end] for row in own]
@@ -231,7 +239,7 @@ def _tabulate_observed(rows: list[dict]) -> list[dict[str, str]]:
 def _tabulate_gaps(found: list[dict]) -> list[dict[str, str]]:
     lengths = sorted({gap["length"] for gap in found}, reverse=True)
     lines = {}
-    for gap in sorted(found, key=lambda gap: (gap["order"] != "uniform", gap["order"] != "fixed", gap["order"])):
+    for gap in sorted(found, key=lambda gap: rank_order(gap["order"])):
         first, second = (_name(gap[name], gap[f"{name}_share"]) for name in ("first", "second"))
         line = {"first": first, "second": second, "source": gap["source"], "order": gap["order"]}
         cells = lines.setdefault(tuple(line.values()), (line, defaultdict(list)))[1]

@@ -1,8 +1,8 @@
 # Copyright 2026 The modeling-aoarm authors. Licensed under the Apache License, Version 2.0.
 """The study's figures, from the rows of finished cells."""
 
+import itertools
 import os
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -16,19 +16,11 @@ from modeling_aoarm.analysis.plots import CHOSEN
 from modeling_aoarm.analysis.plots import COLOURS as CHOICE_COLOURS
 from modeling_aoarm.io import save_figure
 
-from .comparisons import final_branch, setting, target
+from .comparisons import final_branch, grouped, rates_of, target
 from .models import MODELS
 
 
 COLOURS = dict(zip(MODELS, (*TABLEAU_COLORS, "black"), strict=True))
-
-
-def _panels(rows: list[dict]) -> dict[tuple[str, int, str], list[dict]]:
-    """Collects the cells of each source, length and order; long sentences and uniform orders first."""
-    panels = defaultdict(list)
-    for row in rows:
-        panels[setting(row)].append(row)
-    return dict(sorted(panels.items(), key=lambda item: (item[0][0], -item[0][1], item[0][2] != "uniform", item[0][2])))
 
 
 def _plot_panels(
@@ -43,14 +35,10 @@ def _plot_panels(
 
     `points` gives a row's x and y. `kwargs` go to `Axes.plot`.
     """
-    panels = _panels(rows)
-    lines = defaultdict(list)
-    for place in panels:
-        lines[place[0], place[2]].append(place)
-    figure, all_axes = _subplots([len(places) for places in lines.values()], 4.2)
-    for axes_of_line, places in zip(all_axes, lines.values(), strict=True):
-        for axes, (source, length, order) in zip(axes_of_line, places, strict=False):
-            here = panels[source, length, order]
+    lines = [list(grouped(own, "source", "length", "order")) for _, own in grouped(rows, "source", "order")]
+    figure, all_axes = _subplots([len(line) for line in lines], 4.2)
+    for axes_of_line, line in zip(all_axes, lines, strict=True):
+        for axes, ((source, length, order), here) in zip(axes_of_line, line, strict=False):
             for row in here:
                 _plot_line(axes, row, *points(row), **kwargs)
             axes.set_title(f"{source}, length {length}, {order}", fontsize=10)
@@ -110,24 +98,19 @@ def plot_lengths(rows: list[dict], path: Path) -> None:
 
     There is a panel for each source and order. Models stand side by side at each length.
     """
-    panels = defaultdict(list)
-    for (source, _, order), own in _panels(rows).items():
-        panels[source, order].extend(own)
-    sources = sorted({source for source, _ in panels})
-    models = [name for name in MODELS if any(row["cell"]["model"] == name for row in rows)]
-    figure, all_axes = _subplots([sum(place[0] == source for place in panels) for source in sources], 5.2)
-    for source, axes_of_line in zip(sources, all_axes, strict=True):
-        here = {order: own for (name, order), own in panels.items() if name == source}
-        for axes, (order, own) in zip(axes_of_line, here.items(), strict=False):
+    orders_of = {source: list(grouped(own, "order")) for (source,), own in grouped(rows, "source")}
+    models = [model for (model,), _ in grouped(rows, "model")]
+    figure, all_axes = _subplots([len(orders) for orders in orders_of.values()], 5.2)
+    for (source, orders), axes_of_line in zip(orders_of.items(), all_axes, strict=True):
+        for axes, ((order,), own) in zip(axes_of_line, orders, strict=False):
             lengths = sorted({row["cell"]["length"] for row in own})
-            for model in [name for name in models if any(row["cell"]["model"] == name for row in own)]:
-                heights = defaultdict(list)
-                for row in own:
-                    if row["cell"]["model"] == model:
-                        heights[lengths.index(row["cell"]["length"])].append(final_branch(row)[target(row)])
+            for (model,), of_model in grouped(own, "model"):
                 shift = 0.4 * ((models.index(model) + 0.5) / len(models) - 0.5)
-                points = [(place + shift, height) for place, some in sorted(heights.items()) for height in some]
-                means = [(place + shift, mean(some)) for place, some in sorted(heights.items())]
+                points, means = [], []
+                for (length,), seeds in grouped(of_model, "length"):
+                    place, heights = lengths.index(length) + shift, [final_branch(row)[target(row)] for row in seeds]
+                    points += [(place, height) for height in heights]
+                    means.append((place, mean(heights)))
                 axes.plot(*zip(*means, strict=True), color=COLOURS[model], linewidth=1.2, alpha=0.6)
                 axes.plot(*zip(*points, strict=True), "o", color=COLOURS[model], markersize=5, label=model)
             axes.set_title(f"{source}, {order}", fontsize=10)
@@ -140,24 +123,19 @@ def plot_lengths(rows: list[dict], path: Path) -> None:
 
 def plot_rates(rows: list[dict], path: Path) -> None:
     """Draws results against the learning rate, for the models that were trained at several."""
-    rates_of = defaultdict(set)
-    for row in rows:
-        rates_of[setting(row), row["cell"]["model"]].add(row["cell"]["learning_rate"])
-    panels = _panels([row for row in rows if len(rates_of[setting(row), row["cell"]["model"]]) > 1])
+    several = [own for _, own in grouped(rows, "source", "length", "order", "model") if len(rates_of(own)) > 1]
+    panels = dict(grouped(itertools.chain(*several), "source", "length", "order"))
     if not panels:
         return
     figure, [all_axes] = _subplots([len(panels)], 4.8)
     for axes, ((source, length, order), here) in zip(all_axes, panels.items(), strict=True):
-        lines = defaultdict(list)
-        for row in here:
-            point = row["cell"]["learning_rate"], final_branch(row)[target(row)]
-            lines[row["cell"]["model"], row["cell"]["seed"]].append(point)
-        for (model, seed), points in sorted(lines.items(), key=lambda item: list(MODELS).index(item[0][0])):
+        for (model, seed), own in grouped(here, "model", "seed"):
+            points = [(row["cell"]["learning_rate"], final_branch(row)[target(row)]) for row in own]
             # Other seeds are thinner and share the legend's entry.
             width = 1.6 if seed == 0 else 0.8
             line = dict(color=COLOURS[model], linewidth=width, marker="o", markersize=2.5 * width)
             axes.plot(*zip(*sorted(points), strict=True), label=model, **line)
-        rates = sorted({row["cell"]["learning_rate"] for row in here})
+        rates = rates_of(here)
         axes.set_xscale("log")
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.minorticks_off()
@@ -196,7 +174,7 @@ def plot_branches(rows: list[dict], path: Path) -> None:
 
 def plot_attention(found: list[dict], path: Path) -> None:
     """Draws the cost of hiding rows by their number, with a panel for each model's stream and each order."""
-    panels = _panels(sorted(found, key=lambda each: list(MODELS).index(each["cell"]["model"])))
+    panels = dict(grouped(found, "source", "length", "order"))
     streams = {
         place: [(each, stream) for each in here for stream in each["excess"] if stream != "all"]
         for place, here in panels.items()
