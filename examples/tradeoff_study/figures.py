@@ -102,8 +102,8 @@ def plot_lengths(rows: list[dict], path: Path) -> None:
     models = [model for (model,), _ in grouped(rows, "model")]
     figure, all_axes = _subplots([len(orders) for orders in orders_of.values()], 5.2)
     for (source, orders), axes_of_line in zip(orders_of.items(), all_axes, strict=True):
+        lengths = sorted({row["cell"]["length"] for row in rows if row["cell"]["source"] == source})
         for axes, ((order,), own) in zip(axes_of_line, orders, strict=False):
-            lengths = sorted({row["cell"]["length"] for row in own})
             for (model,), of_model in grouped(own, "model"):
                 shift = 0.4 * ((models.index(model) + 0.5) / len(models) - 0.5)
                 points, means = [], []
@@ -115,6 +115,7 @@ def plot_lengths(rows: list[dict], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), "o", color=COLOURS[model], markersize=5, label=model)
             axes.set_title(f"{source}, {order}", fontsize=10)
             axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+            axes.set_xlim(-0.5, len(lengths) - 0.5)
             axes.set_xlabel("length of the sentence")
             _scale_nats(axes, target(own[0]))
     figure.suptitle("At best learning rates; a point for each seed")
